@@ -1,0 +1,40 @@
+# Sets up its own environment in .venv; nothing but Python 3.11, git and make is needed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test check format lint types docs bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/tts-compile demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+check: lint types test docs
+
+lint: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+docs: $(VENV)/ready
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
+bench: $(VENV)/ready
+	$(BIN)/tts-compile bench t3 --size full
+
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[chatterbox,dev,docs]'
+	touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,83 @@
+"""Every branch on what this torch, transformers or chatterbox offers, by feature and not by version."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def compile_failures() -> tuple[type[BaseException], ...]:
+    """Exception types that mean "this could not be compiled", not "the user or the machine is at fault"."""
+    from torch._dynamo import exc as dynamo
+    from torch._inductor import exc as inductor
+
+    found: list[type[BaseException]] = [dynamo.TorchDynamoException]
+    for module, names in (
+        (dynamo, ("FailOnRecompileLimitHit",)),
+        (inductor, ("InductorError", "CppCompileError", "InvalidCxxCompiler", "MissingOperatorWithDecomp")),
+    ):
+        found += [getattr(module, name) for name in names if hasattr(module, name)]
+    return tuple(found)
+
+
+def is_compile_failure(error: BaseException) -> bool:
+    """Whether ``error`` comes from compiling; running out of memory while compiling does not count."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (MemoryError, torch.cuda.OutOfMemoryError)):
+            return False
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__
+    return isinstance(error, compile_failures())
+
+
+def dynamo_counters() -> Any:
+    """torch's own counters, stable from 2.6 to 2.15: ``["stats"]["unique_graphs"]``, ``["graph_break"]``, ..."""
+    from torch._dynamo.utils import counters
+
+    return counters
+
+
+def graph_counts() -> tuple[int, int]:
+    """(graphs compiled, graph breaks) in this process so far."""
+    counters = dynamo_counters()
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that inductor would use on CPU, or None where it finds none that works."""
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return str(cpp_builder.get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return None
+
+
+def inductor_cache_dir() -> str:
+    """The folder in which inductor keeps compiled code."""
+    from torch._inductor.codecache import cache_dir
+
+    return str(cache_dir())
+
+
+@contextlib.contextmanager
+def using_cache_dir(path: str | None) -> Iterator[None]:
+    """Have inductor read and write compiled code under ``path`` for the duration of the block."""
+    if path is None:
+        yield
+        return
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = path
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

@@ -1,0 +1,227 @@
+"""Attach to a stock model, speak through it, and let go of it again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from .components.base import Component, StockComponent
+from .components.t3 import SamplingSettings, T3Component, check_text
+from .config import COMPONENTS, CompileConfig, switched_off_by_env
+from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
+from .report import ExecutionReport, format_table
+from .timing import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED = {"chatterbox.tts.ChatterboxTTS"}
+_HANDLE = "_tts_compile_handle"
+
+
+def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
+    """Make a stock model fast, in place, until :meth:`CompiledTTS.restore`.
+
+    A few methods of this one instance are replaced by instance attributes; no class or module is touched, and no
+    weight is changed or copied. Calling it again with an equal configuration returns the same handle.
+
+    Args:
+        tts: a ``chatterbox.tts.ChatterboxTTS`` in evaluation mode.
+        config: what to run and how; None reads the environment (:meth:`CompileConfig.from_env`).
+
+    Raises:
+        UnsupportedModelError: for any other object.
+        ConfigError: when ``config`` is no :class:`CompileConfig`.
+        ModelStateError: for a model in training mode, or one compiled with another configuration.
+    """
+    if isinstance(tts, CompiledTTS):
+        tts = tts.wrapped
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(tts).__mro__}
+    if not names & SUPPORTED:
+        raise UnsupportedModelError(
+            f"cannot compile {type(tts).__module__}.{type(tts).__qualname__}; supported: {', '.join(sorted(SUPPORTED))}"
+        )
+    if config is None:
+        config = CompileConfig.from_env()
+    if not isinstance(config, CompileConfig):
+        raise ConfigError(f"config must be a CompileConfig, got {type(config).__name__}")
+    if switched_off_by_env():
+        config = CompileConfig.off()
+    existing = vars(tts).get(_HANDLE)
+    if existing is not None:
+        if existing.config == config:
+            return existing  # type: ignore[no-any-return]
+        raise ModelStateError("this model is already compiled with another configuration; call restore() first")
+    if tts.t3.training:
+        raise ModelStateError("the model is in training mode; call .eval() on its modules first")
+    return CompiledTTS(tts, config)
+
+
+class CompiledTTS:
+    """A stock model with fast components attached; made by :func:`compile_model`.
+
+    Attributes that it does not have itself are the wrapped model's, read and written. As a context manager it
+    restores the model on exit.
+    """
+
+    wrapped: Any
+    config: CompileConfig
+
+    def __init__(self, tts: Any, config: CompileConfig) -> None:
+        own = vars(self)  # plain assignment would reach the wrapped model
+        own["wrapped"] = tts
+        own["config"] = config
+        own["_components"] = _components(tts, config)
+        own["_attached"] = False
+        own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
+        own["_signature"] = inspect.signature(tts.generate)
+        self._attach()
+
+    def generate(self, text: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Speak ``text``; signature and return of the wrapped class: float32 (1, samples) on the CPU.
+
+        Raises:
+            InputError: for text, voice or settings that the model cannot speak with, before any work is done.
+            ModelStateError: for a model in training mode or one that gives non-finite logits.
+        """
+        # An instance attribute with the wrapped method's signature stands in front of this one.
+        return self._checked_generate(text, *args, **kwargs)
+
+    def _checked_generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._attached:
+            given = self._signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            _check_request(self.wrapped, given.arguments)
+        wave: Tensor = self.wrapped.generate(*args, **kwargs)
+        return wave
+
+    def warmup(self, texts: Iterable[str] | None = None) -> WarmupReport:
+        """Compile everything that later calls may need.
+
+        Args:
+            texts: spoken too, where given; the voice must be set then.
+
+        The global random generators and the model's voice are left as they were.
+        """
+        seconds: dict[str, float] = {}
+        for name, component in self._components.items():
+            with Stopwatch() as watch:
+                component.warm_up()
+            seconds[name] = watch.seconds
+        spoken = 0
+        with torch.random.fork_rng():
+            for text in texts or ():
+                self._checked_generate(text)
+                spoken += 1
+        graphs = {name: row.graphs for name, row in self.report().components.items()}
+        return WarmupReport(seconds, graphs, spoken)
+
+    def report(self) -> ExecutionReport:
+        """What was asked, what ran, and the counts that prove it; waits for the device."""
+        return ExecutionReport(self._attached, {name: c.report() for name, c in self._components.items()})
+
+    def restore(self) -> None:
+        """Give the model back as it was; the handle then passes everything through. Doing it twice is harmless.
+
+        Raises:
+            ModelStateError: when a replaced method was replaced again by somebody else.
+        """
+        if not self._attached:
+            return
+        for component in self._components.values():
+            component.detach()
+        delattr(self.wrapped, _HANDLE)
+        vars(self)["_attached"] = False
+
+    def _attach(self) -> None:
+        attached: list[Component] = []
+        try:
+            for component in self._components.values():
+                component.attach()
+                attached.append(component)
+        except BaseException:
+            for component in attached:
+                component.detach()
+            raise
+        setattr(self.wrapped, _HANDLE, self)
+        vars(self)["_attached"] = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+    def __getattr__(self, name: str) -> Any:
+        if "wrapped" not in vars(self):  # while being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.wrapped, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.wrapped, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.wrapped)})
+
+    def __repr__(self) -> str:
+        state = "attached" if self._attached else "restored"
+        return f"<CompiledTTS around {type(self.wrapped).__name__}, {state}>"
+
+
+@dataclass(frozen=True)
+class WarmupReport:
+    """Seconds and compiled graphs per component, and how many texts were spoken; ``str()`` is a table."""
+
+    seconds: dict[str, float]
+    graphs: dict[str, int]
+    texts: int = 0
+    total: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", sum(self.seconds.values()))
+
+    def __str__(self) -> str:
+        rows = [(name, f"{s:.1f}", str(self.graphs[name])) for name, s in self.seconds.items()]
+        return format_table([("component", "seconds", "graphs"), *rows])
+
+
+def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
+    makers: dict[str, Callable[[], Component]] = {"t3": lambda: T3Component(tts.t3, config)}
+    components: dict[str, Component] = {}
+    for name in COMPONENTS:
+        policy = getattr(config, name)
+        if policy.execution == "stock" or name not in makers:
+            components[name] = StockComponent(name, policy, config.fallback)
+        else:
+            components[name] = makers[name]()
+    return components
+
+
+def _check_request(tts: Any, given: dict[str, Any]) -> None:
+    """Raise before a reference is read or a voice replaced, so that a bad request costs nothing."""
+    check_text(tts, given["text"])
+    names = ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight")
+    settings = SamplingSettings(**{name: given[name] for name in names})
+    if settings.cfg_weight < 0:
+        raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
+    exaggeration = given["exaggeration"]
+    if not isinstance(exaggeration, (int, float)) or not math.isfinite(exaggeration):
+        raise InputError(f"exaggeration must be a finite number, got {exaggeration!r}")
+    if not given["audio_prompt_path"] and tts.conds is None:
+        raise InputError("the model has no voice: pass audio_prompt_path or call prepare_conditionals first")
+    if tts.t3.training:
+        raise ModelStateError("the model is in training mode; call .eval() on its modules first")

@@ -1,0 +1,1 @@
+"""One room per component: each knows its stock module and its seam."""

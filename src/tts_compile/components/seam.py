@@ -1,0 +1,47 @@
+"""Replacing a method on one instance, and putting it back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ModelStateError
+
+_ABSENT = object()
+
+
+class Seam:
+    """One method of one object, replaced by an instance attribute; class and module stay as they are.
+
+    The replacement keeps the stock signature. What stood in the instance before (nothing, or another program's
+    patch) comes back on :meth:`detach`.
+    """
+
+    def __init__(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
+        self._owner = owner
+        self._name = name
+        self._before: Any = _ABSENT
+        self._replacement = functools.wraps(getattr(owner, name))(
+            lambda *args, **kwargs: replacement(*args, **kwargs)
+        )
+
+    def attach(self) -> None:
+        """Put the replacement in place."""
+        self._before = vars(self._owner).get(self._name, _ABSENT)
+        setattr(self._owner, self._name, self._replacement)
+
+    def detach(self) -> None:
+        """Put back what stood there.
+
+        Raises:
+            ModelStateError: when somebody else has replaced the method since; nothing is changed then.
+        """
+        if vars(self._owner).get(self._name) is not self._replacement:
+            raise ModelStateError(
+                f"{type(self._owner).__name__}.{self._name} was replaced after compile_model; undo that first"
+            )
+        if self._before is _ABSENT:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, self._before)

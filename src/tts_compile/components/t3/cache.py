@@ -1,0 +1,68 @@
+"""The keys and values of one utterance, allocated once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...bucketing import Ladder
+
+
+class KVCache:
+    """Keys and values of every layer, (rows, heads, capacity, head_dim) each, written in place.
+
+    The capacity holds the whole utterance, so that nothing grows in the loop; attention reads the rung of the
+    attended ladder that covers what has been written. On a CPU, memory that is never reached is never touched and
+    costs nothing.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        head_dim: int,
+        capacity: int,
+        attended: Ladder,
+        like: Tensor,
+    ) -> None:
+        shape = (rows, heads, capacity, head_dim)
+        self.rows = rows
+        self.keys = [like.new_empty(shape) for _ in range(layers)]
+        self.values = [like.new_empty(shape) for _ in range(layers)]
+        self._capacity = capacity
+        self._attended = attended
+        self._cleared = 0
+        for tensor in (*self.keys, *self.values):
+            torch._dynamo.maybe_mark_dynamic(tensor, 2)
+
+    def attend(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Make room for positions ``start`` to ``start + count``.
+
+        Returns:
+            positions, int64 (count,): where keys and values go;
+            mask, bool (count, rung): what each new position may see.
+        """
+        rung = min(self._attended.capacity(start + count), self._capacity)
+        if rung > self._cleared:  # masked entries still enter as 0 * value, which must not be 0 * nan
+            for tensor in (*self.keys, *self.values):
+                tensor[:, :, self._cleared : rung].zero_()
+            self._cleared = rung
+        device = self.keys[0].device
+        positions = torch.arange(start, start + count, device=device)
+        mask = torch.arange(rung, device=device) <= positions[:, None]
+        torch._dynamo.maybe_mark_dynamic(mask, 1)
+        return positions, mask
+
+    def layers(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, for the first ``rows`` rows."""
+        for keys, values in zip(self.keys, self.values):
+            # A slice is a new tensor without the mark for dynamic shapes, so the whole is handed out as it is.
+            yield (keys, values) if rows == self.rows else (keys[:rows], values[:rows])
+
+    def spread_first_row(self, length: int) -> None:
+        """Copy the first ``length`` positions of row 0 to every other row."""
+        for tensor in (*self.keys, *self.values):
+            tensor[1:, :, :length] = tensor[:1, :, :length]

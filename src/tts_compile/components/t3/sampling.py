@@ -1,0 +1,105 @@
+"""Choosing the next token, with the semantics of the transformers processors that stock T3 uses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Settings of one utterance, checked when made.
+
+    Attributes:
+        temperature: divides the logits; finite, above 0.
+        top_p: smallest set of tokens whose probabilities reach it is kept; 0 to 1.
+        min_p: tokens below this share of the most probable one's probability are dropped; 0 to 1.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen; finite, above 0.
+        cfg_weight: strength of classifier-free guidance; finite.
+
+    Raises:
+        InputError: lists every setting that is out of range.
+    """
+
+    temperature: float = 0.8
+    top_p: float = 1.0
+    min_p: float = 0.05
+    repetition_penalty: float = 1.2
+    cfg_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight"):
+            value = getattr(self, name)
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                mistakes.append(f"{name} must be a number, got {value!r}")
+                continue
+            if not math.isfinite(number):
+                mistakes.append(f"{name} must be finite, got {number}")
+            elif name in ("top_p", "min_p") and not 0 <= number <= 1:
+                mistakes.append(f"{name} must be from 0 to 1, got {number}")
+            elif name in ("temperature", "repetition_penalty") and number <= 0:
+                mistakes.append(f"{name} must be above 0, got {number}")
+            object.__setattr__(self, name, number)
+        if mistakes:
+            raise InputError("; ".join(mistakes))
+
+
+def guide(logits: Tensor, cfg_weight: float) -> Tensor:
+    """Classifier-free guidance: (2, ..., vocabulary) conditional and unconditional rows become (..., vocabulary).
+
+    One row is returned as it is: without guidance there is nothing to combine.
+    """
+    if logits.shape[0] == 1:
+        return logits[0]
+    conditional, unconditional = logits
+    weight = torch.as_tensor(cfg_weight, device=logits.device, dtype=logits.dtype)
+    return conditional + weight * (conditional - unconditional)
+
+
+def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings) -> Tensor:
+    """Next-token probabilities after penalty, temperature, min-p and top-p, in stock's order.
+
+    Args:
+        logits: (1, vocabulary).
+        seen: int64 (1, n), tokens that the repetition penalty applies to; repeats count once.
+
+    A processor that cannot change the probabilities is skipped: min-p of 0 and top-p of 1 remove only tokens of
+    probability 0, so the sort of the vocabulary that stock does at every step is needed for ``top_p < 1`` alone.
+    """
+    picked = logits.gather(1, seen)
+    penalised = torch.where(picked < 0, picked * settings.repetition_penalty, picked / settings.repetition_penalty)
+    logits = logits.scatter(1, seen, penalised)
+    if settings.temperature != 1.0:
+        logits = logits / settings.temperature
+    if settings.min_p > 0:
+        shares = logits.softmax(-1)
+        logits = logits.masked_fill(shares < settings.min_p * shares.amax(-1, keepdim=True), -math.inf)
+    if settings.top_p < 1:
+        ascending, order = logits.sort(descending=False)
+        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - settings.top_p
+        dropped[..., -1] = False  # the most probable token always stays
+        logits = logits.masked_fill(dropped.scatter(1, order, dropped), -math.inf)
+    return logits.softmax(-1)
+
+
+def draw_noise(like: Tensor) -> Tensor:
+    """Exponential noise from the global generator, exactly what one ``torch.multinomial(like, 1)`` would draw."""
+    return torch.empty_like(like).exponential_(1)
+
+
+def choose(weights: Tensor, noise: Tensor) -> tuple[int, bool]:
+    """The token that ``torch.multinomial(weights, 1)`` gives for the same noise, and whether it is to be trusted.
+
+    ``multinomial`` with one sample is ``argmax(p / q)`` for exponential ``q`` (ATen's native multinomial). False
+    means that the probabilities hold nan, which stems from non-finite logits.
+    """
+    best, token = (weights / noise).max(-1)
+    return int(token), not math.isnan(float(best))

@@ -1,0 +1,35 @@
+"""Checks of the text before any work is done on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import InputError
+
+
+def check_text(tts: Any, text: object) -> None:
+    """Refuse what the model cannot speak. Empty text passes: stock has a sentence of its own for it.
+
+    Raises:
+        InputError: for anything but a string, for white space alone, for text in which every letter is unknown to
+            the tokenizer, and for more tokens than the model has positions.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"text must be a string, got {type(text).__name__}")
+    if not text:
+        return
+    if not text.strip():
+        raise InputError("text holds nothing but white space")
+    from chatterbox.models.tokenizers.tokenizer import SPACE, UNK
+    from chatterbox.tts import punc_norm
+
+    tokenizer = tts.tokenizer.tokenizer
+    ids = tts.tokenizer.encode(punc_norm(text))
+    pieces = [tokenizer.id_to_token(number) for number in ids]
+    unknown = pieces.count(UNK)
+    speakable = any(any(c.isalnum() for c in piece) for piece in pieces if piece not in (UNK, SPACE))
+    if unknown and not speakable:
+        raise InputError(f"none of the {unknown} letters of the text is known to the tokenizer: {text[:40]!r}")
+    limit = tts.t3.hp.max_text_tokens
+    if len(ids) > limit:
+        raise InputError(f"text has {len(ids)} tokens, the model has {limit} positions: split it into shorter texts")

@@ -1,0 +1,309 @@
+"""What to run and how: one frozen configuration, checked once, here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EXECUTIONS = ("auto", "stock", "eager", "inductor", "cuda_graph")
+DTYPES = ("model", "bf16", "fp16", "int8")
+FALLBACKS = ("fallback", "raise")
+COMPONENTS = ("t3", "flow", "vocoder", "voice_encoder", "reference", "watermark")
+
+_REFERENCE_RANGES = ("CHUNK_BUCKET_SHORT_RANGE", "CHUNK_BUCKET_MEDIUM_RANGE", "CHUNK_BUCKET_LONG_RANGE")
+REFERENCE_SETTINGS = (
+    "ENABLE_TORCH_COMPILE",
+    "COMPILE_VOICE_ENCODER",
+    "COMPILE_TTS_DECODER",
+    "TORCH_COMPILE_BACKEND",
+    "TORCH_COMPILE_MODE",
+    "ENABLE_CHUNK_SIZE_BUCKETING",
+    *_REFERENCE_RANGES,
+)
+
+Range = tuple[int, int]
+
+
+# Below, helpers come first: the dataclasses check their defaults while this module loads.
+
+
+def _as_ranges(value: Any) -> Any:
+    """Lists become tuples; anything else is left for the check to name."""
+    if isinstance(value, (list, tuple)):
+        return tuple(tuple(item) if isinstance(item, (list, tuple)) else item for item in value)
+    return value
+
+
+def _mistaken_ranges(value: Any) -> list[str]:
+    if not isinstance(value, tuple):
+        return [f"buckets must be a tuple of (low, high) ranges, got {value!r}"]
+    mistakes = [f"bucket {item!r} must be two ascending whole numbers" for item in value if not _is_range(item)]
+    if not mistakes:
+        for (low, high), (next_low, next_high) in zip(value, value[1:]):
+            if high != next_low:
+                kind = "gap" if high < next_low else "overlap"
+                mistakes.append(f"{kind} between buckets ({low}, {high}) and ({next_low}, {next_high})")
+    return mistakes
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(_is_int(item) for item in value)
+        and 0 <= value[0] < value[1]
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _mistaken_choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
+    if value in choices:
+        return []
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return [f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}"]
+
+
+def _unknown(key: Any, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+    return f"unknown key {key!r}, nearest known: {near[0]!r}"
+
+
+def _raise_all(mistakes: list[str]) -> None:
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+@dataclass(frozen=True)
+class ComponentPolicy:
+    """How one component runs.
+
+    Attributes:
+        execution: ``"auto"`` (the best that works here), ``"stock"``, ``"eager"`` (the library's own loop without
+            compiling), ``"inductor"`` or ``"cuda_graph"``.
+        backend: the ``torch.compile`` backend used for ``"inductor"`` execution.
+        mode: the ``torch.compile`` mode.
+        dynamic: the ``torch.compile`` setting for shapes; None leaves the choice to the component.
+        dtype: ``"model"`` keeps the model's own; others store weights in lower precision.
+    """
+
+    execution: str = "auto"
+    backend: str = "inductor"
+    mode: str = "default"
+    dynamic: bool | None = None
+    dtype: str = "model"
+
+    def __post_init__(self) -> None:
+        _raise_all(self._mistakes())
+
+    def _mistakes(self) -> list[str]:
+        mistakes = _mistaken_choice("execution", self.execution, EXECUTIONS)
+        mistakes += _mistaken_choice("dtype", self.dtype, DTYPES)
+        mistakes += [
+            f"{name} must be a non-empty string, got {value!r}"
+            for name, value in (("backend", self.backend), ("mode", self.mode))
+            if not isinstance(value, str) or not value
+        ]
+        if self.dynamic is not None and not isinstance(self.dynamic, bool):
+            mistakes.append(f"dynamic must be True, False or None, got {self.dynamic!r}")
+        return mistakes
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """Everything :func:`tts_compile.compile_model` can be told.
+
+    Attributes:
+        t3, flow, vocoder, voice_encoder, reference, watermark: a policy for each component.
+        buckets: ranges of chunk lengths in characters, ascending; empty switches bucketing off.
+        fallback: ``"fallback"`` runs the next safe level after a failed compilation, ``"raise"`` raises.
+        warmup_samples: how many built-in texts a warm-up may speak.
+        memory_limit_gb: upper limit on memory in GiB; None for no limit.
+        cache_dir: folder for compiled code; None leaves torch's own.
+    """
+
+    t3: ComponentPolicy = ComponentPolicy()
+    flow: ComponentPolicy = ComponentPolicy()
+    vocoder: ComponentPolicy = ComponentPolicy()
+    voice_encoder: ComponentPolicy = ComponentPolicy()
+    reference: ComponentPolicy = ComponentPolicy()
+    watermark: ComponentPolicy = ComponentPolicy()
+    buckets: tuple[Range, ...] = field(default=((50, 200), (200, 500), (500, 1000)))
+    fallback: str = "fallback"
+    warmup_samples: int = 3
+    memory_limit_gb: float | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "buckets", _as_ranges(self.buckets))  # lists, as TOML and JSON give them
+        mistakes = [
+            f"{name} must be a ComponentPolicy, got {type(getattr(self, name)).__name__}"
+            for name in COMPONENTS
+            if not isinstance(getattr(self, name), ComponentPolicy)
+        ]
+        mistakes += _mistaken_choice("fallback", self.fallback, FALLBACKS)
+        mistakes += _mistaken_ranges(self.buckets)
+        if not _is_int(self.warmup_samples) or self.warmup_samples < 0:
+            mistakes.append(f"warmup_samples must be a whole number from 0, got {self.warmup_samples!r}")
+        limit = self.memory_limit_gb
+        if limit is not None and not (_is_number(limit) and math.isfinite(limit) and limit > 0):
+            mistakes.append(f"memory_limit_gb must be positive or None, got {limit!r}")
+        if self.cache_dir is not None and not isinstance(self.cache_dir, str):
+            mistakes.append(f"cache_dir must be a string or None, got {self.cache_dir!r}")
+        _raise_all(mistakes)
+
+    @classmethod
+    def exact(cls) -> Self:
+        """The default: the model's own dtype, equal tokens under equal seeds."""
+        return cls()
+
+    @classmethod
+    def fast(cls) -> Self:
+        """Lower-precision weights where the library has them: bfloat16 weights for T3's decode step."""
+        return cls(t3=ComponentPolicy(dtype="bf16"))
+
+    @classmethod
+    def off(cls) -> Self:
+        """Every component stays stock."""
+        stock = ComponentPolicy(execution="stock")
+        return cls(**dict.fromkeys(COMPONENTS, stock))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """The exact preset, or what ``TTS_COMPILE``, ``TTS_COMPILE_CONFIG`` and ``TTS_COMPILE_CACHE_DIR`` say."""
+        if switched_off_by_env():
+            return cls.off()
+        path = os.environ.get("TTS_COMPILE_CONFIG")
+        config = cls.from_toml(path) if path else cls.exact()
+        cache_dir = os.environ.get("TTS_COMPILE_CACHE_DIR")
+        return config.replace(cache_dir=cache_dir) if cache_dir else config
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a TOML file; its tables and keys are those of :meth:`from_mapping`."""
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is no valid TOML: {error}") from error
+        return cls.from_mapping(content)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Build a configuration from field names, nested per component, and the reference report's settings.
+
+        >>> CompileConfig.from_mapping({"t3": {"execution": "eager"}}).t3.execution
+        'eager'
+        >>> CompileConfig.from_mapping({"COMPILE_TTS_DECODER": False}).t3.execution
+        'stock'
+
+        Where both name the same thing, the field name wins.
+
+        Raises:
+            ConfigError: lists every unknown key, with the nearest known one, and every value out of range.
+        """
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"expected a mapping, got {type(mapping).__name__}")
+        fields = [f.name for f in dataclasses.fields(cls)]
+        known = [*fields, *REFERENCE_SETTINGS]
+        mistakes = [_unknown(key, known) for key in mapping if key not in known]
+        policies, others, found = _from_reference({k: v for k, v in mapping.items() if k in REFERENCE_SETTINGS})
+        mistakes += found
+        for name in COMPONENTS:
+            given = mapping.get(name, {})
+            if isinstance(given, ComponentPolicy):
+                policies[name] = dataclasses.asdict(given)
+            elif isinstance(given, Mapping):
+                settings = [f.name for f in dataclasses.fields(ComponentPolicy)]
+                mistakes += [f"{name}: {_unknown(key, settings)}" for key in given if key not in settings]
+                policies[name] |= {key: value for key, value in given.items() if key in settings}
+            else:
+                mistakes.append(f"{name} must be a table of settings, got {given!r}")
+        built: dict[str, Any] = {}
+        for name, policy in policies.items():
+            try:
+                built[name] = ComponentPolicy(**policy)
+            except ConfigError as error:
+                mistakes += [f"{name}: {mistake}" for mistake in error.mistakes]
+        others |= {key: value for key, value in mapping.items() if key in fields and key not in COMPONENTS}
+        try:
+            config = cls(**others)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        _raise_all(mistakes)
+        return config.replace(**built)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-able values; :meth:`from_mapping` of them gives an equal configuration."""
+        plain = dataclasses.asdict(self)
+        plain["buckets"] = [list(r) for r in self.buckets]
+        return plain
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        known = [f.name for f in dataclasses.fields(self)]
+        _raise_all([_unknown(key, known) for key in changes if key not in known])
+        return dataclasses.replace(self, **changes)
+
+
+def switched_off_by_env() -> bool:
+    """Whether ``TTS_COMPILE`` is set to 0, false, no or off."""
+    return os.environ.get("TTS_COMPILE", "").strip().lower() in ("0", "false", "no", "off")
+
+
+def _from_reference(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
+    """Translate the reference report's settings: (policies, other fields, mistakes)."""
+    mistakes = []
+    for key, value in settings.items():
+        if key in _REFERENCE_RANGES:
+            if not _is_range(value):
+                mistakes.append(f"{key} must be two ascending whole numbers, got {value!r}")
+        elif key in ("TORCH_COMPILE_BACKEND", "TORCH_COMPILE_MODE"):
+            if not isinstance(value, str) or not value:
+                mistakes.append(f"{key} must be a non-empty string, got {value!r}")
+        elif not isinstance(value, bool):
+            mistakes.append(f"{key} must be true or false, got {value!r}")
+    if mistakes:
+        return {name: {} for name in COMPONENTS}, {}, mistakes
+
+    shared = {}
+    if "TORCH_COMPILE_BACKEND" in settings:
+        shared["backend"] = settings["TORCH_COMPILE_BACKEND"]
+    if "TORCH_COMPILE_MODE" in settings:
+        shared["mode"] = settings["TORCH_COMPILE_MODE"]
+    policies: dict[str, dict[str, Any]] = {name: dict(shared) for name in COMPONENTS}
+    switches = {"COMPILE_VOICE_ENCODER": ("voice_encoder",), "COMPILE_TTS_DECODER": ("t3",)}
+    for key, names in {**switches, "ENABLE_TORCH_COMPILE": COMPONENTS}.items():
+        if settings.get(key) is False:
+            for name in names:
+                policies[name]["execution"] = "stock"
+
+    others: dict[str, Any] = {}
+    defaults = CompileConfig().buckets
+    ranges = [settings.get(key, default) for key, default in zip(_REFERENCE_RANGES, defaults)]
+    others["buckets"] = ranges if settings.get("ENABLE_CHUNK_SIZE_BUCKETING", True) else ()
+    return policies, others, []

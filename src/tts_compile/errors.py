@@ -1,0 +1,31 @@
+"""One family of errors; each is also the built-in type that Python users expect."""
+
+from __future__ import annotations
+
+
+class TTSCompileError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ConfigError(TTSCompileError, ValueError):
+    """Settings are unknown or out of range; ``mistakes`` lists every one found, and so does the message."""
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = mistakes
+
+
+class InputError(TTSCompileError, ValueError):
+    """Text, voice or sampling settings that the model cannot speak with."""
+
+
+class ModelStateError(TTSCompileError, RuntimeError):
+    """The model is in a state in which it cannot be compiled or cannot speak."""
+
+
+class UnsupportedModelError(TTSCompileError, TypeError):
+    """The object is no model that this library knows; the message names those that it does."""
+
+
+class CompilationError(TTSCompileError, RuntimeError):
+    """A component could not be compiled and its policy forbids falling back."""

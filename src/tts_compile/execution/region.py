@@ -1,0 +1,84 @@
+"""A function that runs compiled or eagerly and counts its calls from inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import _compat
+from ..fallback import FallbackManager
+
+
+class Region:
+    """A tensor function that is compiled at the fallback manager's level ``"inductor"`` and eager below it.
+
+    The counts are taken by code of the region itself: ``torch.compiler.is_compiling()`` is true only while dynamo
+    traces, so that the traced graph adds to one slot and the function run by the Python interpreter to the other.
+    A region that is never reached, or that torch quietly runs eagerly, shows zero compiled calls.
+
+    After a failed compilation the same arguments run eagerly, so the function must give the same result when it
+    runs twice.
+
+    Args:
+        name: for messages and reports.
+        function: takes and returns tensors; compiled with ``fullgraph=True``.
+        fallback: decides the level; shared by the regions of one component.
+        device: where the counts live.
+        backend, mode, dynamic: passed to ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        fallback: FallbackManager,
+        device: torch.device,
+        *,
+        backend: str = "inductor",
+        mode: str = "default",
+        dynamic: bool | None = None,
+    ) -> None:
+        self.name = name
+        self.calls = 0
+        self.graphs = 0
+        self.graph_breaks = 0
+        self._fallback = fallback
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
+
+        def counted(counts: torch.Tensor, *args: Any) -> Any:
+            counts[0 if torch.compiler.is_compiling() else 1] += 1
+            return function(*args)
+
+        self._eager = counted
+        # "default" must not be passed beside other options, and other backends know no modes
+        options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
+        self._compiled = torch.compile(counted, fullgraph=True, backend=backend, dynamic=dynamic, **options)
+
+    @property
+    def compiled_calls(self) -> int:
+        """Calls counted inside compiled code; reading it waits for the device."""
+        return int(self._counts[0])
+
+    @property
+    def eager_calls(self) -> int:
+        """Calls counted while the Python interpreter ran the function."""
+        return int(self._counts[1])
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        if self._fallback.level != "inductor":
+            return self._eager(self._counts, *args)
+        graphs, breaks = _compat.graph_counts()
+        try:
+            return self._compiled(self._counts, *args)
+        except Exception as error:
+            if not _compat.is_compile_failure(error):
+                raise
+            self._fallback.fall("compile", error)
+            return self._eager(self._counts, *args)
+        finally:
+            graphs_after, breaks_after = _compat.graph_counts()
+            self.graphs += graphs_after - graphs
+            self.graph_breaks += breaks_after - breaks

@@ -1,0 +1,68 @@
+"""What was asked, what ran, and the proof."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .fallback import FallbackEvent
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """One component's row.
+
+    Attributes:
+        asked: the policy's execution.
+        ran: ``"stock"``, ``"eager"``, ``"inductor"`` or ``"cuda_graph"``: what the counts prove, not what was
+            planned. A compiled component counts as compiled only while all its calls were.
+        calls: steps (T3) or calls that the component was asked for.
+        compiled_calls: those counted inside compiled code.
+        graphs: graphs that torch compiled for it.
+        graph_breaks: graph breaks while doing so.
+        recompiles_after_warmup: graphs compiled after the warm-up (or, without one, after the first utterance).
+        fallbacks: every event, oldest first.
+        note: a sentence where the row needs one.
+    """
+
+    asked: str
+    ran: str
+    calls: int = 0
+    compiled_calls: int = 0
+    graphs: int = 0
+    graph_breaks: int = 0
+    recompiles_after_warmup: int = 0
+    fallbacks: tuple[FallbackEvent, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ExecutionReport:
+    """What ran so far; ``str()`` is a table, :meth:`to_dict` is JSON-able."""
+
+    attached: bool
+    components: dict[str, ComponentReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"attached": bool, "components": {name: {...}}}`` of plain values."""
+        return {"attached": self.attached, "components": {k: asdict(v) for k, v in self.components.items()}}
+
+    def __str__(self) -> str:
+        columns = ("asked", "ran", "calls", "compiled_calls", "graphs", "graph_breaks", "recompiles_after_warmup")
+        titles = ("component", "asked", "ran", "calls", "compiled", "graphs", "breaks", "recompiles")
+        rows = [(name, *(str(getattr(row, c)) for c in columns)) for name, row in self.components.items()]
+        table = format_table([titles, *rows])
+        notes = [f"{name}: {row.note}" for name, row in self.components.items() if row.note]
+        notes += [
+            f"{event.component}: {event.phase} failed: {event.error}; {event.action}"
+            for row in self.components.values()
+            for event in row.fallbacks
+        ]
+        return "\n".join([table, *notes])
+
+
+def format_table(rows: list[tuple[str, ...]]) -> str:
+    """Left-aligned columns; the first row is underlined."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
