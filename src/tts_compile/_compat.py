@@ -81,3 +81,16 @@ def using_cache_dir(path: str | None) -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
+
+
+def cpu_name() -> str:
+    """The processor's model name and features as the system gives them; empty where it gives none."""
+    try:
+        lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    found = {line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)}
+    return "\n".join(found.values())

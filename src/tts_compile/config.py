@@ -108,6 +108,8 @@ class ComponentPolicy:
         mode: the ``torch.compile`` mode.
         dynamic: the ``torch.compile`` setting for shapes; None leaves the choice to the component.
         dtype: ``"model"`` keeps the model's own; others store weights in lower precision.
+        draft_tokens: tokens that T3 guesses ahead with an int8 copy of itself and verifies in its own dtype, so that
+            the result is the same; 0 switches guessing off, None leaves the number to the component.
     """
 
     execution: str = "auto"
@@ -115,6 +117,7 @@ class ComponentPolicy:
     mode: str = "default"
     dynamic: bool | None = None
     dtype: str = "model"
+    draft_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _raise_all(self._mistakes())
@@ -129,6 +132,8 @@ class ComponentPolicy:
         ]
         if self.dynamic is not None and not isinstance(self.dynamic, bool):
             mistakes.append(f"dynamic must be True, False or None, got {self.dynamic!r}")
+        if self.draft_tokens is not None and not (_is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 16):
+            mistakes.append(f"draft_tokens must be a whole number from 0 to 16 or None, got {self.draft_tokens!r}")
         return mistakes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,9 @@ import torch
 
 from .. import _compat
 from ..fallback import FallbackManager
+
+
+_serial = itertools.count()
 
 
 class Region:
@@ -51,10 +56,10 @@ class Region:
             counts[0 if torch.compiler.is_compiling() else 1] += 1
             return function(*args)
 
-        self._eager = counted
+        self._eager = _with_own_code(counted)
         # "default" must not be passed beside other options, and other backends know no modes
         options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
-        self._compiled = torch.compile(counted, fullgraph=True, backend=backend, dynamic=dynamic, **options)
+        self._compiled = torch.compile(self._eager, fullgraph=True, backend=backend, dynamic=dynamic, **options)
 
     @property
     def compiled_calls(self) -> int:
@@ -82,3 +87,13 @@ class Region:
             graphs_after, breaks_after = _compat.graph_counts()
             self.graphs += graphs_after - graphs
             self.graph_breaks += breaks_after - breaks
+
+
+def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same closure with a code object of its own.
+
+    torch limits recompilations per code object, and all closures of one ``def`` share theirs: without this, the
+    regions of a process would use up each other's limit.
+    """
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_serial)}")
+    return types.FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)

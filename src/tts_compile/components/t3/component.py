@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from ...config import CompileConfig
+from ...errors import CompilationError
+from ...execution import native
 from ...fallback import FallbackManager
 from ...report import ComponentReport
 from ..seam import Seam
 from .engine import T3Engine
+
+# Guesses per pass on a CPU: a pass over 4 tokens costs little more than over 1, and beyond that more guesses go wrong
+# than are saved.
+CPU_GUESSES = 3
 
 
 class T3Component:
@@ -23,15 +32,27 @@ class T3Component:
             self._fallback.note("attach", "this version has no CUDA graphs for t3", f"{levels[0]} instead")
         if policy.dtype != "model":
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for t3", "the model's dtype")
+        product, guesses = F.linear, 0
+        if self._fallback.level == "inductor" and _kernels_apply(t3):
+            try:
+                native.load(config.cache_dir)
+            except CompilationError as error:
+                self._fallback.note("attach", str(error), "torch's own matrix products, no guessing ahead")
+            else:
+                product = native.linear
+                guesses = CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens
+        self._warm_graphs: int | None = None
         self.engine = T3Engine(
             t3,
             self._fallback,
+            product,
+            guesses,
             config.cache_dir,
             backend=policy.backend,
             mode=policy.mode,
             dynamic=policy.dynamic,
         )
-        self._seam = Seam(t3, "inference", self.engine.inference)
+        self._seam = Seam(t3, "inference", self._inference)
 
     def attach(self) -> None:
         """Replace the token loop on this instance."""
@@ -42,30 +63,47 @@ class T3Component:
         self._seam.detach()
 
     def warm_up(self) -> None:
-        """Compile the decode step with and without guidance."""
+        """Compile every pass, with and without guidance."""
         for rows in (2, 1):
             self.engine.warm_up(rows)
-        self.engine.declare_warm()
+        self._warm_graphs = self._graphs
 
     def report(self) -> ComponentReport:
-        """Decode steps asked for, and those counted inside compiled code."""
+        """Passes over the decoder asked for, and those counted inside compiled code."""
         engine = self.engine
-        compiled = engine.compiled_steps
-        if engine.steps == 0:
+        calls = sum(p.calls for p in engine.passes)
+        compiled = sum(min(p.calls, p.compiled_calls) for p in engine.passes)
+        if calls == 0:
             ran, note = "stock", "the engine has not been reached yet"
-        elif compiled == engine.steps:
+        elif compiled == calls:
             ran, note = "inductor", ""
         else:
-            ran = "eager"
-            note = f"{engine.steps - compiled} of {engine.steps} steps ran outside compiled code" if compiled else ""
+            ran, note = "eager", f"{calls - compiled} of {calls} passes ran outside compiled code"
+        if engine.guessed:
+            note = f"{note} {engine.accepted} of {engine.guessed} guessed tokens were verified".strip()
         return ComponentReport(
             asked=self._asked,
             ran=ran,
-            calls=engine.steps,
+            calls=calls,
             compiled_calls=compiled,
-            graphs=engine.graphs,
-            graph_breaks=engine.graph_breaks,
-            recompiles_after_warmup=engine.graphs_since_warm,
+            graphs=self._graphs,
+            graph_breaks=sum(p.graph_breaks for p in engine.passes),
+            recompiles_after_warmup=0 if self._warm_graphs is None else self._graphs - self._warm_graphs,
             fallbacks=tuple(self._fallback.events),
             note=note,
         )
+
+    def _inference(self, **kwargs: Any) -> torch.Tensor:
+        tokens = self.engine.inference(**kwargs)
+        if self._warm_graphs is None:  # without a warm-up, the first utterance is one
+            self._warm_graphs = self._graphs
+        return tokens
+
+    @property
+    def _graphs(self) -> int:
+        return sum(p.graphs for p in self.engine.passes)
+
+
+def _kernels_apply(t3: Any) -> bool:
+    weight = t3.speech_head.weight
+    return bool(weight.device.type == "cpu" and weight.dtype == torch.float32)

@@ -5,14 +5,21 @@ A block may be a whole prompt, a single token or a few; rows are sequences (two 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .weights import LayerWeights
+from .weights import LayerWeights, Matrix
+
+
+Linear = Callable[[Tensor, Any], Tensor]  # (x, matrix) -> x @ matrix.T
 
 
 def decoder_layer(
+    linear: Linear,
     eps: float,
     x: Tensor,  # (rows, count, width)
     cos: Tensor,  # (count, head_dim)
@@ -31,22 +38,22 @@ def decoder_layer(
         return projected.view(rows, count, heads, head_dim).transpose(1, 2)
 
     h = rms_norm(x, weights.attention_norm, eps)
-    query = rotate(split(F.linear(h, weights.query)), cos, sin)
-    key = rotate(split(F.linear(h, weights.key)), cos, sin)
-    value = split(F.linear(h, weights.value))
+    query = rotate(split(linear(h, weights.query)), cos, sin)
+    key = rotate(split(linear(h, weights.key)), cos, sin)
+    value = split(linear(h, weights.value))
     keys.index_copy_(2, positions, key)
     values.index_copy_(2, positions, value)
     attended = mask.shape[1]
     mixed = F.scaled_dot_product_attention(query, keys[:, :, :attended], values[:, :, :attended], attn_mask=mask)
-    x = x + F.linear(mixed.transpose(1, 2).reshape(rows, count, width), weights.output)
+    x = x + linear(mixed.transpose(1, 2).reshape(rows, count, width), weights.output)
 
     h = rms_norm(x, weights.mlp_norm, eps)
-    return x + F.linear(F.silu(F.linear(h, weights.gate)) * F.linear(h, weights.up), weights.down)
+    return x + linear(F.silu(linear(h, weights.gate)) * linear(h, weights.up), weights.down)
 
 
-def head(eps: float, x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
+def head(linear: Linear, eps: float, x: Tensor, norm: Tensor, weight: Matrix) -> Tensor:
     """Final norm and projection: (rows, count, width) to logits (rows, count, vocabulary)."""
-    return F.linear(rms_norm(x, norm, eps), weight)
+    return linear(rms_norm(x, norm, eps), weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

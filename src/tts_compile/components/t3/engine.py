@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _compat
 from ...bucketing import Ladder
 from ...errors import InputError, ModelStateError
-from ...execution import Region
 from ...fallback import FallbackManager
 from .cache import KVCache
-from .decoder import decoder_layer, head
-from .sampling import SamplingSettings, choose, draw_noise, guide, probabilities
-from .weights import T3Weights
+from .decoder import Linear, decoder_layer, head
+from .noise import NoiseStream
+from .sampling import SamplingSettings, choose, guide, probabilities
+from .step import DecoderPass, embedded, run_layers
+from .weights import int8_copy, rotary_table, stock_weights
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +32,44 @@ CAPACITY = Ladder.regular(step=512, last=16_384)
 
 
 class T3Engine:
-    """Speaks for one stock ``T3``: prompt, then one token at a time over a static cache.
+    """Speaks for one stock ``T3``: the prompt, then token after token over a static cache.
+
+    With ``guesses`` above 0, an int8 copy of the model guesses that many tokens ahead and the model itself verifies
+    them in one pass over its weights. A guess is kept only if the model samples the same token from the same random
+    numbers, so that the tokens are those of the model alone; only the speed depends on the guesses.
 
     Args:
         t3: the stock model; its parameters are used where they are.
-        fallback: decides between the compiled and the eager step.
+        fallback: decides between compiled and eager passes.
+        product: how the compiled passes multiply by a matrix: ``F.linear`` or ``native.linear``.
+        guesses: tokens guessed ahead; above 0 ``product`` must be able to multiply by an int8 matrix.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
 
-    def __init__(self, t3: Any, fallback: FallbackManager, cache_dir: str | None = None, **compile_options: Any) -> None:
+    def __init__(
+        self,
+        t3: Any,
+        fallback: FallbackManager,
+        product: Linear = F.linear,
+        guesses: int = 0,
+        cache_dir: str | None = None,
+        **compile_options: Any,
+    ) -> None:
         self.t3 = t3
-        self.steps = 0
-        self._graphs_when_warm: int | None = None
+        self.guessed = 0
+        self.accepted = 0
+        self._guesses = guesses
         self._cache_dir = cache_dir
-        self._weights = T3Weights(t3)
-        self._rotary = self._weights.rotary_table(0)
-        self._eager_layer = functools.partial(decoder_layer, self._weights.eps)
-        self._eager_head = functools.partial(head, self._weights.eps)
-        self.layer = Region("layer", self._eager_layer, fallback, t3.device, **compile_options)
-        self.head = Region("head", self._eager_head, fallback, t3.device, **compile_options)
+        self._weights = stock_weights(t3)
+        self._rotary = rotary_table(t3, 0)
+        self._eager_layer = functools.partial(decoder_layer, F.linear, self._weights.eps)
+        self._verify = DecoderPass("decode", self._weights, product, fallback, **compile_options)
+        self._draft: DecoderPass | None = None
+        self.passes = [self._verify]
+        if guesses:
+            self._draft = DecoderPass("draft", int8_copy(self._weights), product, fallback, **compile_options)
+            self.passes.append(self._draft)
 
     @torch.inference_mode()
     def inference(
@@ -92,48 +113,23 @@ class T3Engine:
             prompt, shared = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
             cache = self._cache(len(prompt), prompt.shape[1] + budget)
             logits = self._prefill(prompt, shared, cache)
-            tokens = self._decode(logits, prompt.shape[1], budget, cache, settings)
-        if self._graphs_when_warm is None:
-            self.declare_warm()
-        return tokens
+            utterance = _Utterance(self.t3.hp.start_speech_token, budget + self._guesses, settings, logits[0])
+            return self._speak(utterance, logits, prompt.shape[1], budget, cache)
 
     def warm_up(self, rows: int) -> None:
-        """Compile the decode step for ``rows`` sequences; speaks nothing and draws no random number."""
+        """Compile every pass for ``rows`` sequences; speaks nothing and draws no random number."""
         with torch.inference_mode(), _compat.using_cache_dir(self._cache_dir):
-            cache = self._cache(rows, length=2)
-            for position in range(2):
-                self._step(0, position, position, cache)
-
-    @property
-    def compiled_steps(self) -> int:
-        """Decode steps in which every call was counted inside compiled code."""
-        return min(self.layer.compiled_calls // len(self._weights.layers), self.head.compiled_calls)
-
-    @property
-    def graphs(self) -> int:
-        """Graphs that torch compiled for the decode step."""
-        return self.layer.graphs + self.head.graphs
-
-    @property
-    def graph_breaks(self) -> int:
-        """Graph breaks in the decode step."""
-        return self.layer.graph_breaks + self.head.graph_breaks
-
-    def declare_warm(self) -> None:
-        """From here on, every graph counts as a recompilation."""
-        self._graphs_when_warm = self.graphs
-
-    @property
-    def graphs_since_warm(self) -> int:
-        """Graphs compiled since the warm-up, or since the first utterance where there was none."""
-        return 0 if self._graphs_when_warm is None else self.graphs - self._graphs_when_warm
+            cache = self._cache(rows, length=1)
+            self._verify(*self._block([0] * (1 + self._guesses), 0, 0, cache))
+            if self._draft:
+                self._draft(*self._block([0], 0, 0, cache))
 
     def _checked_budget(self, max_new_tokens: int | None) -> int:
         limit = len(self._weights.speech_positions)
         budget = self.t3.hp.max_speech_tokens if max_new_tokens is None else max_new_tokens
         if not 1 <= budget <= limit:
             raise InputError(f"max_new_tokens must be from 1 to the model's {limit} speech positions, got {budget}")
-        return budget
+        return int(budget)
 
     def _checked_text(self, text_tokens: Tensor, settings: SamplingSettings) -> Tensor:
         hp = self.t3.hp
@@ -161,16 +157,16 @@ class T3Engine:
             t3_cond=t3_cond, text_tokens=text_tokens, speech_tokens=speech_tokens, cfg_weight=settings.cfg_weight
         )
         # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
-        start = self._embedded(self.t3.hp.start_speech_token, 0)
-        prompt = torch.cat([embeddings, start.expand(len(embeddings), 1, -1)], dim=1)
+        start = embedded([self.t3.hp.start_speech_token], 0, self._weights, len(embeddings))
+        prompt = torch.cat([embeddings, start], dim=1)
         shared = voice_length if bool((prompt[:1, :voice_length] == prompt[:, :voice_length]).all()) else 0
         return prompt, shared
 
     def _cache(self, rows: int, length: int) -> KVCache:
         weights = self._weights
-        capacity = CAPACITY.capacity(length)
+        capacity = CAPACITY.capacity(length + self._guesses)
         if len(self._rotary[0]) < capacity:
-            self._rotary = weights.rotary_table(capacity)
+            self._rotary = rotary_table(self.t3, capacity)
         return KVCache(
             len(weights.layers), rows, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
         )
@@ -181,51 +177,90 @@ class T3Engine:
         Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
         would be a shape of its own. The part that all rows share, the voice, is computed once and copied.
         """
-        if shared and len(prompt) > 1:
-            self._layers(self._eager_layer, prompt[:1, :shared], 0, cache)
-            cache.spread_first_row(shared)
-            hidden = self._layers(self._eager_layer, prompt[:, shared:], shared, cache)
-        else:
-            hidden = self._layers(self._eager_layer, prompt, 0, cache)
-        return self._eager_head(hidden[:, -1:], self._weights.final_norm, self._weights.head)
+        split = shared if len(prompt) > 1 else 0
+        if split:
+            run_layers(self._eager_layer, self._weights, prompt[:1, :split], self._rotary, 0, cache)
+            cache.spread_first_row(split)
+        x = run_layers(self._eager_layer, self._weights, prompt[:, split:], self._rotary, split, cache)
+        return head(F.linear, self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
-    def _decode(
-        self, logits: Tensor, prompt_length: int, budget: int, cache: KVCache, settings: SamplingSettings
+    def _speak(
+        self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache
     ) -> Tensor:
-        """Sample and feed back until the stop token or the budget; int64 (1, n)."""
+        """Tokens until the stop token or the budget; int64 (1, n)."""
         from tqdm import tqdm  # stock shows the same bar
 
-        history = torch.empty(1, budget + 1, dtype=torch.long, device=logits.device)
-        history[0, 0] = self.t3.hp.start_speech_token
-        for step in tqdm(range(budget), desc="Sampling", dynamic_ncols=True):
-            weights = probabilities(guide(logits, settings.cfg_weight), history[:, : step + 1], settings)
-            token, trusted = choose(weights, draw_noise(weights))
-            if not trusted:
-                raise ModelStateError(f"T3 gave non-finite logits at step {step}; the utterance was given up")
-            history[0, step + 1] = token
-            if token == self.t3.hp.stop_speech_token:
-                logger.info("speech ended by itself at step %d", step + 1)
-                break
-            if step + 1 < budget:
-                logits = self._step(token, step + 1, prompt_length + step, cache)
-        return history[:, 1 : step + 2].clone()
+        tokens: list[int] = []
+        stream = self._stream(utterance, logits, prompt_length, cache)
+        try:
+            for token in tqdm(stream, total=budget, desc="Sampling", dynamic_ncols=True):
+                tokens.append(token)
+                if token == self.t3.hp.stop_speech_token:
+                    logger.info("speech ended by itself after %d tokens", len(tokens))
+                    break
+                if len(tokens) == budget:
+                    break
+        finally:
+            utterance.noise.settle(len(tokens))
+        return torch.tensor([tokens], device=logits.device)
 
-    def _step(self, token: int, speech_position: int, position: int, cache: KVCache) -> Tensor:
-        """Feed one token; logits (rows, 1, vocabulary) for the next."""
-        self.steps += 1
-        x = self._embedded(token, speech_position).repeat(cache.rows, 1, 1)
-        hidden = self._layers(self.layer, x, position, cache)
-        logits: Tensor = self.head(hidden, self._weights.final_norm, self._weights.head)
-        return logits
+    def _stream(self, utterance: _Utterance, logits: Tensor, prompt_length: int, cache: KVCache) -> Iterator[int]:
+        """Tokens without end; the caller decides when to stop."""
+        index = 0
+        token = utterance.sample(guide(logits, utterance.settings.cfg_weight), index)
+        yield token
+        while True:
+            guesses = self._guess(token, index, utterance, prompt_length, cache)
+            block = self._block([token, *guesses], index + 1, prompt_length + index, cache)
+            rows = guide(self._verify(*block), utterance.settings.cfg_weight)
+            for row, guess in zip_longest(rows, guesses):
+                index += 1
+                token = utterance.sample(row[None], index)
+                yield token
+                if token != guess:
+                    break
+                self.accepted += 1
 
-    def _layers(self, layer: Callable[..., Tensor], x: Tensor, start: int, cache: KVCache) -> Tensor:
-        rows, count, _ = x.shape
-        positions, mask = cache.attend(start, count)
-        cos, sin = (table[start : start + count] for table in self._rotary)
-        for weights, (keys, values) in zip(self._weights.layers, cache.layers(rows)):
-            x = layer(x, cos, sin, positions, mask, keys, values, weights)
-        return x
+    def _guess(
+        self, token: int, index: int, utterance: _Utterance, prompt_length: int, cache: KVCache
+    ) -> list[int]:
+        """What the int8 copy samples after ``token``; its keys and values are overwritten when they are verified."""
+        guesses: list[int] = []
+        if self._draft:
+            for ahead in range(self._guesses):
+                block = self._block([token], index + ahead + 1, prompt_length + index + ahead, cache)
+                logits = guide(self._draft(*block), utterance.settings.cfg_weight)
+                token = utterance.sample(logits, index + ahead + 1, trust=False)
+                guesses.append(token)
+            self.guessed += len(guesses)
+        return guesses
 
-    def _embedded(self, token: int, speech_position: int) -> Tensor:
-        """(1, 1, width)"""
-        return (self._weights.speech_embedding[token] + self._weights.speech_positions[speech_position])[None, None]
+    def _block(
+        self, tokens: list[int], speech_position: int, position: int, cache: KVCache
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], int, KVCache]:
+        """The arguments of a pass over ``tokens``."""
+        return embedded(tokens, speech_position, self._weights, cache.rows), self._rotary, position, cache
+
+
+class _Utterance:
+    """What sampling remembers while one utterance is spoken: tokens so far and random numbers."""
+
+    def __init__(self, start: int, length: int, settings: SamplingSettings, like: Tensor) -> None:
+        self.settings = settings
+        self.noise = NoiseStream(like)
+        self._history = torch.empty(1, length + 1, dtype=torch.long, device=like.device)
+        self._history[0, 0] = start
+
+    def sample(self, logits: Tensor, index: int, trust: bool = True) -> int:
+        """Token ``index`` from guided logits (1, vocabulary), given the tokens before it.
+
+        A guess (``trust=False``) may be anything; its verification overwrites it.
+        """
+        weights = probabilities(logits, self._history[:, : index + 1], self.settings)
+        token, finite = choose(weights, self.noise[index])
+        if trust:
+            if not finite:
+                raise ModelStateError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
+            self.noise.release(index)
+        self._history[0, index + 1] = token
+        return token

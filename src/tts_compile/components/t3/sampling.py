@@ -90,11 +90,6 @@ def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings) -> T
     return logits.softmax(-1)
 
 
-def draw_noise(like: Tensor) -> Tensor:
-    """Exponential noise from the global generator, exactly what one ``torch.multinomial(like, 1)`` would draw."""
-    return torch.empty_like(like).exponential_(1)
-
-
 def choose(weights: Tensor, noise: Tensor) -> tuple[int, bool]:
     """The token that ``torch.multinomial(weights, 1)`` gives for the same noise, and whether it is to be trusted.
 

@@ -1,4 +1,4 @@
-"""What the decode step needs of a stock T3: references to its tensors, never copies."""
+"""What a pass of the decoder reads: a stock T3's tensors themselves, or an int8 copy of its matrices."""
 
 from __future__ import annotations
 
@@ -7,54 +7,82 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...execution.native import Int8Matrix
+
+Matrix = Tensor | Int8Matrix
+
 
 class LayerWeights(NamedTuple):
     """The weights of one Llama layer; every matrix is (out, in)."""
 
     attention_norm: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    output: Tensor
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    output: Matrix
     mlp_norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate: Matrix
+    up: Matrix
+    down: Matrix
 
 
-class T3Weights:
-    """Layers, norms, head and embeddings of a stock ``T3`` on a Llama backbone, with its sizes.
+class DecoderWeights(NamedTuple):
+    """Everything between a block of embeddings and its logits, and the embeddings of speech tokens."""
 
-    The tensors are the model's own parameters: no memory is taken, and a later ``load_state_dict`` is seen.
-    """
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    head: Matrix
+    speech_embedding: Tensor
+    speech_positions: Tensor
+    heads: int
+    head_dim: int
+    eps: float
 
-    def __init__(self, t3: Any) -> None:
-        config = t3.cfg
-        self.heads: int = config.num_attention_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.eps: float = config.rms_norm_eps
-        self.layers = [
-            LayerWeights(
-                attention_norm=layer.input_layernorm.weight,
-                query=layer.self_attn.q_proj.weight,
-                key=layer.self_attn.k_proj.weight,
-                value=layer.self_attn.v_proj.weight,
-                output=layer.self_attn.o_proj.weight,
-                mlp_norm=layer.post_attention_layernorm.weight,
-                gate=layer.mlp.gate_proj.weight,
-                up=layer.mlp.up_proj.weight,
-                down=layer.mlp.down_proj.weight,
-            )
-            for layer in t3.tfmr.layers
-        ]
-        self.final_norm: Tensor = t3.tfmr.norm.weight
-        self.head: Tensor = t3.speech_head.weight
-        self.speech_embedding: Tensor = t3.speech_emb.weight
-        self.speech_positions: Tensor = t3.speech_pos_emb.emb.weight
-        self._rotary = t3.tfmr.rotary_emb
 
-    def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (length, head_dim) for positions from 0, from the stock module itself."""
-        like = self.final_norm
-        cos, sin = self._rotary(like, torch.arange(length, device=like.device)[None])
-        return cos[0], sin[0]
+def stock_weights(t3: Any) -> DecoderWeights:
+    """The parameters of a stock ``T3`` where they are: no memory is taken, and a later load is seen."""
+    config = t3.cfg
+    layers = [
+        LayerWeights(
+            attention_norm=layer.input_layernorm.weight,
+            query=layer.self_attn.q_proj.weight,
+            key=layer.self_attn.k_proj.weight,
+            value=layer.self_attn.v_proj.weight,
+            output=layer.self_attn.o_proj.weight,
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate=layer.mlp.gate_proj.weight,
+            up=layer.mlp.up_proj.weight,
+            down=layer.mlp.down_proj.weight,
+        )
+        for layer in t3.tfmr.layers
+    ]
+    return DecoderWeights(
+        layers=layers,
+        final_norm=t3.tfmr.norm.weight,
+        head=t3.speech_head.weight,
+        speech_embedding=t3.speech_emb.weight,
+        speech_positions=t3.speech_pos_emb.emb.weight,
+        heads=config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        eps=config.rms_norm_eps,
+    )
+
+
+def int8_copy(weights: DecoderWeights) -> DecoderWeights:
+    """The same decoder with every matrix in 8 bits, a quarter of the bytes; norms and embeddings are shared."""
+
+    def quantised(layer: LayerWeights) -> LayerWeights:
+        return LayerWeights(*(Int8Matrix.of(w) if isinstance(w, Tensor) and w.ndim == 2 else w for w in layer))
+
+    assert isinstance(weights.head, Tensor)
+    with torch.inference_mode():
+        return weights._replace(
+            layers=[quantised(layer) for layer in weights.layers], head=Int8Matrix.of(weights.head)
+        )
+
+
+def rotary_table(t3: Any, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head_dim) for positions from 0, from the stock module itself."""
+    like = t3.tfmr.norm.weight
+    cos, sin = t3.tfmr.rotary_emb(like, torch.arange(length, device=like.device)[None])
+    return cos[0], sin[0]
