@@ -1,0 +1,103 @@
+"""Peak memory of a fresh process that loads a model and runs T3 once.
+
+Run as ``python -m tts_compile.bench.memory SOURCE --side stock|compiled ...``; prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..api import compile_model
+from ..config import CompileConfig
+from ..errors import TTSCompileError
+from .models import load, quiet, t3_inputs
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+def measure_in_child(
+    source: str, side: str, *, device: str, tokens: int, text: str, seed: int, cache_dir: str
+) -> dict[str, Any]:
+    """Peak memory in bytes of a fresh process; keys ``process``, ``call`` (or None), ``how``.
+
+    Args:
+        source: see :func:`tts_compile.bench.models.load`.
+        side: ``"stock"`` or ``"compiled"``.
+        device: where the model is loaded to.
+        tokens: speech tokens of the one T3 call.
+        text: of that call.
+        seed: of that call.
+        cache_dir: the folder for compiled code.
+    """
+    options = {"side": side, "device": device, "tokens": tokens, "text": text, "seed": seed, "cache-dir": cache_dir}
+    command = [sys.executable, "-m", __name__, source, *(f"--{name}={value}" for name, value in options.items())]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TTSCompileError(f"measuring the {side} side's memory failed: {reason}")
+    result: dict[str, Any] = json.loads(child.stdout)
+    return result
+
+
+def peak_bytes() -> tuple[int, str]:
+    """The highest resident memory of this process so far, and where the figure comes from.
+
+    ``ru_maxrss`` is second choice: on Linux ``exec`` carries the parent's peak over into it.
+    """
+    if _STATUS.is_file():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024, "VmHWM of /proc/self/status"
+    try:
+        import resource
+    except ImportError as error:
+        raise TTSCompileError("this system does not tell a process's peak memory; pass --no-memory") from error
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss of getrusage"
+
+
+def _reset_peak() -> bool:
+    """Start the peak anew at what is resident now; False where the system cannot."""
+    try:
+        _RESET.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Load, run T3 once on one side, print the peaks."""
+    parser = argparse.ArgumentParser(description="Peak memory of loading a model and one T3 call.")
+    parser.add_argument("source", help="checkpoint folder, or 'pretrained'")
+    parser.add_argument("--side", choices=("stock", "compiled"), required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache-dir")
+    args = parser.parse_args(argv)
+    with quiet():
+        tts = load(args.source, args.device)
+        while_loading, how = peak_bytes()
+        reset = _reset_peak()
+        if args.side == "compiled":
+            compile_model(tts, CompileConfig.from_env().replace(cache_dir=args.cache_dir))
+        torch.manual_seed(args.seed)
+        tts.t3.inference(**t3_inputs(tts, args.text), max_new_tokens=args.tokens)
+        after, _ = peak_bytes()
+    # Loading stock's way peaks far above running, so that a copy of the weights would hide below it.
+    print(json.dumps({"process": max(while_loading, after), "call": after if reset else None, "how": how}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

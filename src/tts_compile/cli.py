@@ -1,0 +1,149 @@
+"""The command ``tts-compile``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import __version__, demo, doctor
+from .api import compile_model
+from .bench import t3 as bench_t3
+from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
+from .errors import TTSCompileError
+from .testing import SIZES
+
+
+class _Outcome(NamedTuple):
+    """What a command hands back to be shown."""
+
+    table: str
+    plain: dict[str, Any]
+    success: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 means success, 1 a failure that the message explains, 2 a wrong command line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "checkpoint_dir", None) is not None and args.model != SYNTHETIC:
+        parser.error("--checkpoint-dir is for --model synthetic; a folder is loaded with --model FOLDER")
+    try:
+        with quiet():
+            outcome: _Outcome = args.run(args)
+        _show(outcome, args)
+    except (TTSCompileError, OSError) as error:
+        print(f"tts-compile: {error}", file=sys.stderr)
+        return 1
+    return 0 if outcome.success else 1
+
+
+def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
+    plain = json.dumps(outcome.plain, indent=2, allow_nan=False)
+    print(plain if args.json else outcome.table)
+    path = getattr(args, "save", None)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(plain + "\n", encoding="utf-8")
+
+
+def _demo(args: argparse.Namespace) -> _Outcome:
+    with _checkpoint(args, speech_tokens=60) as source:
+        result = demo.run(source, args.device, args.text, args.seed, args.out)
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
+def _bench(args: argparse.Namespace) -> _Outcome:
+    settings = bench_t3.Settings(
+        args.device, args.repeats, args.tokens, args.text, seed=args.seed, memory=not args.no_memory
+    )
+    # Far beyond the tokens asked for, so that nothing stops early.
+    with _checkpoint(args, speech_tokens=min(max(4 * args.tokens, 200), 1000)) as source:
+        result = bench_t3.run(source, settings)
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
+def _warmup(args: argparse.Namespace) -> _Outcome:
+    with _checkpoint(args, speech_tokens=60) as source, Progress(2) as progress:
+        with progress.step("loading"):
+            tts = load(source, args.device)
+        with progress.step("compiling"), compile_model(tts) as fast:
+            result = fast.warmup(args.text)
+            events = [event for row in fast.report().components.values() for event in row.fallbacks]
+    failed = [event for event in events if event.phase == "compile"]
+    for event in failed:
+        print(f"tts-compile: {event.component}: {event.error}; {event.action}", file=sys.stderr)
+    return _Outcome(str(result), asdict(result), not failed)
+
+
+def _doctor(_: argparse.Namespace) -> _Outcome:
+    found = doctor.examine()
+    return _Outcome(str(found), found.to_dict(), True)
+
+
+def _checkpoint(args: argparse.Namespace, speech_tokens: int) -> AbstractContextManager[str]:
+    return checkpoint(args.model, args.size, args.seed, speech_tokens, args.checkpoint_dir)
+
+
+def _parser() -> argparse.ArgumentParser:
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    model = argparse.ArgumentParser(add_help=False, parents=[output])
+    model.add_argument(
+        "--model",
+        default=SYNTHETIC,
+        metavar="synthetic|pretrained|FOLDER",
+        help="random weights in the real architecture (default), the published weights, or a checkpoint folder",
+    )
+    model.add_argument("--size", choices=SIZES, default="small", help="of a synthetic model; default: small")
+    model.add_argument("--seed", type=int, default=0, help="for speaking and for synthetic weights; default: 0")
+    model.add_argument("--device", default="cpu", help="where the model runs; default: cpu")
+    model.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="keep, or find, the synthetic model here")
+
+    parser = argparse.ArgumentParser(prog="tts-compile", description="Makes Chatterbox fast, exactly and provably.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="demo | bench | warmup | doctor")
+
+    command = commands.add_parser("demo", parents=[model], help="speak one text with stock and compiled")
+    command.add_argument("--text", default=demo.TEXT)
+    command.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="for the two wave files")
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser("bench", parents=[model], help="measure stock against compiled")
+    command.add_argument("component", choices=("t3",))
+    command.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
+    command.add_argument("--tokens", type=_at_least(8), default=64, metavar="N", help="speech tokens; default: 64")
+    command.add_argument("--text", default=bench_t3.TEXT)
+    command.add_argument("--no-memory", action="store_true", help="leave out the memory of two fresh processes")
+    command.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
+    command.set_defaults(run=_bench)
+
+    command = commands.add_parser(
+        "warmup", parents=[model], help="compile everything into the cache", description="Fails where compiling fails."
+    )
+    command.add_argument("--text", action="append", help="speak this too; may be given more than once")
+    command.set_defaults(run=_warmup)
+
+    command = commands.add_parser("doctor", parents=[output], help="versions, devices, and what will run and why")
+    command.set_defaults(run=_doctor)
+    return parser
+
+
+def _at_least(least: int) -> Any:
+    def whole(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return number
+
+    whole.__name__ = "whole number"  # argparse's message names the type
+    return whole
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,183 @@
+"""The figures: statistics on planted data, the arithmetic of a bench, and a small bench from end to end."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tts_compile as tc
+from tts_compile.bench import machine, memory, models, t3
+from tts_compile.bench.stats import Ratio, Spread, markdown_table, ratio_of_medians
+
+
+def planted(seed, slowdown, repeats=5):
+    """Rates of two sides with 3% of noise, the second ``slowdown`` times slower."""
+    noise = np.random.default_rng(seed).normal(1.0, 0.03, size=(2, repeats))
+    return list(noise[0]), list(noise[1] / slowdown)
+
+
+def test_a_side_20_percent_slower_comes_out_as_a_loss():
+    for seed in range(20):
+        stock, compiled = planted(seed, slowdown=1.2)
+        assert ratio_of_medians(compiled, stock).verdict == "loss"
+        assert ratio_of_medians(stock, compiled).verdict == "gain"
+
+
+@pytest.mark.parametrize("repeats", [5, 9])
+def test_equal_sides_come_out_as_no_difference(repeats):
+    verdicts = [ratio_of_medians(*planted(seed, slowdown=1.0, repeats=repeats)).verdict for seed in range(100)]
+    assert verdicts.count("no difference") >= 95
+
+
+def test_too_few_repeats_claim_nothing():
+    ratio = ratio_of_medians([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+    assert ratio == Ratio(2.0, None)
+    assert ratio.verdict == "unknown"
+    assert "too few" in str(ratio)
+
+
+def test_the_interval_is_seeded_and_holds_the_ratio():
+    first, second = planted(3, slowdown=2.0)
+    ratio = ratio_of_medians(first, second, seed=1)
+    assert ratio == ratio_of_medians(first, second, seed=1)
+    low, high = ratio.interval
+    assert low <= ratio.value <= high
+    assert ratio.value == pytest.approx(np.median(first) / np.median(second))
+
+
+def test_spread_is_median_and_range():
+    assert Spread.of([4.0, 1.0, 2.0, 3.0]) == Spread(2.5, 1.0, 4.0)
+
+
+def test_table_is_markdown_with_aligned_columns():
+    lines = markdown_table([("a", "long title"), ("longer cell", "b")]).splitlines()
+    assert lines[0] == "| a           | long title |"
+    assert lines[1] == "|-------------|------------|"
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_wasted_step_counts_as_decoding_and_not_as_prompt():
+    prompt, step, tokens = 2.0, 0.25, 9
+    stock = t3.Side(tokens, wasted_steps=1, first=[prompt + step], full=[prompt + tokens * step])
+    compiled = t3.Side(tokens, wasted_steps=0, first=[prompt], full=[prompt + (tokens - 1) * step])
+    for side in (stock, compiled):
+        assert side.step == [step]
+        assert side.rate == [4.0]
+        assert side.prefill == [prompt]
+
+
+def test_the_machine_is_plain_json():
+    about = machine.describe()
+    assert json.loads(json.dumps(about)) == about
+    assert about["versions"]["torch"]
+    assert about["cores"] >= 1
+
+
+def test_a_missing_package_has_no_version(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package-of-this-name", "tts-compile"))
+    found = machine.versions()
+    assert found["no-such-package-of-this-name"] is None
+    assert found["tts-compile"]
+
+
+def test_the_peak_grows_with_memory_that_is_touched():
+    before, how = memory.peak_bytes()
+    ballast = np.ones(2 * before, dtype=np.uint8)
+    after, _ = memory.peak_bytes()
+    assert after - before > ballast.nbytes // 2
+    assert how
+
+
+def test_quiet_silences_others_and_is_undone(capsys):
+    from tqdm import tqdm
+
+    init = vars(tqdm)["__init__"]
+    with models.quiet():
+        print("chatter")
+        list(tqdm(range(3)))
+    assert vars(tqdm)["__init__"] is init
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_a_synthetic_checkpoint_is_reused_and_a_temporary_one_removed(tmp_path, monkeypatch):
+    written = []
+
+    def write(directory, **settings):
+        written.append(settings)
+        directory = models.Path(directory)
+        directory.mkdir(exist_ok=True)
+        (directory / "tokenizer.json").write_text("{}")
+
+    monkeypatch.setattr(models.testing, "write_checkpoint", write)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: object())
+    for _ in range(2):
+        with models.checkpoint("synthetic", "small", 1, 60, tmp_path / "kept") as source:
+            assert source == str(tmp_path / "kept")
+    assert written == [{"size": "small", "seed": 1, "speech_tokens": 60}]
+    with models.checkpoint("synthetic", "small", 1, 60, None) as source:
+        assert models.Path(source).is_dir()
+    assert not models.Path(source).exists()
+
+
+def test_without_chatterbox_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(tc.TTSCompileError, match=r"pip install 'tts-compile\[chatterbox\]'"),
+        models.checkpoint("synthetic", "small", 0, 60, None),
+    ):
+        pass
+
+
+def test_weights_that_cannot_be_fetched_are_a_clear_error(monkeypatch):
+    tts = pytest.importorskip("chatterbox.tts")
+
+    def refuse(device):
+        raise ConnectionError("no route to host\nand a long tail")
+
+    monkeypatch.setattr(tts.ChatterboxTTS, "from_pretrained", refuse)
+    with pytest.raises(tc.InputError, match=r"cannot be loaded: ConnectionError: no route to host$"):
+        models.load("pretrained", "cpu")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    pytest.importorskip("chatterbox")
+    folder = tmp_path_factory.mktemp("bench-checkpoint")
+    tc.testing.write_checkpoint(folder, speech_tokens=200)
+    with models.quiet():
+        return t3.run(str(folder), t3.Settings(repeats=2, tokens=12, text="A short text.", memory=True))
+
+
+def test_a_small_bench_proves_identity_and_no_recompiling(result):
+    assert result.tokens_identical
+    assert result.generator_identical
+    assert result.later_graphs == 0
+    assert result.passed
+
+
+def test_a_small_bench_measures_every_repeat(result):
+    for side in (result.stock, result.compiled):
+        assert len(side.first) == len(side.full) == 2
+        assert min(side.rate) > 0
+    assert (result.stock.wasted_steps, result.compiled.wasted_steps) == (1, 0)
+    assert result.compile_seconds > 0
+    for peaks in result.peaks.values():
+        assert peaks["process"] > 2**28
+
+
+def test_a_small_bench_is_json_and_a_table(result):
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert plain["passed"]
+    assert plain["gains"]["decode"]["verdict"] == "unknown"
+    assert plain["report"]["components"]["t3"]["calls"] > 0
+    assert "decode, tokens/s" in str(result)
+
+
+def test_a_model_that_stops_early_is_an_error(tmp_path_factory):
+    pytest.importorskip("chatterbox")
+    folder = tmp_path_factory.mktemp("early-checkpoint")
+    tc.testing.write_checkpoint(folder, speech_tokens=6)
+    with models.quiet(), pytest.raises(tc.InputError, match="stopped after"):
+        t3.run(str(folder), t3.Settings(repeats=1, tokens=100, memory=False))

@@ -1,0 +1,147 @@
+"""The installed command, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tts_compile as tc
+from tts_compile import cli, config, doctor
+
+
+def run(*arguments, **environment):
+    script = Path(sys.executable).parent / "tts-compile"
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "tts_compile.cli"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory):
+    pytest.importorskip("chatterbox")
+    return tc.testing.write_checkpoint(tmp_path_factory.mktemp("cli-checkpoint"), speech_tokens=12)
+
+
+def test_help_of_every_command(capsys):
+    for command in ([], ["demo"], ["bench"], ["warmup"], ["doctor"]):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main([*command, "--help"])
+        assert exit_info.value.code == 0
+        assert "usage: tts-compile" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sing"],
+        ["demo", "--size", "huge"],
+        ["demo", "--unknown"],
+        ["bench"],
+        ["bench", "watermark"],
+        ["bench", "t3", "--tokens", "2"],
+        ["bench", "t3", "--repeats", "many"],
+        ["demo", "--model", "pretrained", "--checkpoint-dir", "somewhere"],
+    ],
+)
+def test_wrong_command_lines_exit_with_2_and_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert "usage: tts-compile" in capsys.readouterr().err
+
+
+def test_doctor_prints_json_and_nothing_else():
+    done = run("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["components"]) == set(config.COMPONENTS)
+    assert all(plan["runs"] and plan["why"] for plan in found["components"].values())
+    assert found["machine"]["versions"]["torch"]
+    assert found["cache_dir"]
+
+
+def test_doctor_prints_a_table(capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "C++ compiler", "compile cache", "will run", "watermark"):
+        assert word in out
+
+
+def test_doctor_says_when_chatterbox_is_missing(monkeypatch, capsys):
+    about = doctor.machine.describe()
+    about["versions"]["chatterbox-tts"] = None
+    monkeypatch.setattr(doctor.machine, "describe", lambda: about)
+    assert cli.main(["doctor"]) == 0
+    assert "problem: chatterbox-tts is not installed" in capsys.readouterr().out
+
+
+def test_doctor_follows_the_kill_switch(monkeypatch):
+    monkeypatch.setenv("TTS_COMPILE", "0")
+    plans = doctor.examine().components
+    assert {plan.runs for plan in plans.values()} == {"stock"}
+
+
+def test_doctor_without_a_compiler_plans_no_inductor(monkeypatch):
+    monkeypatch.delenv("TTS_COMPILE", raising=False)
+    monkeypatch.setattr(doctor._compat, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    plan = doctor.examine().components["t3"]
+    assert plan.runs == "eager"
+    assert "compiler" in plan.why
+
+
+def test_a_wrong_configuration_is_a_message_and_not_a_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TTS_COMPILE_CONFIG", str(tmp_path / "missing.toml"))
+    assert cli.main(["doctor"]) == 1
+    assert "missing.toml" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_a_message_and_not_a_traceback(tmp_path):
+    pytest.importorskip("chatterbox")
+    done = run("demo", "--model", tmp_path, "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "is no checkpoint folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint_dir, tmp_path):
+    done = run("demo", "--size", "small", "--checkpoint-dir", checkpoint_dir, "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["passed"]
+    assert found["tokens_identical"]
+    assert found["stock"]["tokens"] == found["compiled"]["tokens"] > 0
+    assert found["bit_identical"] or found["signal_to_error_db"] >= 60
+    assert found["ran"]["t3"] != "stock"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compiled.wav", "stock.wav"]
+    assert "Sampling" not in done.stderr
+
+
+def test_warmup_reports_seconds_for_every_component(checkpoint_dir):
+    done = run("warmup", "--model", checkpoint_dir, "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["seconds"]) == set(config.COMPONENTS)
+
+
+def test_different_tokens_are_a_failure(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli, "_demo", lambda args: cli._Outcome("a table", {"passed": False}, False))
+    assert cli.main(["demo", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"passed": False}
+
+
+def test_bench_results_go_to_a_file_too(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli, "_bench", lambda args: cli._Outcome("a table", {"passed": True}, True))
+    target = tmp_path / "made" / "result.json"
+    assert cli.main(["bench", "t3", "--out", str(target)]) == 0
+    assert capsys.readouterr().out == "a table\n"
+    assert json.loads(target.read_text()) == {"passed": True}
