@@ -1,0 +1,300 @@
+"""Attaching to one instance, speaking through it, and letting go of it without a trace."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tts_compile as tc
+from conftest import EAGER
+from speech import SHORT, Speech, random_states, seed_everything, speak, speak_stock
+
+CONFIGS = {"eager": EAGER, "exact": tc.CompileConfig.exact(), "off": tc.CompileConfig.off()}
+
+
+def identities(*owners: Any) -> list[dict[str, int]]:
+    """What hangs on each owner, by identity."""
+    return [{name: id(value) for name, value in vars(owner).items()} for owner in owners]
+
+
+def instances(tts: Any) -> tuple[Any, ...]:
+    return tts, tts.t3, tts.t3.tfmr, tts.s3gen, tts.s3gen.flow, tts.s3gen.mel2wav, tts.ve, tts.tokenizer
+
+
+def shared(tts: Any) -> list[Any]:
+    """The classes and modules that an instance of the model shares with others."""
+    classes = [cls for owner in instances(tts) for cls in type(owner).__mro__ if "chatterbox" in cls.__module__]
+    modules = [sys.modules[cls.__module__] for cls in classes]
+    return [*classes, *modules, sys.modules["chatterbox.models.t3.t3"]]
+
+
+def test_only_instance_attributes_change(tts: Any, stock_speech: Callable[..., Speech]) -> None:
+    expected = stock_speech(SHORT)
+    own, common = identities(*instances(tts)), identities(*shared(tts))
+    weights = {name: (p.data_ptr(), p._version) for name, p in tts.t3.named_parameters()}
+    fast = tc.compile_model(tts, EAGER)
+    assert identities(*instances(tts)) != own
+    assert identities(*shared(tts)) == common
+    assert speak(fast, SHORT) == expected
+    fast.restore()
+    assert identities(*instances(tts)) == own
+    assert identities(*shared(tts)) == common
+    assert {name: (p.data_ptr(), p._version) for name, p in tts.t3.named_parameters()} == weights
+
+
+def test_restored_model_is_stock_bit_for_bit(
+    tts: Any, stock_wave: Callable[..., tuple[Tensor, Any]], stock_speech: Callable[..., Speech]
+) -> None:
+    expected, states = stock_wave(SHORT, 1)
+    fast = tc.compile_model(tts, EAGER)
+    speak(fast, SHORT)
+    fast.restore()
+    seed_everything(1)
+    wave = fast.generate(SHORT)  # the handle passes through
+    assert random_states() == states
+    assert torch.equal(wave, expected)
+    assert speak(tts, SHORT) == stock_speech(SHORT)
+    assert fast.report().attached is False
+
+
+def test_equal_configuration_gives_the_same_handle(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    replaced = tts.t3.inference
+    assert tc.compile_model(tts, tc.CompileConfig(t3=tc.ComponentPolicy(execution="eager"))) is fast
+    assert tc.compile_model(fast, EAGER) is fast
+    assert tts.t3.inference is replaced
+
+
+def test_other_configuration_is_refused(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    for target in (tts, fast):
+        with pytest.raises(tc.ModelStateError, match=r"restore\(\)"):
+            tc.compile_model(target, tc.CompileConfig.off())
+    fast.restore()
+    assert tc.compile_model(fast, tc.CompileConfig.off()).wrapped is tts
+
+
+def test_restoring_twice_is_harmless(tts: Any) -> None:
+    first = tc.compile_model(tts, EAGER)
+    first.restore()
+    first.restore()
+    second = tc.compile_model(tts, EAGER)
+    assert second is not first
+    first.restore()  # does not take the second one's seams away
+    assert "inference" in vars(tts.t3)
+    second.restore()
+    assert "inference" not in vars(tts.t3)
+
+
+def test_context_manager(tts: Any) -> None:
+    before = identities(*instances(tts))
+    with tc.compile_model(tts, EAGER) as fast:
+        assert isinstance(fast, tc.CompiledTTS)
+        assert fast.report().attached is True
+    assert identities(*instances(tts)) == before
+    with pytest.raises(ZeroDivisionError), tc.compile_model(tts, EAGER):
+        _ = 1 / 0
+    assert identities(*instances(tts)) == before
+
+
+operation = st.tuples(st.just("compile"), st.sampled_from(sorted(CONFIGS))) | st.tuples(
+    st.just("restore"), st.integers(0, 5)
+)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(operation, max_size=8))
+def test_any_sequence_of_compile_and_restore(tts: Any, operations: list[tuple[str, Any]]) -> None:
+    before = identities(*instances(tts))
+    handles: list[tc.CompiledTTS] = []
+    current: tc.CompiledTTS | None = None
+    try:
+        for kind, choice in operations:
+            if kind == "restore":
+                if choice < len(handles):
+                    handles[choice].restore()
+                    current = None if handles[choice] is current else current
+            elif current is None:
+                current = tc.compile_model(tts, CONFIGS[choice])
+                assert current not in handles
+                handles.append(current)
+            elif current.config == CONFIGS[choice]:
+                assert tc.compile_model(tts, CONFIGS[choice]) is current
+            else:
+                with pytest.raises(tc.ModelStateError):
+                    tc.compile_model(tts, CONFIGS[choice])
+            attached = current is not None and current.config != CONFIGS["off"]
+            assert ("inference" in vars(tts.t3)) is attached
+            assert [handle.report().attached for handle in handles] == [handle is current for handle in handles]
+    finally:
+        if current is not None:
+            current.restore()
+    assert identities(*instances(tts)) == before
+
+
+def test_kill_switch(tts: Any, stock_wave: Callable[..., tuple[Tensor, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, states = stock_wave(SHORT, 1)
+    monkeypatch.setenv("TTS_COMPILE", "0")
+    fast = tc.compile_model(tts, tc.CompileConfig.exact())
+    assert "inference" not in vars(tts.t3)
+    assert {row.ran for row in fast.report().components.values()} == {"stock"}
+    fast.warmup()
+    seed_everything(1)
+    assert torch.equal(fast.generate(SHORT), expected)
+    assert random_states() == states
+    assert {(row.ran, row.calls) for row in fast.report().components.values()} == {("stock", 0)}
+    fast.restore()
+
+
+def test_configuration_comes_from_the_environment(tts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[t3]\nexecution = "eager"\n', encoding="utf-8")
+    monkeypatch.setenv("TTS_COMPILE_CONFIG", str(path))
+    assert tc.compile_model(tts).config == EAGER
+
+
+def test_method_replaced_by_somebody_else_is_not_thrown_away(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    ours = tts.t3.inference
+
+    def theirs(**kwargs: Any) -> None:
+        """Another program's patch."""
+
+    tts.t3.inference = theirs
+    with pytest.raises(tc.ModelStateError, match=r"inference.*replaced"):
+        fast.restore()
+    assert tts.t3.inference is theirs
+    tts.t3.inference = ours
+    fast.restore()
+    assert "inference" not in vars(tts.t3)
+
+
+def test_earlier_patch_comes_back(tts: Any) -> None:
+    def theirs(**kwargs: Any) -> Any:
+        return type(tts.t3).inference(tts.t3, **kwargs)
+
+    tts.t3.inference = theirs
+    with tc.compile_model(tts, EAGER):
+        assert tts.t3.inference is not theirs
+    assert tts.t3.inference is theirs
+
+
+def test_attributes_are_the_wrapped_models(eager: Any, tts: Any) -> None:
+    assert eager.sr == tts.sr
+    assert eager.t3 is tts.t3
+    voice = type(tts.conds)(tts.conds.t3, tts.conds.gen)
+    eager.conds = voice
+    assert tts.conds is voice
+    eager.mark = 1
+    assert tts.mark == 1
+    del eager.mark
+    assert not hasattr(tts, "mark")
+    with pytest.raises(AttributeError):
+        _ = eager.no_such_thing
+    assert {"conds", "prepare_conditionals", "restore"} <= set(dir(eager))
+    assert "ChatterboxTTS" in repr(eager)
+
+
+def test_prepare_conditionals_through_the_handle(eager: Any, tts: Any, tmp_path: Any) -> None:
+    before = tts.conds
+    eager.prepare_conditionals(tc.testing.make_reference_wav(tmp_path / "voice.wav", seconds=2))
+    assert tts.conds is eager.conds is not before
+    assert speak(eager, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
+
+
+def test_signatures_are_stocks(eager: Any, tts: Any) -> None:
+    assert inspect.signature(eager.generate) == inspect.signature(tts.generate)
+    stock = inspect.signature(type(tts.t3).inference.__get__(tts.t3))
+    assert inspect.signature(tts.t3.inference) == stock
+    assert eager.generate.__name__ == "generate"
+    assert eager.generate.__doc__ == tts.generate.__doc__
+
+
+def test_generate_takes_positions_and_names_as_stock(
+    eager: Any, silent: Callable[[Any], list[tuple[int, ...]]]
+) -> None:
+    heard = silent(eager)
+    for args, kwargs in (((SHORT, 1.5, 0.1), {}), ((SHORT,), {"repetition_penalty": 1.5, "min_p": 0.1})):
+        torch.manual_seed(0)
+        eager.generate(*args, **kwargs)
+    assert heard[0] == heard[1]
+    with pytest.raises(TypeError):
+        eager.generate(SHORT, speed=2)
+
+
+def test_exaggeration_is_stocks(eager: Any, tts: Any, silent: Callable[[Any], list[tuple[int, ...]]]) -> None:
+    heard = silent(eager)
+    torch.manual_seed(0)
+    eager.generate(SHORT, exaggeration=0.9)
+    assert float(tts.conds.t3.emotion_adv[0, 0, 0]) == pytest.approx(0.9)
+    eager.restore()
+    torch.manual_seed(0)
+    tts.generate(SHORT, exaggeration=0.9)
+    assert heard[0] == heard[1]
+
+
+def test_warmup_leaves_voice_and_generators(
+    eager: Any, tts: Any, silent: Callable[[Any], list[tuple[int, ...]]]
+) -> None:
+    heard = silent(eager)
+    voice = tts.conds.t3
+    states = random_states()
+    warm = eager.warmup(["One.", "Two."])
+    assert (warm.texts, len(heard)) == (2, 2)
+    assert random_states() == states
+    assert tts.conds.t3 is voice
+
+
+@pytest.mark.xfail(strict=True, reason="warming up with texts speaks them at the default exaggeration")
+def test_warmup_leaves_an_exaggerated_voice(
+    eager: Any, tts: Any, silent: Callable[[Any], list[tuple[int, ...]]]
+) -> None:
+    silent(eager)
+    eager.generate("Oh!", exaggeration=0.9)
+    voice = tts.conds.t3
+    eager.warmup(["One."])
+    assert tts.conds.t3 is voice
+    assert float(tts.conds.t3.emotion_adv[0, 0, 0]) == pytest.approx(0.9)
+
+
+def test_two_models_do_not_know_each_other(fast: Any, tts: Any, stock_speech: Callable[..., Speech]) -> None:
+    assert fast.wrapped is not tts
+    assert "inference" in vars(fast.t3)
+    assert "inference" not in vars(tts.t3)
+    assert speak(tts, SHORT, 0) == stock_speech(SHORT, 0)
+
+
+@pytest.mark.parametrize("thing", [None, object(), "model", torch.nn.Linear(2, 2)])
+def test_unsupported_objects(thing: Any) -> None:
+    with pytest.raises(tc.UnsupportedModelError, match=r"supported: .*ChatterboxTTS") as caught:
+        tc.compile_model(thing)
+    assert isinstance(caught.value, TypeError)
+    assert isinstance(caught.value, tc.TTSCompileError)
+
+
+def test_parts_and_classes_of_the_model_are_unsupported(tts: Any) -> None:
+    for thing in (tts.t3, type(tts)):
+        with pytest.raises(tc.UnsupportedModelError):
+            tc.compile_model(thing)
+
+
+def test_config_must_be_a_config(tts: Any) -> None:
+    with pytest.raises(tc.ConfigError, match="dict"):
+        tc.compile_model(tts, {"t3": "eager"})  # type: ignore[arg-type]
+
+
+def test_model_in_training_mode_is_refused(tts: Any) -> None:
+    before = identities(*instances(tts))
+    tts.t3.train()
+    with pytest.raises(tc.ModelStateError, match="training"):
+        tc.compile_model(tts, EAGER)
+    tts.t3.eval()
+    assert identities(*instances(tts)) == before
