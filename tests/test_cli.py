@@ -127,8 +127,10 @@ def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint_dir, tmp_pa
     assert "Sampling" not in done.stderr
 
 
-def test_warmup_reports_seconds_for_every_component(checkpoint_dir):
-    done = run("warmup", "--model", checkpoint_dir, "--json")
+def test_warmup_reports_seconds_for_every_component(checkpoint_dir, tmp_path):
+    eager = tmp_path / "eager.toml"  # compiling is for the demo's test
+    eager.write_text('[t3]\nexecution = "eager"\n')
+    done = run("warmup", "--model", checkpoint_dir, "--json", TTS_COMPILE_CONFIG=str(eager))
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["seconds"]) == set(config.COMPONENTS)
 
@@ -145,3 +147,15 @@ def test_bench_results_go_to_a_file_too(monkeypatch, capsys, tmp_path):
     assert cli.main(["bench", "t3", "--out", str(target)]) == 0
     assert capsys.readouterr().out == "a table\n"
     assert json.loads(target.read_text()) == {"passed": True}
+
+
+@pytest.mark.slow
+def test_bench_compiles_from_cold_and_never_again(tmp_path):
+    pytest.importorskip("chatterbox")
+    done = run("bench", "t3", "--repeats", 1, "--tokens", 16, "--json", "--out", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "result.json").read_text())
+    assert found["later_graphs"] == 0
+    assert found["compile_seconds"] > 0
+    assert found["report"]["components"]["t3"]["ran"] == "inductor"

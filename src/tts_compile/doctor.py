@@ -99,4 +99,4 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
     if compiler is None and not torch.cuda.is_available():
         return Plan("eager", "inductor finds no C++ compiler that works; install g++ or clang++")
     asked = "the default" if policy.execution == "auto" else f"the configuration asks for {policy.execution}"
-    return Plan("inductor", f"{asked}; on a CPU by {compiler}" if compiler else f"{asked}; on the GPU only")
+    return Plan("inductor", f"{asked}; on a CPU built by {compiler}" if compiler else f"{asked}; on the GPU only")
