@@ -1,4 +1,4 @@
-"""Matrix products for a few rows on a CPU: ``kernels.cpp``, built once and callable from compiled graphs.
+"""A decode step's heavy parts on a CPU: ``kernels.cpp``, built once and callable from compiled graphs.
 
 At the 2 to 8 rows of a decode step a matrix product is bound by reading the matrix. General libraries reach the
 memory's speed at 1 or 2 rows at best, and inductor cannot express prefetching; these kernels can.
@@ -13,6 +13,7 @@ import os
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,20 +34,44 @@ class Int8Matrix(NamedTuple):
 
     values: Tensor  # int8 (out, in)
     scales: Tensor  # fp32 (out,)
+    sums: Tensor  # int32 (out,), of the values
 
     @classmethod
     def of(cls, matrix: Tensor) -> Int8Matrix:
         """Round to the nearest of 255 steps, symmetric, with one scale per row."""
-        scales = matrix.detach().float().abs().amax(1).clamp(min=1e-12) / 127
-        return cls((matrix.detach() / scales[:, None]).round().to(torch.int8), scales)
+        matrix = matrix.detach().float()
+        scales = matrix.abs().amax(1).clamp(min=1e-12) / 127
+        values = (matrix / scales[:, None]).round().to(torch.int8)
+        return cls(values, scales, values.sum(1, dtype=torch.int32))
 
 
-def linear(x: Tensor, weight: Tensor | Int8Matrix) -> Tensor:
-    """``F.linear`` without bias for fp32 ``x`` (..., in) with few rows; needs :func:`load` to have been called."""
-    if isinstance(weight, Int8Matrix):
-        result: Tensor = torch.ops.tts_compile.rows_int8(x, weight.values, weight.scales)
+Matrix = Tensor | Int8Matrix
+
+
+def products(x: Tensor, matrices: Sequence[Matrix]) -> list[Tensor]:
+    """``F.linear`` of fp32 ``x`` (..., in) with each of several matrices, all fp32 or all int8.
+
+    Made for few rows of ``x``; with int8 matrices ``x`` may be rounded to 8 bits too. :func:`load` comes first.
+    """
+    first = matrices[0]
+    if isinstance(first, Int8Matrix):
+        values, scales, sums = zip(*matrices)
+        result: list[Tensor] = torch.ops.tts_compile.rows_int8(x, list(values), list(scales), list(sums))
     else:
-        result = torch.ops.tts_compile.rows_f32(x, weight)
+        result = torch.ops.tts_compile.rows_f32(x, list(matrices))
+    return result
+
+
+def attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    """Scaled dot-product attention of few positions over a cache, each up to and including its own.
+
+    Args:
+        query: fp32 (rows, heads, count, head_dim).
+        keys, values: fp32 (rows, heads, capacity, head_dim).
+        positions: int64 (count,), ascending.
+        mask: bool (count, attended); says the same as ``positions``, for where the kernel does not apply.
+    """
+    result: Tensor = torch.ops.tts_compile.attention(query, keys, values, positions, mask)
     return result
 
 
@@ -58,56 +83,86 @@ def load(cache_dir: str | None = None) -> None:
         CompilationError: when there is no C++ compiler, it fails, or the cache folder is not safe to load from.
     """
     library = ctypes.CDLL(str(_built(Path(cache_dir or _compat.inductor_cache_dir()) / "tts_compile")))
-    pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    library.tts_rows_f32.argtypes = [pointer] * 3 + [long, long, integer, integer]
-    library.tts_rows_int8.argtypes = [pointer] * 4 + [long, long, integer, integer]
+    if _library is not None:
+        return  # another folder, the same code: what is registered stays
 
-    def rows_f32(x: Tensor, weight: Tensor) -> Tensor:
-        x, y, rows = _prepared(x, weight)
-        if weight.dtype != torch.float32 or library.tts_rows_f32(
-            weight.data_ptr(), x.data_ptr(), y.data_ptr(), *weight.shape, rows, torch.get_num_threads()
+    def rows_f32(x: Tensor, matrices: list[Tensor]) -> list[Tensor]:
+        x, outputs, rows = _prepared(x, matrices)
+        if all(matrix.dtype == torch.float32 for matrix in matrices) and not library.tts_rows_f32(
+            _pointers(matrices), _pointers(outputs), *_heights(matrices), *_sizes(x, rows)
         ):
-            return F.linear(x, weight)
-        return y
+            return outputs
+        return [F.linear(x, matrix) for matrix in matrices]
 
-    def rows_int8(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-        x, y, rows = _prepared(x, values)
+    def rows_int8(x: Tensor, values: list[Tensor], scales: list[Tensor], sums: list[Tensor]) -> list[Tensor]:
+        x, outputs, rows = _prepared(x, values)
         if library.tts_rows_int8(
-            values.data_ptr(),
-            scales.data_ptr(),
-            x.data_ptr(),
-            y.data_ptr(),
-            *values.shape,
-            rows,
+            _pointers(values),
+            _pointers(scales),
+            _pointers(sums),
+            _pointers(outputs),
+            *_heights(values),
+            *_sizes(x, rows),
+        ):
+            return [F.linear(x, v.float() * s[:, None]) for v, s in zip(values, scales)]
+        return outputs
+
+    def attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        rows, heads, count, head_dim = query.shape
+        query, mixed = query.contiguous(), query.new_empty(query.shape)
+        if not (keys.is_contiguous() and values.is_contiguous()) or library.tts_attention(
+            *(ctypes.c_void_p(t.data_ptr()) for t in (query, keys, values, mixed, positions)),
+            count,
+            ctypes.c_long(rows * heads),
+            ctypes.c_long(keys.shape[2]),
+            ctypes.c_long(head_dim),
             torch.get_num_threads(),
         ):
-            return F.linear(x, values.float() * scales[:, None])
-        return y
+            length = mask.shape[1]
+            return F.scaled_dot_product_attention(query, keys[:, :, :length], values[:, :, :length], attn_mask=mask)
+        return mixed
 
-    _register("rows_f32(Tensor x, Tensor weight) -> Tensor", rows_f32)
-    _register("rows_int8(Tensor x, Tensor values, Tensor scales) -> Tensor", rows_int8)
+    _register("rows_f32(Tensor x, Tensor[] matrices) -> Tensor[]", rows_f32, _outputs)
+    _register("rows_int8(Tensor x, Tensor[] values, Tensor[] scales, Tensor[] sums) -> Tensor[]", rows_int8, _outputs)
+    _register(
+        "attention(Tensor query, Tensor keys, Tensor values, Tensor positions, Tensor mask) -> Tensor",
+        attention,
+        lambda query, *_: query.new_empty(query.shape),
+    )
 
 
-def _prepared(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
+def _prepared(x: Tensor, matrices: list[Tensor]) -> tuple[Tensor, list[Tensor], int]:
     x = x.contiguous()
-    return x, x.new_empty((*x.shape[:-1], weight.shape[0])), x.numel() // x.shape[-1]
+    return x, _outputs(x, matrices), x.numel() // x.shape[-1]
+
+
+def _outputs(x: Tensor, matrices: list[Tensor], *_: object) -> list[Tensor]:
+    return [x.new_empty((*x.shape[:-1], matrix.shape[0])) for matrix in matrices]
+
+
+def _pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _heights(matrices: list[Tensor]) -> tuple[ctypes.Array[ctypes.c_long], int]:
+    return (ctypes.c_long * len(matrices))(*(matrix.shape[0] for matrix in matrices)), len(matrices)
+
+
+def _sizes(x: Tensor, rows: int) -> tuple[ctypes.c_void_p, ctypes.c_long, int, int]:
+    return ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.shape[-1]), rows, torch.get_num_threads()
 
 
 _library: torch.library.Library | None = None
 
 
-def _register(schema: str, implementation: object) -> None:
+def _register(schema: str, implementation: Callable[..., object], shapes: Callable[..., object]) -> None:
     global _library
     if _library is None:
         _library = torch.library.Library("tts_compile", "DEF")  # kept alive: ops vanish with their library
     name = schema.split("(")[0]
     _library.define(schema)
     _library.impl(name, implementation, "CPU")
-    torch.library.register_fake(
-        f"tts_compile::{name}",
-        lambda x, weight, *_: x.new_empty((*x.shape[:-1], weight.shape[0])),
-        lib=_library,
-    )
+    torch.library.register_fake(f"tts_compile::{name}", shapes, lib=_library)
 
 
 def _built(folder: Path) -> Path:

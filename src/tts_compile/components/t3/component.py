@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ...config import CompileConfig
 from ...errors import CompilationError
@@ -13,6 +12,7 @@ from ...execution import native
 from ...fallback import FallbackManager
 from ...report import ComponentReport
 from ..seam import Seam
+from .decoder import NATIVE, TORCH
 from .engine import T3Engine
 
 # Guesses per pass on a CPU: a pass over 4 tokens costs little more than over 1, and beyond that more guesses go wrong
@@ -32,20 +32,20 @@ class T3Component:
             self._fallback.note("attach", "this version has no CUDA graphs for t3", f"{levels[0]} instead")
         if policy.dtype != "model":
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for t3", "the model's dtype")
-        product, guesses = F.linear, 0
+        operators, guesses = TORCH, 0
         if self._fallback.level == "inductor" and _kernels_apply(t3):
             try:
                 native.load(config.cache_dir)
             except CompilationError as error:
                 self._fallback.note("attach", str(error), "torch's own matrix products, no guessing ahead")
             else:
-                product = native.linear
+                operators = NATIVE
                 guesses = CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens
         self._warm_graphs: int | None = None
         self.engine = T3Engine(
             t3,
             self._fallback,
-            product,
+            operators,
             guesses,
             config.cache_dir,
             backend=policy.backend,

@@ -5,21 +5,39 @@ A block may be a whole prompt, a single token or a few; rows are sequences (two 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .weights import LayerWeights, Matrix
+from ...execution import native
+from .weights import LayerWeights
 
 
-Linear = Callable[[Tensor, Any], Tensor]  # (x, matrix) -> x @ matrix.T
+class Operators(NamedTuple):
+    """How to do the two heavy parts."""
+
+    products: Callable[[Tensor, Sequence[Any]], list[Tensor]]  # (x, matrices) -> [x @ matrix.T, ...]
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # as native.attention
+
+
+def _products(x: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
+    return [F.linear(x, matrix) for matrix in matrices]
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001
+    attended = mask.shape[1]
+    return F.scaled_dot_product_attention(query, keys[:, :, :attended], values[:, :, :attended], attn_mask=mask)
+
+
+TORCH = Operators(_products, _attention)
+NATIVE = Operators(native.products, native.attention)
 
 
 def decoder_layer(
-    linear: Linear,
+    operators: Operators,
     eps: float,
     x: Tensor,  # (rows, count, width)
     cos: Tensor,  # (count, head_dim)
@@ -33,27 +51,29 @@ def decoder_layer(
     """One layer: attention over the cache, then the gated MLP; returns (rows, count, width)."""
     rows, count, width = x.shape
     heads, head_dim = keys.shape[1], keys.shape[3]
-
-    def split(projected: Tensor) -> Tensor:
-        return projected.view(rows, count, heads, head_dim).transpose(1, 2)
+    products, attention = operators
 
     h = rms_norm(x, weights.attention_norm, eps)
-    query = rotate(split(linear(h, weights.query)), cos, sin)
-    key = rotate(split(linear(h, weights.key)), cos, sin)
-    value = split(linear(h, weights.value))
-    keys.index_copy_(2, positions, key)
+    query, key, value = (
+        projected.view(rows, count, heads, head_dim).transpose(1, 2)
+        for projected in products(h, (weights.query, weights.key, weights.value))
+    )
+    keys.index_copy_(2, positions, rotate(key, cos, sin))
     values.index_copy_(2, positions, value)
-    attended = mask.shape[1]
-    mixed = F.scaled_dot_product_attention(query, keys[:, :, :attended], values[:, :, :attended], attn_mask=mask)
-    x = x + linear(mixed.transpose(1, 2).reshape(rows, count, width), weights.output)
+    mixed = attention(rotate(query, cos, sin), keys, values, positions, mask)
+    (update,) = products(mixed.transpose(1, 2).reshape(rows, count, width), (weights.output,))
+    x = x + update
 
     h = rms_norm(x, weights.mlp_norm, eps)
-    return x + linear(F.silu(linear(h, weights.gate)) * linear(h, weights.up), weights.down)
+    gate, up = products(h, (weights.gate, weights.up))
+    (update,) = products(F.silu(gate) * up, (weights.down,))
+    return x + update
 
 
-def head(linear: Linear, eps: float, x: Tensor, norm: Tensor, weight: Matrix) -> Tensor:
+def head(operators: Operators, eps: float, x: Tensor, norm: Tensor, weight: Any) -> Tensor:
     """Final norm and projection: (rows, count, width) to logits (rows, count, vocabulary)."""
-    return linear(rms_norm(x, norm, eps), weight)
+    (logits,) = operators.products(rms_norm(x, norm, eps), (weight,))
+    return logits
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

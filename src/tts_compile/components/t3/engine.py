@@ -9,7 +9,6 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _compat
@@ -17,7 +16,7 @@ from ...bucketing import Ladder
 from ...errors import InputError, ModelStateError
 from ...fallback import FallbackManager
 from .cache import KVCache
-from .decoder import Linear, decoder_layer, head
+from .decoder import TORCH, Operators, decoder_layer, head
 from .noise import NoiseStream
 from .sampling import SamplingSettings, choose, guide, probabilities
 from .step import DecoderPass, embedded, run_layers
@@ -41,8 +40,8 @@ class T3Engine:
     Args:
         t3: the stock model; its parameters are used where they are.
         fallback: decides between compiled and eager passes.
-        product: how the compiled passes multiply by a matrix: ``F.linear`` or ``native.linear``.
-        guesses: tokens guessed ahead; above 0 ``product`` must be able to multiply by an int8 matrix.
+        operators: how the passes of the decode loop do products and attention.
+        guesses: tokens guessed ahead; above 0 ``operators`` must be able to multiply by an int8 matrix.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
@@ -51,7 +50,7 @@ class T3Engine:
         self,
         t3: Any,
         fallback: FallbackManager,
-        product: Linear = F.linear,
+        operators: Operators = TORCH,
         guesses: int = 0,
         cache_dir: str | None = None,
         **compile_options: Any,
@@ -63,12 +62,12 @@ class T3Engine:
         self._cache_dir = cache_dir
         self._weights = stock_weights(t3)
         self._rotary = rotary_table(t3, 0)
-        self._eager_layer = functools.partial(decoder_layer, F.linear, self._weights.eps)
-        self._verify = DecoderPass("decode", self._weights, product, fallback, **compile_options)
+        self._eager_layer = functools.partial(decoder_layer, TORCH, self._weights.eps)
+        self._verify = DecoderPass("decode", self._weights, operators, fallback, **compile_options)
         self._draft: DecoderPass | None = None
         self.passes = [self._verify]
         if guesses:
-            self._draft = DecoderPass("draft", int8_copy(self._weights), product, fallback, **compile_options)
+            self._draft = DecoderPass("draft", int8_copy(self._weights), operators, fallback, **compile_options)
             self.passes.append(self._draft)
 
     @torch.inference_mode()
@@ -182,7 +181,7 @@ class T3Engine:
             run_layers(self._eager_layer, self._weights, prompt[:1, :split], self._rotary, 0, cache)
             cache.spread_first_row(split)
         x = run_layers(self._eager_layer, self._weights, prompt[:, split:], self._rotary, split, cache)
-        return head(F.linear, self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
+        return head(TORCH, self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
     def _speak(
         self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...execution import Region
 from ...fallback import FallbackManager
 from .cache import KVCache
-from .decoder import Linear, decoder_layer, head
+from .decoder import Operators, decoder_layer, head
 from .weights import DecoderWeights
 
 
@@ -23,7 +23,7 @@ class DecoderPass:
     Args:
         name: for messages.
         weights: what to read; several passes may share a cache but not a region.
-        product: how to multiply by a matrix.
+        operators: how to do products and attention.
         fallback: decides between compiled and eager.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
@@ -32,15 +32,15 @@ class DecoderPass:
         self,
         name: str,
         weights: DecoderWeights,
-        product: Linear,
+        operators: Operators,
         fallback: FallbackManager,
         **compile_options: Any,
     ) -> None:
         self.calls = 0
         self._weights = weights
         device = weights.final_norm.device
-        layer_function = functools.partial(decoder_layer, product, weights.eps)
-        head_function = functools.partial(head, product, weights.eps)
+        layer_function = functools.partial(decoder_layer, operators, weights.eps)
+        head_function = functools.partial(head, operators, weights.eps)
         self._layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
         self._head = Region(f"{name} head", head_function, fallback, device, **compile_options)
 

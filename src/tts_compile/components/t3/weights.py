@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...execution.native import Int8Matrix
-
-Matrix = Tensor | Int8Matrix
+from ...execution.native import Int8Matrix, Matrix
 
 
 class LayerWeights(NamedTuple):
