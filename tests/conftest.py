@@ -71,6 +71,18 @@ def fast(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
         yield handle
 
 
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """No graph of another test serves this one; the graphs of ``fast`` are lost too, so such tests run last."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "fresh_dynamo" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def stock_speech(model: Any) -> Callable[..., Speech]:
     """``speak_stock`` on ``model``, computed once for each text, seed and settings."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ def is_compile_failure(error: BaseException) -> bool:
 
 
 def dynamo_counters() -> Any:
-    """torch's own counters, stable from 2.6 to 2.15: ``["stats"]["unique_graphs"]``, ``["graph_break"]``, ..."""
+    """Torch's own counters, stable from 2.6 to 2.15: ``["stats"]["unique_graphs"]``, ``["graph_break"]``, ..."""
     from torch._dynamo.utils import counters
 
     return counters
@@ -60,7 +62,7 @@ def cpp_compiler() -> str | None:
 
 def inductor_cache_dir() -> str:
     """The folder in which inductor keeps compiled code."""
-    from torch._inductor.codecache import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return str(cache_dir())
 
@@ -86,10 +88,8 @@ def using_cache_dir(path: str | None) -> Iterator[None]:
 def cpu_name() -> str:
     """The processor's model name and features as the system gives them; empty where it gives none."""
     try:
-        lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        import platform
-
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")
     found = {line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import sys
@@ -55,7 +56,7 @@ def _mistaken_ranges(value: Any) -> list[str]:
         return [f"buckets must be a tuple of (low, high) ranges, got {value!r}"]
     mistakes = [f"bucket {item!r} must be two ascending whole numbers" for item in value if not _is_range(item)]
     if not mistakes:
-        for (low, high), (next_low, next_high) in zip(value, value[1:]):
+        for (low, high), (next_low, next_high) in itertools.pairwise(value):
             if high != next_low:
                 kind = "gap" if high < next_low else "overlap"
                 mistakes.append(f"{kind} between buckets ({low}, {high}) and ({next_low}, {next_high})")

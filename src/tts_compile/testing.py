@@ -205,7 +205,7 @@ def _residual_level(t3: Any) -> float:
 
 
 def _without_shared_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses tensors that share memory; chatterbox has none that must stay shared."""
+    """Clone: safetensors refuses tensors that share memory; chatterbox has none that must stay shared."""
     return {name: tensor.contiguous().clone() for name, tensor in state.items()}
 
 
@@ -232,9 +232,9 @@ def _conditionals(seconds: int) -> dict[str, Any]:
 
 def _tokenizer() -> dict[str, Any]:
     """A character tokenizer with the special tokens at the ids that T3's configuration expects."""
-    vocabulary = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[PAD]": 3, "[SEP]": 4, "[CLS]": 5, "[MASK]": 6, "[START]": 255}
-    special = dict(vocabulary)
-    vocabulary |= {character: 7 + i for i, character in enumerate(_ALPHABET)}
+    names = ("[STOP]", "[UNK]", "[SPACE]", "[PAD]", "[SEP]", "[CLS]", "[MASK]")
+    special = {name: number for number, name in enumerate(names)} | {"[START]": 255}
+    vocabulary = special | {character: len(names) + i for i, character in enumerate(_ALPHABET)}
     return {
         "version": "1.0",
         "truncation": None,

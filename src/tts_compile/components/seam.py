@@ -22,9 +22,7 @@ class Seam:
         self._owner = owner
         self._name = name
         self._before: Any = _ABSENT
-        self._replacement = functools.wraps(getattr(owner, name))(
-            lambda *args, **kwargs: replacement(*args, **kwargs)
-        )
+        self._replacement = functools.wraps(getattr(owner, name))(lambda *args, **kwargs: replacement(*args, **kwargs))
 
     def attach(self) -> None:
         """Put the replacement in place."""

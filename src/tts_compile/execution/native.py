@@ -37,8 +37,10 @@ class Int8Matrix(NamedTuple):
     sums: Tensor  # int32 (out,), of the values
 
     @classmethod
-    def of(cls, matrix: Tensor) -> Int8Matrix:
+    def of(cls, matrix: Matrix) -> Int8Matrix:
         """Round to the nearest of 255 steps, symmetric, with one scale per row."""
+        if isinstance(matrix, Int8Matrix):
+            return matrix
         matrix = matrix.detach().float()
         scales = matrix.abs().amax(1).clamp(min=1e-12) / 127
         values = (matrix / scales[:, None]).round().to(torch.int8)
@@ -107,7 +109,7 @@ def load(cache_dir: str | None = None) -> None:
             return [F.linear(x, v.float() * s[:, None]) for v, s in zip(values, scales)]
         return outputs
 
-    def attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def cache_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         rows, heads, count, head_dim = query.shape
         query, mixed = query.contiguous(), query.new_empty(query.shape)
         if not (keys.is_contiguous() and values.is_contiguous()) or library.tts_attention(
@@ -126,7 +128,7 @@ def load(cache_dir: str | None = None) -> None:
     _register("rows_int8(Tensor x, Tensor[] values, Tensor[] scales, Tensor[] sums) -> Tensor[]", rows_int8, _outputs)
     _register(
         "attention(Tensor query, Tensor keys, Tensor values, Tensor positions, Tensor mask) -> Tensor",
-        attention,
+        cache_attention,
         lambda query, *_: query.new_empty(query.shape),
     )
 

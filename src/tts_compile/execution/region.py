@@ -12,7 +12,6 @@ import torch
 from .. import _compat
 from ..fallback import FallbackManager
 
-
 _serial = itertools.count()
 
 

@@ -183,9 +183,7 @@ class T3Engine:
         x = run_layers(self._eager_layer, self._weights, prompt[:, split:], self._rotary, split, cache)
         return head(TORCH, self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
-    def _speak(
-        self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache
-    ) -> Tensor:
+    def _speak(self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache) -> Tensor:
         """Tokens until the stop token or the budget; int64 (1, n)."""
         from tqdm import tqdm  # stock shows the same bar
 
@@ -220,9 +218,7 @@ class T3Engine:
                     break
                 self.accepted += 1
 
-    def _guess(
-        self, token: int, index: int, utterance: _Utterance, prompt_length: int, cache: KVCache
-    ) -> list[int]:
+    def _guess(self, token: int, index: int, utterance: _Utterance, prompt_length: int, cache: KVCache) -> list[int]:
         """What the int8 copy samples after ``token``; its keys and values are overwritten when they are verified."""
         guesses: list[int] = []
         if self._draft:

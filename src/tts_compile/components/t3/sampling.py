@@ -59,7 +59,7 @@ def guide(logits: Tensor, cfg_weight: float) -> Tensor:
     """
     if logits.shape[0] == 1:
         return logits[0]
-    conditional, unconditional = logits
+    conditional, unconditional = logits[0], logits[1]
     weight = torch.as_tensor(cfg_weight, device=logits.device, dtype=logits.dtype)
     return conditional + weight * (conditional - unconditional)
 

@@ -70,13 +70,11 @@ def int8_copy(weights: DecoderWeights) -> DecoderWeights:
     """The same decoder with every matrix in 8 bits, a quarter of the bytes; norms and embeddings are shared."""
 
     def quantised(layer: LayerWeights) -> LayerWeights:
-        return LayerWeights(*(Int8Matrix.of(w) if isinstance(w, Tensor) and w.ndim == 2 else w for w in layer))
+        matrices = {name: Int8Matrix.of(w) for name, w in layer._asdict().items() if w.ndim == 2}
+        return LayerWeights(**(layer._asdict() | matrices))
 
-    assert isinstance(weights.head, Tensor)
     with torch.inference_mode():
-        return weights._replace(
-            layers=[quantised(layer) for layer in weights.layers], head=Int8Matrix.of(weights.head)
-        )
+        return weights._replace(layers=[quantised(layer) for layer in weights.layers], head=Int8Matrix.of(weights.head))
 
 
 def rotary_table(t3: Any, length: int) -> tuple[Tensor, Tensor]:
