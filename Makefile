@@ -27,6 +27,7 @@ types: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	$(BIN)/sphinx-build -q -W --keep-going -b doctest docs build/doctest
 
 bench: $(VENV)/ready
 	$(BIN)/tts-compile bench t3 --size full

@@ -188,7 +188,7 @@ class CompileConfig:
 
     @classmethod
     def fast(cls) -> Self:
-        """Lower-precision weights where the library has them: bfloat16 weights for T3's decode step."""
+        """Asks for bfloat16 weights in T3; this version has none, so T3 keeps the model's dtype and reports it."""
         return cls(t3=ComponentPolicy(dtype="bf16"))
 
     @classmethod
