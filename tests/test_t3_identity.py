@@ -111,6 +111,23 @@ def test_guessing_ahead_changes_nothing(tts: Any, stock_speech: Callable[..., Sp
         assert speak(handle, SHORT, 3, max_new_tokens=budget) == expected
 
 
+@pytest.mark.parametrize("ahead", [1, 6])
+def test_wrong_guesses_change_nothing(tts: Any, ahead: int) -> None:
+    policy = tc.ComponentPolicy(execution="inductor", backend="eager", draft_tokens=ahead)
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=policy))
+    weight = tts.t3.speech_head.weight
+    good = weight.detach().clone()
+    try:
+        with torch.no_grad():  # every other token changes its meaning; what guesses ahead was copied before
+            weight[:6560:2] = good[:6560:2].roll(1, 0)
+        expected = speak_stock(tts, SHORT)
+        assert speak(handle, SHORT) == expected
+        assert speak(handle, SHORT, max_new_tokens=7) == speak_stock(tts, SHORT, max_new_tokens=7)
+    finally:
+        with torch.no_grad():
+            weight.copy_(good)
+
+
 def test_whole_utterance(fast: Any, stock_wave: Callable[..., tuple[Tensor, Any]]) -> None:
     expected, states = stock_wave(SHORT, 1)
     seed_everything(1)
