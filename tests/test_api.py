@@ -253,7 +253,6 @@ def test_warmup_leaves_voice_and_generators(
     assert tts.conds.t3 is voice
 
 
-@pytest.mark.xfail(strict=True, reason="warming up with texts speaks them at the default exaggeration")
 def test_warmup_leaves_an_exaggerated_voice(
     eager: Any, tts: Any, silent: Callable[[Any], list[tuple[int, ...]]]
 ) -> None:

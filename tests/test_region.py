@@ -88,7 +88,6 @@ def test_failed_compilation_falls_back_with_an_event() -> None:
     assert event.action == "eager instead of inductor"
 
 
-@pytest.mark.xfail(strict=True, reason="only the first line of a nested error is kept, which says nothing of the cause")
 def test_event_names_the_cause() -> None:
     r = region(backend=broken_backend)
     r(torch.ones(4))
@@ -149,7 +148,6 @@ def test_error_of_the_running_graph_is_the_callers() -> None:
     assert r._fallback.level == "inductor"
 
 
-@pytest.mark.xfail(strict=True, reason="an error found while tracing counts as a failed compilation")
 def test_error_that_eager_gives_too_is_no_compile_failure() -> None:
     r = region(lambda x: x @ torch.ones(7))
     with pytest.raises(RuntimeError, match=r"size mismatch|shape"):

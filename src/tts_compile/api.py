@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .components.base import Component, StockComponent
-from .components.t3 import SamplingSettings, T3Component, check_text
+from .components.t3 import SamplingSettings, T3Component, check_text, finite_number
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
 from .report import ExecutionReport, format_table
@@ -62,8 +61,7 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
         if existing.config == config:
             return existing  # type: ignore[no-any-return]
         raise ModelStateError("this model is already compiled with another configuration; call restore() first")
-    if tts.t3.training:
-        raise ModelStateError("the model is in training mode; call .eval() on its modules first")
+    _check_mode(tts)
     return CompiledTTS(tts, config)
 
 
@@ -121,7 +119,9 @@ class CompiledTTS:
         spoken = 0
         with torch.random.fork_rng():
             for text in texts or ():
-                self._checked_generate(text)
+                _check_voice(self.wrapped, None)
+                # at the voice's own exaggeration: another would replace it
+                self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
                 spoken += 1
         graphs = {name: row.graphs for name, row in self.report().components.items()}
         return WarmupReport(seconds, graphs, spoken)
@@ -219,10 +219,17 @@ def _check_request(tts: Any, given: dict[str, Any]) -> None:
     settings = SamplingSettings(**{name: given[name] for name in names})
     if settings.cfg_weight < 0:
         raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
-    exaggeration = given["exaggeration"]
-    if not isinstance(exaggeration, (int, float)) or not math.isfinite(exaggeration):
-        raise InputError(f"exaggeration must be a finite number, got {exaggeration!r}")
-    if not given["audio_prompt_path"] and tts.conds is None:
+    finite_number("exaggeration", given["exaggeration"])
+    _check_voice(tts, given["audio_prompt_path"])
+    _check_mode(tts)
+
+
+def _check_voice(tts: Any, audio_prompt_path: object) -> None:
+    if not audio_prompt_path and tts.conds is None:
         raise InputError("the model has no voice: pass audio_prompt_path or call prepare_conditionals first")
-    if tts.t3.training:
-        raise ModelStateError("the model is in training mode; call .eval() on its modules first")
+
+
+def _check_mode(tts: Any) -> None:
+    training = [name for name in ("t3", "s3gen", "ve") if getattr(tts, name).training]
+    if training:
+        raise ModelStateError(f"the model is in training mode; call .eval() on {', '.join(training)} first")

@@ -189,9 +189,9 @@ def _shape_token_distribution(t3: Any, speech_tokens: int) -> None:
     crossing = top_logit / 4.0 * _residual_level(t3)  # component along `end` at which the stop token takes the lead
     positions = torch.arange(t3.speech_pos_emb.emb.num_embeddings)
     t3.speech_pos_emb.emb.weight += crossing * (positions / speech_tokens).clamp(max=3.0)[:, None] * end
-    t3.text_pos_emb.emb.weight += 8.0 * text
+    t3.text_emb.weight += 8.0 * text  # not in the positions: guidance would turn its effect around
     attention = t3.tfmr.layers[0].self_attn
-    attention.v_proj.weight[0] = 0.1 * crossing * text  # about 8 times the share of text, after the norm
+    attention.v_proj.weight[0] = 0.06 * crossing * text  # about 8 times the share of text, after the norm
     attention.o_proj.weight[:, 0] = -end
 
 

@@ -297,11 +297,17 @@ void attend(const float *q, const float *keys, const float *values, float *out, 
     total[i] = sum(all);
   }
   Floats mixed[QUERIES][HEAD_VECTORS] = {};
-  for (long j = 0; j < length; j++)
+  const long seen_by_all = positions[0] + 1;
+  for (long j = 0; j < seen_by_all; j++)
     for (int d = 0; d < HEAD_VECTORS; d++) {
       Floats value = *reinterpret_cast<const FloatsAnywhere *>(values + j * HEAD + d * LANES);
       for (int i = 0; i < QUERIES; i++) mixed[i][d] += scores[i * stride + j] * value;
     }
+  for (int i = 1; i < QUERIES; i++)  // apart, so that a later position's nan is not multiplied by a weight of 0
+    for (long j = seen_by_all; j <= positions[i]; j++)
+      for (int d = 0; d < HEAD_VECTORS; d++)
+        mixed[i][d] +=
+            scores[i * stride + j] * *reinterpret_cast<const FloatsAnywhere *>(values + j * HEAD + d * LANES);
   for (int i = 0; i < QUERIES; i++)
     for (int d = 0; d < HEAD_VECTORS; d++)
       *reinterpret_cast<FloatsAnywhere *>(out + i * HEAD + d * LANES) = mixed[i][d] / total[i];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import types
 from collections.abc import Callable
@@ -56,9 +57,9 @@ class Region:
             return function(*args)
 
         self._eager = _with_own_code(counted)
-        # "default" must not be passed beside other options, and other backends know no modes
-        options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
-        self._compiled = torch.compile(self._eager, fullgraph=True, backend=backend, dynamic=dynamic, **options)
+        self._options: dict[str, Any] = {"fullgraph": True, "backend": backend, "dynamic": dynamic}
+        if mode != "default":  # backends other than inductor know no modes, not even the default
+            self._options["mode"] = mode
 
     @property
     def compiled_calls(self) -> int:
@@ -80,12 +81,18 @@ class Region:
         except Exception as error:
             if not _compat.is_compile_failure(error):
                 raise
-            self._fallback.fall("compile", error)
-            return self._eager(self._counts, *args)
+            failure = error
         finally:
             graphs_after, breaks_after = _compat.graph_counts()
             self.graphs += graphs_after - graphs
             self.graph_breaks += breaks_after - breaks
+        result = self._eager(self._counts, *args)  # raises by itself where the arguments are at fault
+        self._fallback.fall("compile", failure)
+        return result
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        return torch.compile(self._eager, **self._options)
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

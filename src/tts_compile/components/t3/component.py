@@ -27,6 +27,7 @@ class T3Component:
         policy = config.t3
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
         self._asked = policy.execution
+        self._backend = policy.backend
         self._fallback = FallbackManager("t3", levels, config.fallback)
         if policy.execution == "cuda_graph":
             self._fallback.note("attach", "this version has no CUDA graphs for t3", f"{levels[0]} instead")
@@ -79,8 +80,11 @@ class T3Component:
             ran, note = "inductor", ""
         else:
             ran, note = "eager", f"{calls - compiled} of {calls} passes ran outside compiled code"
+        if ran == "inductor" and self._backend != "inductor":
+            note = f"through the torch.compile backend {self._backend!r}"
         if engine.guessed:
-            note = f"{note} {engine.accepted} of {engine.guessed} guessed tokens were verified".strip()
+            verified = f"{engine.accepted} of {engine.guessed} guessed tokens were verified"
+            note = f"{note}; {verified}" if note else verified
         return ComponentReport(
             asked=self._asked,
             ran=ran,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
@@ -125,10 +126,13 @@ class T3Engine:
 
     def _checked_budget(self, max_new_tokens: int | None) -> int:
         limit = len(self._weights.speech_positions)
-        budget = self.t3.hp.max_speech_tokens if max_new_tokens is None else max_new_tokens
+        try:
+            budget = self.t3.hp.max_speech_tokens if max_new_tokens is None else operator.index(max_new_tokens)
+        except TypeError:
+            raise InputError(f"max_new_tokens must be a whole number, got {max_new_tokens!r}") from None
         if not 1 <= budget <= limit:
             raise InputError(f"max_new_tokens must be from 1 to the model's {limit} speech positions, got {budget}")
-        return int(budget)
+        return budget
 
     def _checked_text(self, text_tokens: Tensor, settings: SamplingSettings) -> Tensor:
         hp = self.t3.hp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -35,21 +36,35 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         mistakes = []
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight"):
-            value = getattr(self, name)
             try:
-                number = float(value)
-            except (TypeError, ValueError):
-                mistakes.append(f"{name} must be a number, got {value!r}")
+                number = finite_number(name, getattr(self, name))
+            except InputError as error:
+                mistakes.append(str(error))
                 continue
-            if not math.isfinite(number):
-                mistakes.append(f"{name} must be finite, got {number}")
-            elif name in ("top_p", "min_p") and not 0 <= number <= 1:
+            if name in ("top_p", "min_p") and not 0 <= number <= 1:
                 mistakes.append(f"{name} must be from 0 to 1, got {number}")
             elif name in ("temperature", "repetition_penalty") and number <= 0:
                 mistakes.append(f"{name} must be above 0, got {number}")
             object.__setattr__(self, name, number)
         if mistakes:
             raise InputError("; ".join(mistakes))
+
+
+def finite_number(name: str, value: object) -> float:
+    """``value`` as a float; any real number passes, numpy's too.
+
+    Raises:
+        InputError: naming ``name``, for anything else, and for nan, infinity or what no float can hold.
+    """
+    if not isinstance(value, numbers.Real):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{name} must be finite, got {number}")
+    return number
 
 
 def guide(logits: Tensor, cfg_weight: float) -> Tensor:
