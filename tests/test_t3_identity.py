@@ -63,10 +63,10 @@ def test_no_budget_means_the_models_own(speaker: Any, stock_speech: Callable[...
 
 
 def test_initial_speech_tokens(speaker: Any, tts: Any) -> None:
-    initial = torch.tensor([[6561, 17, 2305]]).repeat(2, 1)
-    expected = speak_stock(tts, SHORT, max_new_tokens=6, initial_speech_tokens=initial)
-    assert expected.tokens != speak_stock(tts, SHORT, max_new_tokens=6).tokens
-    assert speak(speaker, SHORT, max_new_tokens=6, initial_speech_tokens=initial) == expected
+    initial = torch.arange(0, 6400, 64)[None].repeat(2, 1)  # enough of them to change what is said
+    expected = speak_stock(tts, SHORT, max_new_tokens=12, initial_speech_tokens=initial)
+    assert expected.tokens != speak_stock(tts, SHORT, max_new_tokens=12).tokens
+    assert speak(speaker, SHORT, max_new_tokens=12, initial_speech_tokens=initial) == expected
 
 
 def test_two_utterances_in_a_row_share_one_stream_of_random_numbers(speaker: Any, tts: Any) -> None:

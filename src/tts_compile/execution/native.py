@@ -90,7 +90,7 @@ def load(cache_dir: str | None = None) -> None:
 
     def rows_f32(x: Tensor, matrices: list[Tensor]) -> list[Tensor]:
         x, outputs, rows = _prepared(x, matrices)
-        if all(matrix.dtype == torch.float32 for matrix in matrices) and not library.tts_rows_f32(
+        if all(tensor.dtype == torch.float32 for tensor in (x, *matrices)) and not library.tts_rows_f32(
             _pointers(matrices), _pointers(outputs), *_heights(matrices), *_sizes(x, rows)
         ):
             return outputs
@@ -98,7 +98,7 @@ def load(cache_dir: str | None = None) -> None:
 
     def rows_int8(x: Tensor, values: list[Tensor], scales: list[Tensor], sums: list[Tensor]) -> list[Tensor]:
         x, outputs, rows = _prepared(x, values)
-        if library.tts_rows_int8(
+        if x.dtype != torch.float32 or library.tts_rows_int8(
             _pointers(values),
             _pointers(scales),
             _pointers(sums),
@@ -106,13 +106,14 @@ def load(cache_dir: str | None = None) -> None:
             *_heights(values),
             *_sizes(x, rows),
         ):
-            return [F.linear(x, v.float() * s[:, None]) for v, s in zip(values, scales)]
+            return [F.linear(x, (v.float() * s[:, None]).to(x.dtype)) for v, s in zip(values, scales)]
         return outputs
 
     def cache_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         rows, heads, count, head_dim = query.shape
         query, mixed = query.contiguous(), query.new_empty(query.shape)
-        if not (keys.is_contiguous() and values.is_contiguous()) or library.tts_attention(
+        fits = all(t.dtype == torch.float32 and t.is_contiguous() for t in (query, keys, values))
+        if not fits or library.tts_attention(
             *(ctypes.c_void_p(t.data_ptr()) for t in (query, keys, values, mixed, positions)),
             count,
             ctypes.c_long(rows * heads),

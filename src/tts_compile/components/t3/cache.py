@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -55,14 +53,3 @@ class KVCache:
         mask = torch.arange(rung, device=device) <= positions[:, None]
         torch._dynamo.maybe_mark_dynamic(mask, 1)
         return positions, mask
-
-    def layers(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, for the first ``rows`` rows."""
-        for keys, values in zip(self.keys, self.values):
-            # A slice is a new tensor without the mark for dynamic shapes, so the whole is handed out as it is.
-            yield (keys, values) if rows == self.rows else (keys[:rows], values[:rows])
-
-    def spread_first_row(self, length: int) -> None:
-        """Copy the first ``length`` positions of row 0 to every other row."""
-        for tensor in (*self.keys, *self.values):
-            tensor[1:, :, :length] = tensor[:1, :, :length]

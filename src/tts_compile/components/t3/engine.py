@@ -110,9 +110,9 @@ class T3Engine:
         if initial_speech_tokens is None:
             initial_speech_tokens = torch.full_like(text_tokens[:, :1], self.t3.hp.start_speech_token)
         with _compat.using_cache_dir(self._cache_dir):
-            prompt, shared = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
+            prompt = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
             cache = self._cache(len(prompt), prompt.shape[1] + budget)
-            logits = self._prefill(prompt, shared, cache)
+            logits = self._prefill(prompt, cache)
             utterance = _Utterance(self.t3.hp.start_speech_token, budget + self._guesses, settings, logits[0])
             return self._speak(utterance, logits, prompt.shape[1], budget, cache)
 
@@ -152,18 +152,14 @@ class T3Engine:
                 raise InputError(f"text_tokens lack the {name} token {token}")
         return text_tokens
 
-    def _prompt(
-        self, t3_cond: Any, text_tokens: Tensor, speech_tokens: Tensor, settings: SamplingSettings
-    ) -> tuple[Tensor, int]:
-        """Embeddings (rows, length, width) of voice, text and start, and how many leading ones all rows share."""
-        embeddings, voice_length = self.t3.prepare_input_embeds(
+    def _prompt(self, t3_cond: Any, text_tokens: Tensor, speech_tokens: Tensor, settings: SamplingSettings) -> Tensor:
+        """Embeddings (rows, length, width) of voice, text and start."""
+        embeddings, _ = self.t3.prepare_input_embeds(
             t3_cond=t3_cond, text_tokens=text_tokens, speech_tokens=speech_tokens, cfg_weight=settings.cfg_weight
         )
         # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
         start = embedded([self.t3.hp.start_speech_token], 0, self._weights, len(embeddings))
-        prompt = torch.cat([embeddings, start], dim=1)
-        shared = voice_length if bool((prompt[:1, :voice_length] == prompt[:, :voice_length]).all()) else 0
-        return prompt, shared
+        return torch.cat([embeddings, start], dim=1)
 
     def _cache(self, rows: int, length: int) -> KVCache:
         weights = self._weights
@@ -174,17 +170,14 @@ class T3Engine:
             len(weights.layers), rows, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
         )
 
-    def _prefill(self, prompt: Tensor, shared: int, cache: KVCache) -> Tensor:
+    def _prefill(self, prompt: Tensor, cache: KVCache) -> Tensor:
         """Fill the cache with the prompt; logits (rows, 1, vocabulary) after its last position.
 
         Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
-        would be a shape of its own. The part that all rows share, the voice, is computed once and copied.
+        would be a shape of its own. All rows go in together, the voice that they share included: on a CPU a product
+        with the voice's 34 rows alone costs more than the rows that it would save.
         """
-        split = shared if len(prompt) > 1 else 0
-        if split:
-            run_layers(self._eager_layer, self._weights, prompt[:1, :split], self._rotary, 0, cache)
-            cache.spread_first_row(split)
-        x = run_layers(self._eager_layer, self._weights, prompt[:, split:], self._rotary, split, cache)
+        x = run_layers(self._eager_layer, self._weights, prompt, self._rotary, 0, cache)
         return head(TORCH, self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
     def _speak(self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache) -> Tensor:

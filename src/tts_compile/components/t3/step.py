@@ -76,10 +76,10 @@ def run_layers(
     cache: KVCache,
 ) -> Tensor:
     """Every layer over a block of positions from ``start``, writing its keys and values into the cache."""
-    rows, count, _ = x.shape
+    count = x.shape[1]
     positions, mask = cache.attend(start, count)
     cos, sin = (table[start : start + count] for table in rotary)
-    for layer_weights, (keys, values) in zip(weights.layers, cache.layers(rows)):
+    for layer_weights, keys, values in zip(weights.layers, cache.keys, cache.values):
         x = layer(x, cos, sin, positions, mask, keys, values, layer_weights)
     return x
 
