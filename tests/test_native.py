@@ -47,14 +47,18 @@ def test_products_equal_linear(rows: int, width: int, heights: list[int], seed: 
 
 @given(rows=st.integers(1, 3), heights=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_int8_products_are_near(rows: int, heights: list[int], seed: int) -> None:
+def test_int8_products_equal_those_of_the_rounded_matrix(rows: int, heights: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     x = torch.randn(rows, 1024)
     matrices = [native.Int8Matrix.of(torch.randn(height, 1024)) for height in heights]
     for found, matrix in zip(native.products(x, matrices), matrices):
-        expected = F.linear(x, matrix.values.float() * matrix.scales[:, None])
-        # x too may be rounded to 8 bits: the error of a sum of 1024 terms, each rounded by up to max|x| / 254
-        assert (found - expected).abs().max() < 0.02 * 1024**0.5
+        dequantised = matrix.values.float() * matrix.scales[:, None]
+        steps = x.abs().amax(1, keepdim=True) / 127  # where the CPU has int8 dot products, x is rounded to these
+        errors = [
+            float((found - F.linear(given, dequantised)).abs().max()) for given in (x, (x / steps).round() * steps)
+        ]
+        # one value of x that lies between two steps may be rounded the other way
+        assert min(errors) < 1.5 * float(steps.max()) * float(dequantised.abs().max())
 
 
 def test_int8_matrix_is_within_half_a_step() -> None:
