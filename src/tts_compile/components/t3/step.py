@@ -18,7 +18,7 @@ from .weights import DecoderWeights
 class DecoderPass:
     """Feeds a block of embeddings through every layer; one layer and the head are compiled and reused.
 
-    A whole unrolled step would take torch minutes to compile and gain nothing: a step's time is reading weights.
+    A graph of all layers would hold the same code once per layer and take as many times longer to compile.
 
     Args:
         name: for messages.
