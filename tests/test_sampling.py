@@ -106,12 +106,12 @@ def test_guidance_is_stock_arithmetic(first: list[float], second: list[float], w
     cond, uncond = logits[0:1], logits[1:2]
     cfg = torch.as_tensor(weight, dtype=cond.dtype)
     expected = cond + cfg * (cond - uncond)
-    assert torch.equal(guide(logits[:, None], weight).nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(guide(logits[:, None], torch.tensor(weight)).nan_to_num(7), expected.nan_to_num(7))
 
 
 def test_guidance_of_one_row_is_that_row() -> None:
     logits = torch.randn(1, 1, 9)
-    assert torch.equal(guide(logits, 0.0), logits[0])
+    assert torch.equal(guide(logits, torch.tensor(0.0)), logits[0])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -133,8 +133,8 @@ class ComponentPolicy:
         ]
         if self.dynamic is not None and not isinstance(self.dynamic, bool):
             mistakes.append(f"dynamic must be True, False or None, got {self.dynamic!r}")
-        if self.draft_tokens is not None and not (_is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 16):
-            mistakes.append(f"draft_tokens must be a whole number from 0 to 16 or None, got {self.draft_tokens!r}")
+        if self.draft_tokens is not None and not (_is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):
+            mistakes.append(f"draft_tokens must be a whole number from 0 to 7 or None, got {self.draft_tokens!r}")
         return mistakes
 
 

@@ -1,7 +1,7 @@
-"""A decode step's heavy parts on a CPU: ``kernels.cpp``, built once and callable from compiled graphs.
+"""A pass of a Llama decoder on a CPU: ``decoder.cpp``, built once and callable from compiled graphs.
 
-At the 2 to 8 rows of a decode step a matrix product is bound by reading the matrix. General libraries reach the
-memory's speed at 1 or 2 rows at best, and inductor cannot express prefetching; these kernels can.
+At the few rows of a decode step a pass is bound by reading the weights. General libraries reach the memory's speed
+at 1 or 2 rows at best, and inductor can express neither prefetching nor one parallel region for all layers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _compat
 from ..errors import CompilationError
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+MAX_ROWS = 16  # of activations: sequences times new positions
+MAX_INT8_ROWS = 2
+HEAD_DIM = 64
+
+_SOURCE = Path(__file__).with_name("decoder.cpp")
+# Without the last flag, GCC 12 writes neighbouring rows of an activation back where several threads write them.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-predictive-commoning")
 _BUILD_SECONDS = 120
+_WIDTH_MULTIPLE = 64
 
 
 class Int8Matrix(NamedTuple):
@@ -34,52 +39,105 @@ class Int8Matrix(NamedTuple):
 
     values: Tensor  # int8 (out, in)
     scales: Tensor  # fp32 (out,)
-    sums: Tensor  # int32 (out,), of the values
 
     @classmethod
-    def of(cls, matrix: Matrix) -> Int8Matrix:
+    def of(cls, matrix: Tensor) -> Int8Matrix:
         """Round to the nearest of 255 steps, symmetric, with one scale per row."""
-        if isinstance(matrix, Int8Matrix):
-            return matrix
         matrix = matrix.detach().float()
         scales = matrix.abs().amax(1).clamp(min=1e-12) / 127
-        values = (matrix / scales[:, None]).round().to(torch.int8)
-        return cls(values, scales, values.sum(1, dtype=torch.int32))
+        return cls((matrix / scales[:, None]).round().to(torch.int8), scales)
 
 
 Matrix = Tensor | Int8Matrix
 
 
-def products(x: Tensor, matrices: Sequence[Matrix]) -> list[Tensor]:
-    """``F.linear`` of fp32 ``x`` (..., in) with each of several matrices, all fp32 or all int8.
-
-    Made for few rows of ``x``; with int8 matrices ``x`` may be rounded to 8 bits too. :func:`load` comes first.
-    """
-    first = matrices[0]
-    if isinstance(first, Int8Matrix):
-        values, scales, sums = zip(*matrices)
-        result: list[Tensor] = torch.ops.tts_compile.rows_int8(x, list(values), list(scales), list(sums))
-    else:
-        result = torch.ops.tts_compile.rows_f32(x, list(matrices))
-    return result
-
-
-def attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention of few positions over a cache, each up to and including its own.
+class Weights:
+    """What the native decoder reads: norms and matrices of every layer, the final norm and the head.
 
     Args:
-        query: fp32 (rows, heads, count, head_dim).
-        keys, values: fp32 (rows, heads, capacity, head_dim).
-        positions: int64 (count,), ascending.
-        mask: bool (count, attended); says the same as ``positions``, for where the kernel does not apply.
+        layers: for each layer its attention norm, the query, key, value and output matrices, its MLP norm and the
+            gate, up and down matrices; every matrix is (out, in), all fp32 or all int8.
+        final_norm: (width,).
+        head: (vocabulary, width).
     """
-    result: Tensor = torch.ops.tts_compile.attention(query, keys, values, positions, mask)
+
+    def __init__(self, layers: Sequence[Sequence[Matrix]], final_norm: Tensor, head: Matrix) -> None:
+        self._parts = [part for layer in layers for part in layer] + [final_norm, head]  # keeps the memory alive
+        self.vocabulary, self.width = _tensors(head)[0].shape
+        self.inner = _tensors(layers[0][6])[0].shape[0]
+
+    @property
+    def fit(self) -> bool:
+        """Whether the decoder can read them as they are now; a module's tensors may be replaced under it."""
+        return all(
+            tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.int8)
+            for part in self._parts
+            for tensor in _tensors(part)
+        ) and not (self.width % _WIDTH_MULTIPLE or self.inner % _WIDTH_MULTIPLE)
+
+    def addresses(self) -> Tensor:
+        """Where the parts lie now, int64, in the order of ``Layer`` and ``Pass`` in ``decoder.cpp``."""
+        numbers: list[int] = []
+        for part in self._parts:
+            numbers += [tensor.data_ptr() for tensor in _tensors(part)]
+            if isinstance(part, Tensor) and part.ndim == 2:
+                numbers.append(0)  # no scales
+        return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _tensors(part: Matrix) -> tuple[Tensor, ...]:
+    return part if isinstance(part, Int8Matrix) else (part,)
+
+
+def decode(
+    embeddings: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    addresses: Tensor,
+    inner: int,
+    vocabulary: int,
+    eps: float,
+) -> Tensor:
+    """Feed new positions through every layer; :func:`load` comes first.
+
+    Args:
+        embeddings: fp32 (sequences, count, width); sequences * count is at most :data:`MAX_ROWS`, or
+            :data:`MAX_INT8_ROWS` with int8 matrices.
+        cos, sin: fp32 (count, 64), rotary tables at the new positions.
+        positions: int64 (count,), consecutive.
+        keys, values: fp32 (layers, sequences, heads, capacity, 64), written at the new positions.
+        addresses: of :class:`Weights`, which must be alive and unmoved.
+        inner: width of the MLP.
+        vocabulary: rows of the head.
+        eps: of the RMS norms.
+
+    Returns:
+        Logits, fp32 (sequences, count, vocabulary).
+    """
+    result: Tensor = torch.ops.tts_compile.decode(
+        embeddings, cos, sin, positions, keys, values, addresses, inner, vocabulary, eps
+    )
     return result
+
+
+class _Pass(ctypes.Structure):
+    """``Pass`` in ``decoder.cpp``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("layers", "final_norm", "head_values", "head_scales")),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "cos", "sin", "keys", "values", "logits")),
+        *((name, ctypes.c_int64) for name in ("layer_count", "sequences", "count", "width", "heads", "inner")),
+        *((name, ctypes.c_int64) for name in ("vocabulary", "capacity", "start", "threads")),
+        ("eps", ctypes.c_double),
+    )
 
 
 @functools.cache
 def load(cache_dir: str | None = None) -> None:
-    """Build the kernels if need be and register them as ``torch.ops.tts_compile``.
+    """Build the decoder if need be and register it as ``torch.ops.tts_compile.decode``.
 
     Raises:
         CompilationError: when there is no C++ compiler, it fails, or the cache folder is not safe to load from.
@@ -88,71 +146,45 @@ def load(cache_dir: str | None = None) -> None:
     if _library is not None:
         return  # another folder, the same code: what is registered stays
 
-    def rows_f32(x: Tensor, matrices: list[Tensor]) -> list[Tensor]:
-        x, outputs, rows = _prepared(x, matrices)
-        if all(tensor.dtype == torch.float32 for tensor in (x, *matrices)) and not library.tts_rows_f32(
-            _pointers(matrices), _pointers(outputs), *_heights(matrices), *_sizes(x, rows)
-        ):
-            return outputs
-        return [F.linear(x, matrix) for matrix in matrices]
+    def run(
+        embeddings: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        addresses: Tensor,
+        inner: int,
+        vocabulary: int,
+        eps: float,
+    ) -> Tensor:
+        sequences, count, width = embeddings.shape
+        layers, _, heads, capacity, head_dim = keys.shape
+        start = int(positions[0])
+        if head_dim != HEAD_DIM or not 0 <= start <= capacity - count:
+            raise ValueError(f"no room for {count} positions from {start} in a cache {tuple(keys.shape)}")
+        if not (keys.is_contiguous() and values.is_contiguous()):
+            raise ValueError("the cache must be contiguous")
+        embeddings, cos, sin = (tensor.contiguous() for tensor in (embeddings, cos, sin))
+        logits = embeddings.new_empty(sequences, count, vocabulary)
+        *_, final_norm, head_values, head_scales = addresses.tolist()
+        arguments = _Pass(
+            *(addresses.data_ptr(), final_norm, head_values, head_scales),
+            *(tensor.data_ptr() for tensor in (embeddings, cos, sin, keys, values, logits)),
+            *(layers, sequences, count, width, heads, inner),
+            *(vocabulary, capacity, start, torch.get_num_threads()),
+            eps,
+        )
+        if library.tts_decode(ctypes.byref(arguments)):
+            raise ValueError(f"{sequences} x {count} rows are more than the native decoder is made for")
+        return logits
 
-    def rows_int8(x: Tensor, values: list[Tensor], scales: list[Tensor], sums: list[Tensor]) -> list[Tensor]:
-        x, outputs, rows = _prepared(x, values)
-        if x.dtype != torch.float32 or library.tts_rows_int8(
-            _pointers(values),
-            _pointers(scales),
-            _pointers(sums),
-            _pointers(outputs),
-            *_heights(values),
-            *_sizes(x, rows),
-        ):
-            return [F.linear(x, (v.float() * s[:, None]).to(x.dtype)) for v, s in zip(values, scales)]
-        return outputs
-
-    def cache_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        rows, heads, count, head_dim = query.shape
-        query, mixed = query.contiguous(), query.new_empty(query.shape)
-        fits = all(t.dtype == torch.float32 and t.is_contiguous() for t in (query, keys, values))
-        if not fits or library.tts_attention(
-            *(ctypes.c_void_p(t.data_ptr()) for t in (query, keys, values, mixed, positions)),
-            count,
-            ctypes.c_long(rows * heads),
-            ctypes.c_long(keys.shape[2]),
-            ctypes.c_long(head_dim),
-            torch.get_num_threads(),
-        ):
-            length = mask.shape[1]
-            return F.scaled_dot_product_attention(query, keys[:, :, :length], values[:, :, :length], attn_mask=mask)
-        return mixed
-
-    _register("rows_f32(Tensor x, Tensor[] matrices) -> Tensor[]", rows_f32, _outputs)
-    _register("rows_int8(Tensor x, Tensor[] values, Tensor[] scales, Tensor[] sums) -> Tensor[]", rows_int8, _outputs)
     _register(
-        "attention(Tensor query, Tensor keys, Tensor values, Tensor positions, Tensor mask) -> Tensor",
-        cache_attention,
-        lambda query, *_: query.new_empty(query.shape),
+        "decode(Tensor embeddings, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) keys, Tensor(b!) values, "
+        "Tensor addresses, int inner, int vocabulary, float eps) -> Tensor",
+        run,
+        lambda embeddings, *args: embeddings.new_empty(*embeddings.shape[:2], args[7]),
     )
-
-
-def _prepared(x: Tensor, matrices: list[Tensor]) -> tuple[Tensor, list[Tensor], int]:
-    x = x.contiguous()
-    return x, _outputs(x, matrices), x.numel() // x.shape[-1]
-
-
-def _outputs(x: Tensor, matrices: list[Tensor], *_: object) -> list[Tensor]:
-    return [x.new_empty((*x.shape[:-1], matrix.shape[0])) for matrix in matrices]
-
-
-def _pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-
-
-def _heights(matrices: list[Tensor]) -> tuple[ctypes.Array[ctypes.c_long], int]:
-    return (ctypes.c_long * len(matrices))(*(matrix.shape[0] for matrix in matrices)), len(matrices)
-
-
-def _sizes(x: Tensor, rows: int) -> tuple[ctypes.c_void_p, ctypes.c_long, int, int]:
-    return ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.shape[-1]), rows, torch.get_num_threads()
 
 
 _library: torch.library.Library | None = None
@@ -178,7 +210,7 @@ def _built(folder: Path) -> Path:
     key = hashlib.sha256()
     for part in (_SOURCE.read_text(), compiler, *_FLAGS, torch.__version__, _compat.cpu_name()):
         key.update(part.encode())
-    path = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    path = folder / f"decoder-{key.hexdigest()[:16]}.so"
     if path.exists():
         _refuse_unsafe(path)
         return path

@@ -9,7 +9,7 @@ from ...bucketing import Ladder
 
 
 class KVCache:
-    """Keys and values of every layer, (rows, heads, capacity, head_dim) each, written in place.
+    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, written in place.
 
     The capacity holds the whole utterance, so that nothing grows in the loop; attention reads the rung of the
     attended ladder that covers what has been written. On a CPU, memory that is never reached is never touched and
@@ -19,22 +19,22 @@ class KVCache:
     def __init__(
         self,
         layers: int,
-        rows: int,
+        sequences: int,
         heads: int,
         head_dim: int,
         capacity: int,
         attended: Ladder,
         like: Tensor,
     ) -> None:
-        shape = (rows, heads, capacity, head_dim)
-        self.rows = rows
-        self.keys = [like.new_empty(shape) for _ in range(layers)]
-        self.values = [like.new_empty(shape) for _ in range(layers)]
+        shape = (layers, sequences, heads, capacity, head_dim)
+        self.sequences = sequences
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.layer_keys, self.layer_values = self.keys.unbind(), self.values.unbind()
         self._capacity = capacity
         self._attended = attended
         self._cleared = 0
-        for tensor in (*self.keys, *self.values):
-            torch._dynamo.maybe_mark_dynamic(tensor, 2)
+        for tensor in (self.keys, self.values, *self.layer_keys, *self.layer_values):
+            torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2)
 
     def attend(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Make room for positions ``start`` to ``start + count``.
@@ -45,10 +45,10 @@ class KVCache:
         """
         rung = min(self._attended.capacity(start + count), self._capacity)
         if rung > self._cleared:  # masked entries still enter as 0 * value, which must not be 0 * nan
-            for tensor in (*self.keys, *self.values):
-                tensor[:, :, self._cleared : rung].zero_()
+            for tensor in (self.keys, self.values):
+                tensor[..., self._cleared : rung, :].zero_()
             self._cleared = rung
-        device = self.keys[0].device
+        device = self.keys.device
         positions = torch.arange(start, start + count, device=device)
         mask = torch.arange(rung, device=device) <= positions[:, None]
         torch._dynamo.maybe_mark_dynamic(mask, 1)

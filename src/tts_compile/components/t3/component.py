@@ -12,11 +12,10 @@ from ...execution import native
 from ...fallback import FallbackManager
 from ...report import ComponentReport
 from ..seam import Seam
-from .decoder import NATIVE, TORCH
 from .engine import T3Engine
 
-# Guesses per pass on a CPU: from 1 to 4 no number was clearly faster than another on the machine it was tried on.
-CPU_GUESSES = 3
+# Guesses per pass on a CPU.
+CPU_GUESSES = 4
 
 
 class T3Component:
@@ -32,21 +31,19 @@ class T3Component:
             self._fallback.note("attach", "this version has no CUDA graphs for t3", f"{levels[0]} instead")
         if policy.dtype != "model":
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for t3", "the model's dtype")
-        operators, guesses = TORCH, 0
-        if self._fallback.level == "inductor" and _kernels_apply(t3):
+        use_native = self._fallback.level == "inductor" and _native_applies(t3)
+        if use_native:
             try:
                 native.load(config.cache_dir)
             except CompilationError as error:
                 self._fallback.note("attach", str(error), "torch's own matrix products, no guessing ahead")
-            else:
-                operators = NATIVE
-                guesses = CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens
+                use_native = False
         self._warm_graphs: int | None = None
         self.engine = T3Engine(
             t3,
             self._fallback,
-            operators,
-            guesses,
+            use_native,
+            CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens,
             config.cache_dir,
             backend=policy.backend,
             mode=policy.mode,
@@ -64,8 +61,8 @@ class T3Component:
 
     def warm_up(self) -> None:
         """Compile every pass, with and without guidance."""
-        for rows in (2, 1):
-            self.engine.warm_up(rows)
+        for sequences in (2, 1):
+            self.engine.warm_up(sequences)
         self._warm_graphs = self._graphs
 
     def report(self) -> ComponentReport:
@@ -90,7 +87,7 @@ class T3Component:
             calls=calls,
             compiled_calls=compiled,
             graphs=self._graphs,
-            graph_breaks=sum(p.graph_breaks for p in engine.passes),
+            graph_breaks=sum(region.graph_breaks for p in engine.passes for region in p.regions),
             recompiles_after_warmup=0 if self._warm_graphs is None else self._graphs - self._warm_graphs,
             fallbacks=tuple(self._fallback.events),
             note=note,
@@ -104,9 +101,9 @@ class T3Component:
 
     @property
     def _graphs(self) -> int:
-        return sum(p.graphs for p in self.engine.passes)
+        return sum(region.graphs for p in self.engine.passes for region in p.regions)
 
 
-def _kernels_apply(t3: Any) -> bool:
-    weight = t3.speech_head.weight
-    return bool(weight.device.type == "cpu" and weight.dtype == torch.float32)
+def _native_applies(t3: Any) -> bool:
+    weight, head_dim = t3.speech_head.weight, t3.cfg.hidden_size // t3.cfg.num_attention_heads
+    return bool(weight.device.type == "cpu" and weight.dtype == torch.float32 and head_dim == native.HEAD_DIM)

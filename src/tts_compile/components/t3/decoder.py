@@ -1,79 +1,53 @@
 """The Llama decoder as plain tensor functions: one block of new positions against a cache.
 
-A block may be a whole prompt, a single token or a few; rows are sequences (two with classifier-free guidance).
+A block may be a whole prompt, a single token or a few; with classifier-free guidance there are two sequences.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...execution import native
 from .weights import LayerWeights
 
 
-class Operators(NamedTuple):
-    """How to do the two heavy parts."""
-
-    products: Callable[[Tensor, Sequence[Any]], list[Tensor]]  # (x, matrices) -> [x @ matrix.T, ...]
-    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # as native.attention
-
-
-def _products(x: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
-    return [F.linear(x, matrix) for matrix in matrices]
-
-
-def _attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001
-    attended = mask.shape[1]
-    return F.scaled_dot_product_attention(query, keys[:, :, :attended], values[:, :, :attended], attn_mask=mask)
-
-
-TORCH = Operators(_products, _attention)
-NATIVE = Operators(native.products, native.attention)
-
-
 def decoder_layer(
-    operators: Operators,
     eps: float,
-    x: Tensor,  # (rows, count, width)
+    x: Tensor,  # (sequences, count, width)
     cos: Tensor,  # (count, head_dim)
     sin: Tensor,
     positions: Tensor,  # int64 (count,)
     mask: Tensor,  # bool (count, attended)
-    keys: Tensor,  # (rows, heads, capacity, head_dim), written at `positions`
+    keys: Tensor,  # (sequences, heads, capacity, head_dim), written at `positions`
     values: Tensor,
     weights: LayerWeights,
 ) -> Tensor:
-    """One layer: attention over the cache, then the gated MLP; returns (rows, count, width)."""
-    rows, count, width = x.shape
+    """One layer: attention over the cache, then the gated MLP; returns (sequences, count, width)."""
+    sequences, count, width = x.shape
+    attended = mask.shape[1]
     heads, head_dim = keys.shape[1], keys.shape[3]
-    products, attention = operators
 
     h = rms_norm(x, weights.attention_norm, eps)
     query, key, value = (
-        projected.view(rows, count, heads, head_dim).transpose(1, 2)
-        for projected in products(h, (weights.query, weights.key, weights.value))
+        F.linear(h, matrix).view(sequences, count, heads, head_dim).transpose(1, 2)
+        for matrix in (weights.query, weights.key, weights.value)
     )
     keys.index_copy_(2, positions, rotate(key, cos, sin))
     values.index_copy_(2, positions, value)
-    mixed = attention(rotate(query, cos, sin), keys, values, positions, mask)
-    (update,) = products(mixed.transpose(1, 2).reshape(rows, count, width), (weights.output,))
-    x = x + update
+    mixed = F.scaled_dot_product_attention(
+        rotate(query, cos, sin), keys[:, :, :attended], values[:, :, :attended], attn_mask=mask
+    )
+    x = x + F.linear(mixed.transpose(1, 2).reshape(sequences, count, width), weights.output)
 
     h = rms_norm(x, weights.mlp_norm, eps)
-    gate, up = products(h, (weights.gate, weights.up))
-    (update,) = products(F.silu(gate) * up, (weights.down,))
-    return x + update
+    gated = F.silu(F.linear(h, weights.gate)) * F.linear(h, weights.up)
+    return x + F.linear(gated, weights.down)
 
 
-def head(operators: Operators, eps: float, x: Tensor, norm: Tensor, weight: Any) -> Tensor:
-    """Final norm and projection: (rows, count, width) to logits (rows, count, vocabulary)."""
-    (logits,) = operators.products(rms_norm(x, norm, eps), (weight,))
-    return logits
+def head(eps: float, x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
+    """Final norm and projection: (sequences, count, width) to logits (sequences, count, vocabulary)."""
+    return F.linear(rms_norm(x, norm, eps), weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

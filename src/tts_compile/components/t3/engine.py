@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from ...bucketing import Ladder
 from ...errors import InputError, ModelStateError
 from ...fallback import FallbackManager
 from .cache import KVCache
-from .decoder import TORCH, Operators, decoder_layer, head
+from .decoder import decoder_layer, head
 from .noise import NoiseStream
 from .sampling import SamplingSettings, choose, guide, probabilities
-from .step import DecoderPass, embedded, run_layers
-from .weights import int8_copy, rotary_table, stock_weights
+from .step import DecoderPass, LayeredPass, NativePass, embedded, run_layers
+from .weights import int8_copy, native_weights, rotary_table, stock_weights
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,17 @@ logger = logging.getLogger(__name__)
 ATTENDED = Ladder.regular(step=16, last=16_384)
 # Caches are allocated by these; a CPU touches only what is used.
 CAPACITY = Ladder.regular(step=512, last=16_384)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _without_gradients(function: Function) -> Function:
+    """Outside inference mode even where the caller is in it: torch cannot compile views of an operator's result there.
+
+    https://github.com/pytorch/pytorch/issues/169477
+    """
+    return torch.inference_mode(mode=False)(torch.no_grad()(function))
 
 
 class T3Engine:
@@ -41,8 +52,8 @@ class T3Engine:
     Args:
         t3: the stock model; its parameters are used where they are.
         fallback: decides between compiled and eager passes.
-        operators: how the passes of the decode loop do products and attention.
-        guesses: tokens guessed ahead; above 0 ``operators`` must be able to multiply by an int8 matrix.
+        use_native: decode with the native decoder, which must be loaded and made for this model.
+        guesses: tokens guessed ahead; only the native decoder can read the copy.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
@@ -51,7 +62,7 @@ class T3Engine:
         self,
         t3: Any,
         fallback: FallbackManager,
-        operators: Operators = TORCH,
+        use_native: bool = False,
         guesses: int = 0,
         cache_dir: str | None = None,
         **compile_options: Any,
@@ -59,19 +70,29 @@ class T3Engine:
         self.t3 = t3
         self.guessed = 0
         self.accepted = 0
-        self._guesses = guesses
         self._cache_dir = cache_dir
         self._weights = stock_weights(t3)
         self._rotary = rotary_table(t3, 0)
-        self._eager_layer = functools.partial(decoder_layer, TORCH, self._weights.eps)
-        self._verify = DecoderPass("decode", self._weights, operators, fallback, **compile_options)
+        self._eager_layer = functools.partial(decoder_layer, self._weights.eps)
+        self._layered = LayeredPass("layered decode", self._weights, fallback, **compile_options)
+        self._native: list[NativePass] = []
+        if use_native:
+            copies = {"decode": native_weights(self._weights)}
+            if guesses:
+                copies["draft"] = int8_copy(self._weights)
+            for name, copy in copies.items():
+                self._native.append(NativePass(name, self._weights, copy, fallback, **compile_options))
+        self._decode: DecoderPass = self._layered  # what this utterance uses
         self._draft: DecoderPass | None = None
-        self.passes = [self._verify]
-        if guesses:
-            self._draft = DecoderPass("draft", int8_copy(self._weights), operators, fallback, **compile_options)
-            self.passes.append(self._draft)
+        self._guesses = 0
+        self._wanted_guesses = guesses if use_native else 0
 
-    @torch.inference_mode()
+    @property
+    def passes(self) -> list[DecoderPass]:
+        """Every pass that the engine may use."""
+        return [self._layered, *self._native]
+
+    @_without_gradients
     def inference(
         self,
         *,
@@ -109,6 +130,7 @@ class T3Engine:
         text_tokens = self._checked_text(text_tokens, settings)
         if initial_speech_tokens is None:
             initial_speech_tokens = torch.full_like(text_tokens[:, :1], self.t3.hp.start_speech_token)
+        self._choose_passes()
         with _compat.using_cache_dir(self._cache_dir):
             prompt = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
             cache = self._cache(len(prompt), prompt.shape[1] + budget)
@@ -116,13 +138,31 @@ class T3Engine:
             utterance = _Utterance(self.t3.hp.start_speech_token, budget + self._guesses, settings, logits[0])
             return self._speak(utterance, logits, prompt.shape[1], budget, cache)
 
-    def warm_up(self, rows: int) -> None:
-        """Compile every pass for ``rows`` sequences; speaks nothing and draws no random number."""
-        with torch.inference_mode(), _compat.using_cache_dir(self._cache_dir):
-            cache = self._cache(rows, length=1)
-            self._verify(*self._block([0] * (1 + self._guesses), 0, 0, cache))
+    def _choose_passes(self) -> None:
+        """Native ones as long as the model's weights are what they read: a module can be cast or moved any time.
+
+        Raises:
+            ModelStateError: when other tensors have taken the place of those that the engine was made for.
+        """
+        if any(now is not then for now, then in zip(stock_weights(self.t3).tensors(), self._weights.tensors())):
+            raise ModelStateError("the model's weights were replaced; call restore() and compile_model again")
+        if self._native and all(native.ready() for native in self._native):
+            self._decode, *drafts = self._native
+            self._draft = drafts[0] if drafts else None
+            self._guesses = self._wanted_guesses
+        else:
+            self._decode, self._draft, self._guesses = self._layered, None, 0
+
+    @_without_gradients
+    def warm_up(self, sequences: int) -> None:
+        """Compile every pass for a number of sequences; speaks nothing and draws no random number."""
+        self._choose_passes()
+        with _compat.using_cache_dir(self._cache_dir):
+            cache = self._cache(sequences, length=1)
+            cfg_weight = torch.zeros((), dtype=cache.keys.dtype, device=cache.keys.device)
+            self._step(self._decode, [0] * (1 + self._guesses), 0, 0, cache, cfg_weight)
             if self._draft:
-                self._draft(*self._block([0], 0, 0, cache))
+                self._step(self._draft, [0], 0, 0, cache, cfg_weight)
 
     def _checked_budget(self, max_new_tokens: int | None) -> int:
         limit = len(self._weights.speech_positions)
@@ -158,16 +198,19 @@ class T3Engine:
             t3_cond=t3_cond, text_tokens=text_tokens, speech_tokens=speech_tokens, cfg_weight=settings.cfg_weight
         )
         # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
-        start = embedded([self.t3.hp.start_speech_token], 0, self._weights, len(embeddings))
+        weights = self._weights
+        token = torch.tensor([self.t3.hp.start_speech_token], device=embeddings.device)
+        start = embedded(weights.speech_embedding, weights.speech_positions, token, 0, len(embeddings))
         return torch.cat([embeddings, start], dim=1)
 
-    def _cache(self, rows: int, length: int) -> KVCache:
+    def _cache(self, sequences: int, length: int) -> KVCache:
         weights = self._weights
         capacity = CAPACITY.capacity(length + self._guesses)
-        if len(self._rotary[0]) < capacity:
+        if self._rotary.shape[1] < capacity:
             self._rotary = rotary_table(self.t3, capacity)
+            torch._dynamo.maybe_mark_dynamic(self._rotary, 1)
         return KVCache(
-            len(weights.layers), rows, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
+            len(weights.layers), sequences, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
         )
 
     def _prefill(self, prompt: Tensor, cache: KVCache) -> Tensor:
@@ -178,14 +221,14 @@ class T3Engine:
         with the voice's 34 rows alone costs more than the rows that it would save.
         """
         x = run_layers(self._eager_layer, self._weights, prompt, self._rotary, 0, cache)
-        return head(TORCH, self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
+        return head(self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
     def _speak(self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache) -> Tensor:
         """Tokens until the stop token or the budget; int64 (1, n)."""
         from tqdm import tqdm  # stock shows the same bar
 
         tokens: list[int] = []
-        stream = self._stream(utterance, logits, prompt_length, cache)
+        stream = self._stream(utterance, logits, prompt_length, budget, cache)
         try:
             for token in tqdm(stream, total=budget, desc="Sampling", dynamic_ncols=True):
                 tokens.append(token)
@@ -198,16 +241,20 @@ class T3Engine:
             utterance.noise.settle(len(tokens))
         return torch.tensor([tokens], device=logits.device)
 
-    def _stream(self, utterance: _Utterance, logits: Tensor, prompt_length: int, cache: KVCache) -> Iterator[int]:
+    def _stream(
+        self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache
+    ) -> Iterator[int]:
         """Tokens without end; the caller decides when to stop."""
         index = 0
-        token = utterance.sample(guide(logits, utterance.settings.cfg_weight), index)
+        token = utterance.sample(guide(logits, utterance.cfg_weight), index)
         yield token
         while True:
-            guesses = self._guess(token, index, utterance, prompt_length, cache)
-            block = self._block([token, *guesses], index + 1, prompt_length + index, cache)
-            rows = guide(self._verify(*block), utterance.settings.cfg_weight)
-            for row, guess in zip_longest(rows, guesses):
+            # The token after the last guess comes for free, so that guessing it too would be one guess too many.
+            guesses = self._guess(token, index, min(self._guesses, budget - index - 2), utterance, prompt_length, cache)
+            padding = [0] * (self._guesses - len(guesses))  # one shape for all passes; overwritten by the next
+            block = [token, *guesses, *padding]
+            rows = self._step(self._decode, block, index + 1, prompt_length + index, cache, utterance.cfg_weight)
+            for row, guess in zip_longest(rows[: len(guesses) + 1], guesses):
                 index += 1
                 token = utterance.sample(row[None], index)
                 yield token
@@ -215,23 +262,33 @@ class T3Engine:
                     break
                 self.accepted += 1
 
-    def _guess(self, token: int, index: int, utterance: _Utterance, prompt_length: int, cache: KVCache) -> list[int]:
+    def _guess(
+        self, token: int, index: int, count: int, utterance: _Utterance, prompt_length: int, cache: KVCache
+    ) -> list[int]:
         """What the int8 copy samples after ``token``; its keys and values are overwritten when they are verified."""
         guesses: list[int] = []
-        if self._draft:
-            for ahead in range(self._guesses):
-                block = self._block([token], index + ahead + 1, prompt_length + index + ahead, cache)
-                logits = guide(self._draft(*block), utterance.settings.cfg_weight)
-                token = utterance.sample(logits, index + ahead + 1, trust=False)
-                guesses.append(token)
-            self.guessed += len(guesses)
+        while self._draft and len(guesses) < count and token != self.t3.hp.stop_speech_token:
+            position = index + len(guesses)
+            logits = self._step(
+                self._draft, [token], position + 1, prompt_length + position, cache, utterance.cfg_weight
+            )
+            token = utterance.sample(logits, position + 1, trust=False)
+            guesses.append(token)
+        self.guessed += len(guesses)
         return guesses
 
-    def _block(
-        self, tokens: list[int], speech_position: int, position: int, cache: KVCache
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], int, KVCache]:
-        """The arguments of a pass over ``tokens``."""
-        return embedded(tokens, speech_position, self._weights, cache.rows), self._rotary, position, cache
+    def _step(
+        self,
+        decoder: DecoderPass,
+        tokens: list[int],
+        speech_position: int,
+        position: int,
+        cache: KVCache,
+        cfg_weight: Tensor,
+    ) -> Tensor:
+        """Guided logits (count, vocabulary) after each of the tokens."""
+        block = torch.tensor(tokens, device=cache.keys.device)
+        return decoder(block, speech_position, self._rotary, position, cache, cfg_weight)
 
 
 class _Utterance:
@@ -239,6 +296,7 @@ class _Utterance:
 
     def __init__(self, start: int, length: int, settings: SamplingSettings, like: Tensor) -> None:
         self.settings = settings
+        self.cfg_weight = torch.tensor(settings.cfg_weight, dtype=like.dtype, device=like.device)
         self.noise = NoiseStream(like)
         self._history = torch.empty(1, length + 1, dtype=torch.long, device=like.device)
         self._history[0, 0] = start

@@ -67,16 +67,16 @@ def finite_number(name: str, value: object) -> float:
     return number
 
 
-def guide(logits: Tensor, cfg_weight: float) -> Tensor:
+def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
     """Classifier-free guidance: (2, ..., vocabulary) conditional and unconditional rows become (..., vocabulary).
 
-    One row is returned as it is: without guidance there is nothing to combine.
+    One row is returned as it is: without guidance there is nothing to combine. ``cfg_weight`` is 0-dimensional, of
+    the logits' dtype: a number would be part of a compiled graph.
     """
     if logits.shape[0] == 1:
         return logits[0]
     conditional, unconditional = logits[0], logits[1]
-    weight = torch.as_tensor(cfg_weight, device=logits.device, dtype=logits.dtype)
-    return conditional + weight * (conditional - unconditional)
+    return conditional + cfg_weight * (conditional - unconditional)
 
 
 def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings) -> Tensor:

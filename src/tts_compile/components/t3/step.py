@@ -1,4 +1,4 @@
-"""One pass over a set of weights: the unit that is compiled."""
+"""One pass over a set of weights, from tokens to guided logits: the unit that is compiled."""
 
 from __future__ import annotations
 
@@ -8,22 +8,73 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...execution import Region
+from ...execution import Region, native
 from ...fallback import FallbackManager
 from .cache import KVCache
-from .decoder import Operators, decoder_layer, head
+from .decoder import decoder_layer, head
+from .sampling import guide
 from .weights import DecoderWeights
 
 
-class DecoderPass:
-    """Feeds a block of embeddings through every layer; one layer and the head are compiled and reused.
+class LayeredPass:
+    """Torch operators; one layer and the head are compiled and reused.
 
     A graph of all layers would hold the same code once per layer and take as many times longer to compile.
 
     Args:
         name: for messages.
-        weights: what to read; several passes may share a cache but not a region.
-        operators: how to do products and attention.
+        weights: what to read.
+        fallback: decides between compiled and eager.
+        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+    """
+
+    def __init__(self, name: str, weights: DecoderWeights, fallback: FallbackManager, **compile_options: Any) -> None:
+        self.calls = 0
+        self._weights = weights
+        device = weights.final_norm.device
+        layer_function = functools.partial(decoder_layer, weights.eps)
+        head_function = functools.partial(head, weights.eps)
+        self._layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
+        self._head = Region(f"{name} head", head_function, fallback, device, **compile_options)
+        self.regions = [self._layer, self._head]
+
+    def __call__(
+        self, tokens: Tensor, speech_position: int, rotary: Tensor, start: int, cache: KVCache, cfg_weight: Tensor
+    ) -> Tensor:
+        """Speech tokens at consecutive positions, the same for every sequence of the cache.
+
+        Args:
+            tokens: int64 (count,).
+            speech_position: of the first among the speech tokens.
+            rotary: (2, positions, head_dim), cosines and sines.
+            start: the first token's position in the cache.
+            cache: written from ``start``.
+            cfg_weight: strength of guidance, 0-dimensional.
+
+        Returns:
+            Logits (count, vocabulary), guided where the cache has two sequences.
+        """
+        self.calls += 1
+        weights = self._weights
+        x = embedded(weights.speech_embedding, weights.speech_positions, tokens, speech_position, cache.sequences)
+        x = run_layers(self._layer, weights, x, rotary, start, cache)
+        return guide(self._head(x, weights.final_norm, weights.head), cfg_weight)
+
+    @property
+    def compiled_calls(self) -> int:
+        """Passes in which every call was counted inside compiled code."""
+        return min(self._layer.compiled_calls // len(self._weights.layers), self._head.compiled_calls)
+
+
+class NativePass:
+    """The whole step in one compiled graph, with the native decoder inside; on a CPU.
+
+    :meth:`ready` comes before the first call of an utterance; the calls are :class:`LayeredPass`'s.
+
+    Args:
+        name: for messages.
+        weights: the model's, for the embeddings.
+        decoder_weights: what the decoder reads.
         fallback: decides between compiled and eager.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
@@ -32,62 +83,99 @@ class DecoderPass:
         self,
         name: str,
         weights: DecoderWeights,
-        operators: Operators,
+        decoder_weights: native.Weights,
         fallback: FallbackManager,
         **compile_options: Any,
     ) -> None:
         self.calls = 0
         self._weights = weights
-        device = weights.final_norm.device
-        layer_function = functools.partial(decoder_layer, operators, weights.eps)
-        head_function = functools.partial(head, operators, weights.eps)
-        self._layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
-        self._head = Region(f"{name} head", head_function, fallback, device, **compile_options)
+        self._native = decoder_weights
+        self._addresses = torch.empty(0, dtype=torch.int64)
+        function = functools.partial(native_step, decoder_weights.inner, decoder_weights.vocabulary, weights.eps)
+        self._step = Region(name, function, fallback, torch.device("cpu"), **compile_options)
+        self.regions = [self._step]
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], start: int, cache: KVCache) -> Tensor:
-        """Embeddings (rows, count, width) at positions from ``start``; logits (rows, count, vocabulary)."""
+    def ready(self) -> bool:
+        """Look up where the weights lie; False where they are no longer what the native decoder reads."""
+        if not self._native.fit:
+            return False
+        self._addresses = self._native.addresses()
+        return True
+
+    def __call__(
+        self, tokens: Tensor, speech_position: int, rotary: Tensor, start: int, cache: KVCache, cfg_weight: Tensor
+    ) -> Tensor:
+        """As :meth:`LayeredPass.__call__`."""
         self.calls += 1
-        x = run_layers(self._layer, self._weights, x, rotary, start, cache)
-        logits: Tensor = self._head(x, self._weights.final_norm, self._weights.head)
+        weights = self._weights
+        positions = torch.arange(start, start + len(tokens))
+        logits: Tensor = self._step(
+            weights.speech_embedding,
+            weights.speech_positions,
+            tokens,
+            torch.tensor(speech_position),
+            rotary,
+            positions,
+            cache.keys,
+            cache.values,
+            self._addresses,
+            cfg_weight,
+        )
         return logits
 
     @property
     def compiled_calls(self) -> int:
-        """Passes in which every call was counted inside compiled code."""
-        return min(self._layer.compiled_calls // len(self._weights.layers), self._head.compiled_calls)
+        """Passes counted inside compiled code."""
+        return self._step.compiled_calls
 
-    @property
-    def graphs(self) -> int:
-        """Graphs that torch compiled for this pass."""
-        return self._layer.graphs + self._head.graphs
 
-    @property
-    def graph_breaks(self) -> int:
-        """Graph breaks met while compiling."""
-        return self._layer.graph_breaks + self._head.graph_breaks
+DecoderPass = LayeredPass | NativePass
+
+
+def native_step(
+    inner: int,
+    vocabulary: int,
+    eps: float,
+    speech_embedding: Tensor,
+    speech_positions: Tensor,
+    tokens: Tensor,
+    speech_position: Tensor,
+    rotary: Tensor,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    addresses: Tensor,
+    cfg_weight: Tensor,
+) -> Tensor:
+    """Embedding, native decoder and guidance: logits (count, vocabulary)."""
+    x = embedded(speech_embedding, speech_positions, tokens, speech_position, keys.shape[1])
+    cos, sin = rotary[:, positions]
+    logits = native.decode(x, cos, sin, positions, keys, values, addresses, inner, vocabulary, eps)
+    return guide(logits, cfg_weight)
 
 
 def run_layers(
     layer: Any,
     weights: DecoderWeights,
-    x: Tensor,  # (rows, count, width)
-    rotary: tuple[Tensor, Tensor],  # (positions, head_dim) each
+    x: Tensor,  # (sequences, count, width)
+    rotary: Tensor,  # (2, positions, head_dim)
     start: int,
     cache: KVCache,
 ) -> Tensor:
     """Every layer over a block of positions from ``start``, writing its keys and values into the cache."""
     count = x.shape[1]
     positions, mask = cache.attend(start, count)
-    cos, sin = (table[start : start + count] for table in rotary)
-    for layer_weights, keys, values in zip(weights.layers, cache.keys, cache.values):
+    cos, sin = rotary[:, start : start + count]
+    for layer_weights, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
         x = layer(x, cos, sin, positions, mask, keys, values, layer_weights)
     return x
 
 
-def embedded(tokens: list[int], first_position: int, weights: DecoderWeights, rows: int) -> Tensor:
-    """Speech tokens at consecutive speech positions, the same for every row: (rows, count, width)."""
-    device = weights.final_norm.device
-    limit = len(weights.speech_positions) - 1  # only guesses beyond the last token can lie above it
-    positions = torch.arange(first_position, first_position + len(tokens), device=device).clamp(max=limit)
-    block = weights.speech_embedding[torch.tensor(tokens, device=device)] + weights.speech_positions[positions]
-    return block.expand(rows, -1, -1).contiguous()
+def embedded(
+    speech_embedding: Tensor, speech_positions: Tensor, tokens: Tensor, first: int | Tensor, sequences: int
+) -> Tensor:
+    """Speech tokens (count,) at consecutive speech positions: (sequences, count, width)."""
+    limit = len(speech_positions) - 1  # only guesses beyond the last token can lie above it
+    positions = (first + torch.arange(len(tokens), device=tokens.device)).clamp(max=limit)
+    block = speech_embedding[tokens] + speech_positions[positions]
+    return block.expand(sequences, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""What a pass of the decoder reads: a stock T3's tensors themselves, or an int8 copy of its matrices."""
+"""What a pass of the decoder reads: a stock T3's own tensors, or an int8 copy of its matrices."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...execution.native import Int8Matrix, Matrix
+from ...execution import native
+from ...execution.native import Int8Matrix
 
 
 class LayerWeights(NamedTuple):
     """The weights of one Llama layer; every matrix is (out, in)."""
 
     attention_norm: Tensor
-    query: Matrix
-    key: Matrix
-    value: Matrix
-    output: Matrix
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
     mlp_norm: Tensor
-    gate: Matrix
-    up: Matrix
-    down: Matrix
+    gate: Tensor
+    up: Tensor
+    down: Tensor
 
 
 class DecoderWeights(NamedTuple):
@@ -29,12 +30,17 @@ class DecoderWeights(NamedTuple):
 
     layers: list[LayerWeights]
     final_norm: Tensor
-    head: Matrix
+    head: Tensor
     speech_embedding: Tensor
     speech_positions: Tensor
     heads: int
     head_dim: int
     eps: float
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in a fixed order."""
+        parts = [part for layer in self.layers for part in layer]
+        return [*parts, self.final_norm, self.head, self.speech_embedding, self.speech_positions]
 
 
 def stock_weights(t3: Any) -> DecoderWeights:
@@ -66,19 +72,20 @@ def stock_weights(t3: Any) -> DecoderWeights:
     )
 
 
-def int8_copy(weights: DecoderWeights) -> DecoderWeights:
-    """The same decoder with every matrix in 8 bits, a quarter of the bytes; norms and embeddings are shared."""
+def native_weights(weights: DecoderWeights) -> native.Weights:
+    """The same tensors for the native decoder."""
+    return native.Weights(weights.layers, weights.final_norm, weights.head)
 
-    def quantised(layer: LayerWeights) -> LayerWeights:
-        matrices = {name: Int8Matrix.of(w) for name, w in layer._asdict().items() if w.ndim == 2}
-        return LayerWeights(**(layer._asdict() | matrices))
 
+def int8_copy(weights: DecoderWeights) -> native.Weights:
+    """The same decoder with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
     with torch.inference_mode():
-        return weights._replace(layers=[quantised(layer) for layer in weights.layers], head=Int8Matrix.of(weights.head))
+        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
+        return native.Weights(layers, weights.final_norm, Int8Matrix.of(weights.head))
 
 
-def rotary_table(t3: Any, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, head_dim) for positions from 0, from the stock module itself."""
+def rotary_table(t3: Any, length: int) -> Tensor:
+    """Cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""
     like = t3.tfmr.norm.weight
     cos, sin = t3.tfmr.rotary_emb(like, torch.arange(length, device=like.device)[None])
-    return cos[0], sin[0]
+    return torch.cat([cos, sin])

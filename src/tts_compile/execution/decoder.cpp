@@ -1,0 +1,408 @@
+// One pass of a Llama decoder over a few new positions against a cache: every layer, the final norm and the head.
+//
+// With 1 to 16 rows of activations a pass is bound by reading the weights. What makes this one fast where general
+// products are not: several matrix rows at a time share each load of the activations, whose layout keeps them in the
+// first cache; the next rows of the matrix are prefetched, since the hardware's prefetcher stops at page boundaries;
+// and all layers run in one parallel region, so that nothing but barriers lies between the products.
+//
+// Activations lie as [features / LANES][ROWS] vectors. GCC and Clang vector extensions build for AVX-512, AVX2, NEON.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+#include <vector>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+// What native.py passes; every pointer is to float32 unless said otherwise.
+
+struct Matrix {  // (out, in): int8 values with one scale per row, or float32 without scales
+  const void *values;
+  const float *scales;
+};
+
+struct Layer {
+  const float *attention_norm;
+  Matrix query, key, value, output;
+  const float *mlp_norm;
+  Matrix gate, up, down;
+};
+
+struct Pass {
+  const Layer *layers;
+  const float *final_norm;
+  Matrix head;
+  const float *embeddings;  // (sequences, count, width)
+  const float *cos, *sin;   // (count, 64)
+  float *keys, *values;     // (layers, sequences, heads, capacity, 64), written from `start`
+  float *logits;            // (sequences, count, vocabulary)
+  int64_t layer_count, sequences, count, width, heads, inner, vocabulary, capacity, start, threads;
+  double eps;
+};
+
+namespace {
+
+constexpr long LANES = VECTOR_BYTES / 4;
+constexpr long HEAD = 64, HEAD_VECTORS = HEAD / LANES;
+constexpr long QUERIES = 4;  // new positions that share a reading of the cache
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef float FloatsAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+inline Floats load(const float *p) { return *reinterpret_cast<const FloatsAnywhere *>(p); }
+
+inline Floats load(const int8_t *p) {
+#if defined(__AVX512F__)  // GCC 12 takes the vectors apart where it is left to convert them by itself
+  Ints whole = reinterpret_cast<Ints>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__AVX2__)
+  Ints whole = reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#else
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  Ints whole = __builtin_convertvector(bytes, Ints);
+#endif
+  return __builtin_convertvector(whole, Floats);
+}
+
+inline void store(float *p, Floats v) { *reinterpret_cast<FloatsAnywhere *>(p) = v; }
+
+inline float sum(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float lane[LANES];
+  std::memcpy(lane, &v, sizeof lane);
+  for (long half = LANES / 2; half; half /= 2)
+    for (long i = 0; i < half; i++) lane[i] += lane[i + half];
+  return lane[0];
+#endif
+}
+
+// exp(x) for x <= 0, relative error under 1e-6: 2^n times a polynomial for the rest (the Taylor series of 2^f up to
+// f^7, |f| <= 1/2). Below -87 it gives 0 instead of subnormal numbers.
+inline Floats exponential(Floats x) {
+  Floats scaled = x * 1.44269504f;
+  Ints whole = __builtin_convertvector(scaled - 0.5f, Ints);  // rounds to nearest for negative numbers
+  Floats f = (scaled - __builtin_convertvector(whole, Floats)) * 0.69314718f;
+  Floats p = 1.0f / 5040 * f + 1.0f / 720;
+  p = p * f + 1.0f / 120;
+  p = p * f + 1.0f / 24;
+  p = p * f + 1.0f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.0f;
+  p = p * f + 1.0f;
+  Ints bits;
+  std::memcpy(&bits, &p, sizeof bits);
+  bits += whole << 23;
+  bits &= ~(x < -87.0f);  // written so that nan stays nan
+  std::memcpy(&p, &bits, sizeof p);
+  return p;
+}
+
+inline Floats silu(Floats x) {
+  Floats e = exponential(x > 0 ? -x : x);
+  return x * (x > 0 ? Floats{} + 1 : e) / (1 + e);
+}
+
+// The share of [0, n) that the calling thread works on.
+struct Share {
+  long begin, end;
+  explicit Share(long n) {
+    long threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    begin = n * thread / threads;
+    end = n * (thread + 1) / threads;
+  }
+};
+
+// Vectors from memory that a thread keeps from one pass to the next.
+class Scratch {
+ public:
+  void reserve(long vectors) {
+    memory_.resize(vectors * LANES + LANES);
+    auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    next_ = reinterpret_cast<Floats *>((address + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
+  }
+  Floats *take(long vectors) { return (next_ += vectors) - vectors; }
+
+ private:
+  std::vector<float> memory_;
+  Floats *next_ = nullptr;
+};
+
+// Products of a matrix with ROWS rows of activations, a tile of matrix rows at a time.
+template <int ROWS, class T>
+struct Product {
+  // Rows of the matrix that are worked on together: their sums, one row of x and themselves fill the registers.
+  static constexpr int GROUP = std::clamp((REGISTERS - 2) / (ROWS + 1), 1, 4);
+  static constexpr long TILE = GROUP == 3 ? 48 : 32;  // whole groups and whole vectors
+  // A tile is taken through one block of columns before the next, so that this much of x stays in the first cache.
+  static constexpr long COLUMNS = ROWS <= 4 ? 1024 : 256;
+
+  alignas(VECTOR_BYTES) float result[ROWS][TILE];
+
+  // Rows `first` to `first + count` of the (n, k) matrix.
+  void compute(const Matrix &matrix, long n, long k, long first, long count, const Floats *x) {
+    const T *w = static_cast<const T *>(matrix.values);
+    Floats partial[TILE][ROWS];
+    for (long from = 0; from < k; from += COLUMNS) {
+      long to = std::min(from + COLUMNS, k), row = 0;
+      for (; row + GROUP <= count; row += GROUP) {
+        const T *ahead = w + std::min(first + row + 2 * GROUP, n - GROUP) * k;
+        block<GROUP>(w + (first + row) * k, ahead, x, partial + row, k, from, to);
+      }
+      for (; row < count; row++) block<1>(w + (first + row) * k, w + (first + row) * k, x, partial + row, k, from, to);
+    }
+    for (int r = 0; r < ROWS; r++)
+      for (long row = 0; row < count; row++)
+        result[r][row] = sum(partial[row][r]) * (matrix.scales ? matrix.scales[first + row] : 1);
+  }
+
+  Floats lanes(int row, long from) const { return *reinterpret_cast<const Floats *>(&result[row][from]); }
+
+ private:
+  template <int COUNT>
+  static inline void block(const T *w, const T *ahead, const Floats *x, Floats (*partial)[ROWS], long k, long from,
+                           long to) {
+    constexpr long LINE = 64 / sizeof(T);  // columns in a cache line
+    Floats total[COUNT][ROWS];
+    for (int b = 0; b < COUNT; b++)
+      for (int r = 0; r < ROWS; r++) total[b][r] = from ? partial[b][r] : Floats{};
+    for (long line = from; line < to; line += LINE) {
+      for (int b = 0; b < COUNT; b++) __builtin_prefetch(ahead + b * k + line, 0, 3);
+      for (long i = line; i < line + LINE; i += LANES) {
+        const Floats *xs = x + i / LANES * ROWS;
+        Floats ws[COUNT];
+        for (int b = 0; b < COUNT; b++) ws[b] = load(w + b * k + i);
+        for (int r = 0; r < ROWS; r++)
+          for (int b = 0; b < COUNT; b++) total[b][r] += ws[b] * xs[r];
+      }
+    }
+    for (int b = 0; b < COUNT; b++)
+      for (int r = 0; r < ROWS; r++) partial[b][r] = total[b][r];
+  }
+};
+
+// The calling thread's tiles of x times the transposed (n, k) matrix; use(first, count, product) takes each.
+template <int ROWS, class T, class Use>
+void multiply(const Matrix &matrix, long n, long k, const Floats *x, Use use) {
+  Product<ROWS, T> product;
+  constexpr long TILE = product.TILE;
+  Share share((n + TILE - 1) / TILE);
+  for (long first = share.begin * TILE; first < std::min(share.end * TILE, n); first += TILE) {
+    long count = std::min(TILE, n - first);
+    product.compute(matrix, n, k, first, count, x);
+    use(first, count, product);
+  }
+}
+
+// What multiply() does with a tile: keep it, or add it to what is there.
+
+template <int ROWS>
+struct Set {
+  Floats *out;
+  template <class P>
+  void operator()(long first, long count, const P &product) const {
+    for (long i = 0; i < count; i += LANES)
+      for (int r = 0; r < ROWS; r++) out[(first + i) / LANES * ROWS + r] = product.lanes(r, i);
+  }
+};
+
+template <int ROWS>
+struct Add {
+  Floats *out;
+  template <class P>
+  void operator()(long first, long count, const P &product) const {
+    for (long i = 0; i < count; i += LANES)
+      for (int r = 0; r < ROWS; r++) out[(first + i) / LANES * ROWS + r] += product.lanes(r, i);
+  }
+};
+
+// RMS norm over k features, per row.
+template <int ROWS>
+void normalise(const Floats *x, const float *weight, float eps, long k, Floats *out) {
+  for (int r = 0; r < ROWS; r++) {
+    Floats squares{};
+    for (long i = 0; i < k / LANES; i++) squares += x[i * ROWS + r] * x[i * ROWS + r];
+    float inverse = 1 / std::sqrt(sum(squares) / k + eps);
+    for (long i = 0; i < k / LANES; i++) out[i * ROWS + r] = x[i * ROWS + r] * inverse * load(weight + i * LANES);
+  }
+}
+
+// Rotary position embedding of one head, halves layout.
+inline void rotate(const Floats *x, long stride, const float *cos, const float *sin, Floats *out) {
+  constexpr long HALF = HEAD_VECTORS / 2;
+  for (long d = 0; d < HALF; d++) {
+    Floats first = x[d * stride], second = x[(d + HALF) * stride];
+    out[d] = first * load(cos + d * LANES) - second * load(sin + d * LANES);
+    out[d + HALF] = second * load(cos + (d + HALF) * LANES) + first * load(sin + (d + HALF) * LANES);
+  }
+}
+
+// Scaled dot-product attention of COUNT consecutive positions from `start` for one head; each sees the cache up to
+// and including its own position. The queries come in `mixed` and the results go out there.
+template <int COUNT>
+void attend(Floats (*mixed)[HEAD_VECTORS], const float *keys, const float *values, long start,
+            std::vector<float> &scores) {
+  const long length = start + COUNT, stride = (length + LANES - 1) / LANES * LANES;
+  scores.resize(COUNT * stride);
+  const float scale = 1 / std::sqrt(static_cast<float>(HEAD));
+  for (long j = 0; j < length; j++) {
+    Floats key[HEAD_VECTORS];
+    for (long d = 0; d < HEAD_VECTORS; d++) key[d] = load(keys + j * HEAD + d * LANES);
+    for (int i = 0; i < COUNT; i++) {
+      Floats product = mixed[i][0] * key[0];
+      for (long d = 1; d < HEAD_VECTORS; d++) product += mixed[i][d] * key[d];
+      scores[i * stride + j] = sum(product) * scale;
+    }
+  }
+  Floats total[COUNT][HEAD_VECTORS] = {};
+  float weights[COUNT];
+  for (int i = 0; i < COUNT; i++) {
+    float *row = scores.data() + i * stride, largest = row[0];
+    const long seen = start + i + 1;
+    for (long j = 1; j < seen; j++) largest = std::max(largest, row[j]);
+    for (long j = seen; j < stride; j++) row[j] = -INFINITY;
+    Floats all{};
+    for (long j = 0; j < stride; j += LANES) {
+      Floats weight = exponential(load(row + j) - largest);
+      store(row + j, weight);
+      all += weight;
+    }
+    weights[i] = sum(all);
+  }
+  for (long j = 0; j < length; j++)
+    for (long d = 0; d < HEAD_VECTORS; d++) {
+      Floats value = load(values + j * HEAD + d * LANES);
+      // Not beyond its own position even with a weight of 0: a later position may hold nan.
+      for (int i = std::max(0L, j - start); i < COUNT; i++) total[i][d] += scores[i * stride + j] * value;
+    }
+  for (int i = 0; i < COUNT; i++)
+    for (long d = 0; d < HEAD_VECTORS; d++) mixed[i][d] = total[i][d] / weights[i];
+}
+
+// Rotates the new queries and keys, appends keys and values to the cache and attends, for the thread's share of heads.
+template <int ROWS>
+void attention(const Pass &p, long layer, const Floats *query, const Floats *key, const Floats *value, Floats *mixed) {
+  thread_local std::vector<float> scores;
+  const long caches = p.sequences * p.heads;
+  Share share(caches);
+  for (long cache = share.begin; cache < share.end; cache++) {
+    const long at = cache % p.heads * HEAD_VECTORS * ROWS + cache / p.heads * p.count;  // this head, first position
+    float *keys = p.keys + (layer * caches + cache) * p.capacity * HEAD;
+    float *values = p.values + (layer * caches + cache) * p.capacity * HEAD;
+    for (long i = 0; i < p.count; i++) {
+      Floats rotated[HEAD_VECTORS];
+      rotate(key + at + i, ROWS, p.cos + i * HEAD, p.sin + i * HEAD, rotated);
+      for (long d = 0; d < HEAD_VECTORS; d++) {
+        store(keys + (p.start + i) * HEAD + d * LANES, rotated[d]);
+        store(values + (p.start + i) * HEAD + d * LANES, value[at + i + d * ROWS]);
+      }
+    }
+    for (long i = 0; i < p.count; i += QUERIES) {
+      Floats block[QUERIES][HEAD_VECTORS];
+      const long size = std::min(QUERIES, p.count - i), start = p.start + i;
+      for (long j = 0; j < size; j++)
+        rotate(query + at + i + j, ROWS, p.cos + (i + j) * HEAD, p.sin + (i + j) * HEAD, block[j]);
+      switch (size) {
+        case 1: attend<1>(block, keys, values, start, scores); break;
+        case 2: attend<2>(block, keys, values, start, scores); break;
+        case 3: attend<3>(block, keys, values, start, scores); break;
+        default: attend<QUERIES>(block, keys, values, start, scores);
+      }
+      for (long j = 0; j < size; j++)
+        for (long d = 0; d < HEAD_VECTORS; d++) mixed[at + i + j + d * ROWS] = block[j][d];
+    }
+  }
+}
+
+template <int ROWS, class T>
+void decode(const Pass &p) {
+  const long width = p.width, inner = p.inner, rows = p.sequences * p.count;
+  const long wide = width / LANES * ROWS;
+  thread_local Scratch shared;
+  shared.reserve(5 * wide + inner / LANES * ROWS);
+  Floats *x = shared.take(wide), *query = shared.take(wide), *key = shared.take(wide), *value = shared.take(wide);
+  Floats *mixed = shared.take(wide), *gated = shared.take(inner / LANES * ROWS);
+  for (long i = 0; i < width / LANES; i++)
+    for (int r = 0; r < ROWS; r++) x[i * ROWS + r] = r < rows ? load(p.embeddings + r * width + i * LANES) : Floats{};
+
+#pragma omp parallel num_threads(p.threads)
+  {
+    thread_local Scratch own;
+    own.reserve(wide);
+    Floats *normed = own.take(wide);  // by every thread for itself: cheaper than a barrier
+    for (long l = 0; l < p.layer_count; l++) {
+      const Layer &layer = p.layers[l];
+      normalise<ROWS>(x, layer.attention_norm, p.eps, width, normed);
+      multiply<ROWS, T>(layer.query, width, width, normed, Set<ROWS>{query});
+      multiply<ROWS, T>(layer.key, width, width, normed, Set<ROWS>{key});
+      multiply<ROWS, T>(layer.value, width, width, normed, Set<ROWS>{value});
+#pragma omp barrier
+      attention<ROWS>(p, l, query, key, value, mixed);
+#pragma omp barrier
+      multiply<ROWS, T>(layer.output, width, width, mixed, Add<ROWS>{x});
+#pragma omp barrier
+      normalise<ROWS>(x, layer.mlp_norm, p.eps, width, normed);
+      Product<ROWS, T> up;
+      multiply<ROWS, T>(layer.gate, inner, width, normed, [&](long first, long count, const auto &gate) {
+        up.compute(layer.up, inner, width, first, count, normed);
+        for (long i = 0; i < count; i += LANES)
+          for (int r = 0; r < ROWS; r++)
+            gated[(first + i) / LANES * ROWS + r] = silu(gate.lanes(r, i)) * up.lanes(r, i);
+      });
+#pragma omp barrier
+      multiply<ROWS, T>(layer.down, width, inner, gated, Add<ROWS>{x});
+#pragma omp barrier
+    }
+    normalise<ROWS>(x, p.final_norm, p.eps, width, normed);
+    multiply<ROWS, T>(p.head, p.vocabulary, width, normed, [&](long first, long count, const auto &product) {
+      for (long r = 0; r < rows; r++)
+        std::memcpy(p.logits + r * p.vocabulary + first, product.result[r], count * sizeof(float));
+    });
+  }
+}
+
+// Row counts without code of their own go to the next larger one; its other rows are 0.
+int dispatch(const Pass &p) {
+  const long rows = p.sequences * p.count;
+  if (rows <= 1) decode<1, float>(p);
+  else if (rows <= 2) decode<2, float>(p);
+  else if (rows <= 3) decode<3, float>(p);
+  else if (rows <= 4) decode<4, float>(p);
+  else if (rows <= 6) decode<6, float>(p);
+  else if (rows <= 8) decode<8, float>(p);
+  else if (rows <= 10) decode<10, float>(p);
+  else if (rows <= 12) decode<12, float>(p);
+  else if (rows <= 16) decode<16, float>(p);
+  else return 1;
+  return 0;
+}
+
+}  // namespace
+
+// Returns 0, or 1 for more than 16 rows (2 with int8 matrices). Widths must be multiples of 64.
+extern "C" int tts_decode(const Pass *p) {
+  if (!p->head.scales) return dispatch(*p);
+  if (p->sequences * p->count == 1) decode<1, int8_t>(*p);
+  else if (p->sequences * p->count == 2) decode<2, int8_t>(*p);
+  else return 1;
+  return 0;
+}
