@@ -131,7 +131,7 @@ def test_any_number_is_a_number(eager: Any, tts: Any, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [0, -1, 10**6, pytest.param(2.5), pytest.param("many")],
+    [0, -1, pytest.param(2.5), pytest.param("many")],
 )
 def test_budget(eager: Any, budget: Any) -> None:
     with pytest.raises(tc.InputError, match="max_new_tokens"):

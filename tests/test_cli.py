@@ -80,8 +80,15 @@ def test_doctor_says_when_chatterbox_is_missing(monkeypatch, capsys):
     about = doctor.machine.describe()
     about["versions"]["chatterbox-tts"] = None
     monkeypatch.setattr(doctor.machine, "describe", lambda: about)
-    assert cli.main(["doctor"]) == 0
+    assert cli.main(["doctor"]) == 1
     assert "problem: chatterbox-tts is not installed" in capsys.readouterr().out
+
+
+def test_doctor_says_when_compiled_code_cannot_be_kept(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TTS_COMPILE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert cli.main(["doctor"]) == 1
+    assert "problem: compiled code cannot be kept" in capsys.readouterr().out
 
 
 def test_doctor_follows_the_kill_switch(monkeypatch):

@@ -216,6 +216,9 @@ def test_only_what_it_can_read_fits() -> None:
     assert not native.Weights(layers, norm, weight.bfloat16()).fit
     assert not native.Weights(layers, norm, weight.t().contiguous().t()).fit
     assert not native.Weights(Decoder.random(inner=100).layers, norm, weight).fit
+    weights = native.Weights(layers, norm, weight)
+    weight.data = weight[:3].clone()
+    assert not weights.fit  # it would read beyond the end
 
 
 def test_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
@@ -225,6 +228,32 @@ def test_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     with pytest.raises(tc.CompilationError, match="written by other users"):
         native.load(str(tmp_path))
     assert list(folder.iterdir()) == []
+
+
+def test_library_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    native._built(tmp_path).chmod(0o666)
+    with pytest.raises(tc.CompilationError, match="written by other users"):
+        native._built(tmp_path)
+
+
+def test_library_cut_short_is_built_again(tmp_path: Path) -> None:
+    path = native._built(tmp_path)
+    whole = path.stat().st_size
+    path.write_bytes(b"")
+    native._loaded(tmp_path)
+    assert path.stat().st_size == whole
+
+
+def test_folder_that_cannot_be_made_is_a_fallback_and_no_crash(tts: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = tc.CompileConfig(t3=tc.ComponentPolicy(backend="eager"), cache_dir=str(tmp_path / "file"))
+    with tc.compile_model(tts, config) as fast:
+        assert speak(fast, SHORT, max_new_tokens=3) == speak_stock(tts, SHORT, max_new_tokens=3)
+        native_event, torch_event = fast.report().components["t3"].fallbacks
+    assert "cannot be kept" in native_event.error
+    assert torch_event.action == "eager instead of inductor"
+    with pytest.raises(tc.CompilationError, match="cannot be kept"):
+        tc.compile_model(tts, config.replace(fallback="raise"))
 
 
 def test_failing_compiler_is_an_error_with_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,5 +312,5 @@ def test_without_a_compiler_the_model_speaks_on(
         assert speak(fast, SHORT) == stock_speech(SHORT)
         row = fast.report().components["t3"]
     (event,) = row.fallbacks
-    assert (event.phase, event.error) == ("attach", "no C++ compiler found")
+    assert (event.phase, event.error) == ("compile", "no C++ compiler found")
     assert "guessed" not in row.note

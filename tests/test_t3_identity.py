@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,12 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import SHORT, TEXTS, Speech, random_states, seed_everything, signal_to_error_db, speak, speak_stock
+from tts_compile.bucketing import Ladder
+from tts_compile.components.t3.cache import KVCache
+from tts_compile.components.t3.step import embedded
+
+# Traced by dynamo and run as traced, with the native decoder: no wait for inductor.
+QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "cold": {"temperature": 0.3},
@@ -103,8 +111,7 @@ def test_generate_without_guidance_where_stock_breaks(
 
 @pytest.mark.parametrize("ahead", [0, 1, 6])
 def test_guessing_ahead_changes_nothing(tts: Any, stock_speech: Callable[..., Speech], ahead: int) -> None:
-    policy = tc.ComponentPolicy(execution="inductor", backend="eager", draft_tokens=ahead)
-    handle = tc.compile_model(tts, tc.CompileConfig(t3=policy))
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=dataclasses.replace(QUICK, draft_tokens=ahead)))
     assert speak(handle, SHORT, 0) == stock_speech(SHORT, 0)
     for budget in (1, 3, 4):
         expected = stock_speech(SHORT, 3, max_new_tokens=budget)
@@ -113,8 +120,7 @@ def test_guessing_ahead_changes_nothing(tts: Any, stock_speech: Callable[..., Sp
 
 @pytest.mark.parametrize("ahead", [1, 6])
 def test_wrong_guesses_change_nothing(tts: Any, ahead: int) -> None:
-    policy = tc.ComponentPolicy(execution="inductor", backend="eager", draft_tokens=ahead)
-    handle = tc.compile_model(tts, tc.CompileConfig(t3=policy))
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=dataclasses.replace(QUICK, draft_tokens=ahead)))
     weight = tts.t3.speech_head.weight
     good = weight.detach().clone()
     try:
@@ -152,3 +158,102 @@ def _tokens(tts: Any, text: str) -> Tensor:
     from speech import text_tokens
 
     return text_tokens(tts, text)
+
+
+@pytest.mark.parametrize("budget", [8, 9])
+def test_prompt_and_budget_at_a_rung_of_the_capacity(
+    tts: Any, stock_speech: Callable[..., Speech], budget: int
+) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    with torch.inference_mode():
+        voice = tts.t3.prepare_conditioning(tts.conds.t3).shape[1]
+    room = 512 - budget - voice - 4  # start and stop of text, the start of speech twice
+    text = ("Seven wizards jog and vex five bold gnomes " * 20)[: room - 1].rstrip() + "s" * 9
+    text = text[: room - 1]
+    lengths: list[int] = []
+    cache = handle._components["t3"].engine._cache
+    handle._components["t3"].engine._cache = lambda rows, length: lengths.append(length) or cache(rows, length)
+    assert speak(handle, text, max_new_tokens=budget) == stock_speech(text, max_new_tokens=budget)
+    assert lengths == [512]
+
+
+def test_speech_that_reaches_the_last_position_ends_there(tts: Any) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    limit = tts.t3.speech_pos_emb.emb.num_embeddings
+    assert speak(handle, SHORT, max_new_tokens=10**6) == speak_stock(tts, SHORT, max_new_tokens=limit)
+
+
+def test_guesses_beyond_the_last_position_have_one_too() -> None:
+    table, positions = torch.randn(5, 8), torch.randn(6, 8)
+    block = embedded(table, positions, torch.tensor([1, 2, 3]), 4, 2)
+    assert torch.equal(block[1], table[[1, 2, 3]] + positions[[4, 5, 5]])
+
+
+def test_cache_hands_out_no_leftovers() -> None:
+    cache = KVCache(2, 2, 1, 4, 64, Ladder.regular(16, 64), torch.empty(0))
+    cache.keys.fill_(torch.nan)
+    cache.values.fill_(torch.nan)
+    for start, count in ((0, 3), (3, 20), (60, 4)):
+        positions, mask = cache.attend(start, count)
+        rung = mask.shape[1]
+        assert positions.tolist() == list(range(start, start + count))
+        assert cache.keys[..., :rung, :].isfinite().all()
+        assert cache.values[..., :rung, :].isfinite().all()
+
+
+def test_made_in_inference_mode_it_speaks_outside(tts: Any, stock_speech: Callable[..., Speech]) -> None:
+    with torch.inference_mode():
+        handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+        handle.warmup()
+    assert speak(handle, SHORT) == stock_speech(SHORT)
+
+
+def test_under_autocast_the_call_is_stock(tts: Any) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert speak(handle, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
+    (event,) = handle.report().components["t3"].fallbacks
+    assert (event.phase, event.error) == ("call", "autocast is on")
+
+
+def test_hooks_are_honoured(tts: Any) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    hook = tts.t3.speech_head.register_forward_hook(lambda module, args, output: output.roll(3, -1))
+    try:
+        assert speak(handle, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
+    finally:
+        hook.remove()
+    (event,) = handle.report().components["t3"].fallbacks
+    assert "speech_head has a forward hook" in event.error
+
+
+def test_cast_after_attaching(tts: Any) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    speak(handle, SHORT, max_new_tokens=2)
+    voice = tts.conds.t3
+    floats = {
+        name: value for name, value in vars(voice).items() if torch.is_tensor(value) and value.is_floating_point()
+    }
+    try:
+        tts.t3.double()
+        vars(voice).update({name: value.double() for name, value in floats.items()})
+        assert speak(handle, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
+    finally:
+        tts.t3.float()
+        vars(voice).update(floats)
+
+
+def test_a_copy_of_a_compiled_model_is_stock(tts: Any) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    copied = copy.deepcopy(tts.t3)
+    with torch.no_grad():
+        copied.speech_head.weight.copy_(copied.speech_head.weight.roll(7, 0))
+    settings = {"t3_cond": tts.conds.t3, "text_tokens": _tokens(tts, SHORT), "max_new_tokens": 5}
+    torch.manual_seed(0)
+    found = copied.inference(**settings)
+    torch.manual_seed(0)
+    assert torch.equal(found, type(copied).inference(copied, **settings))
+    calls = handle.report().components["t3"].calls
+    assert calls == 0
+    with pytest.raises(tc.ModelStateError, match="copied"):
+        copy.deepcopy(handle)

@@ -17,7 +17,10 @@ def compile_failures() -> tuple[type[BaseException], ...]:
     from torch._dynamo import exc as dynamo
     from torch._inductor import exc as inductor
 
-    found: list[type[BaseException]] = [dynamo.TorchDynamoException]
+    found: list[type[BaseException]] = [
+        dynamo.TorchDynamoException,
+        OSError,
+    ]  # OSError: the cache folder cannot be used
     for module, names in (
         (dynamo, ("FailOnRecompileLimitHit",)),
         (inductor, ("InductorError", "CppCompileError", "InvalidCxxCompiler", "MissingOperatorWithDecomp")),

@@ -62,7 +62,8 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
             return existing  # type: ignore[no-any-return]
         raise ModelStateError("this model is already compiled with another configuration; call restore() first")
     _check_mode(tts)
-    return CompiledTTS(tts, config)
+    with torch.inference_mode(mode=False), torch.no_grad():  # what is made here must serve outside inference mode too
+        return CompiledTTS(tts, config)
 
 
 class CompiledTTS:
@@ -177,6 +178,15 @@ class CompiledTTS:
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(self.wrapped)})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of the model is stock and has no handle.
+
+        Raises:
+            ModelStateError: when the handle itself is to be copied.
+        """
+        if id(self.wrapped) not in memo:
+            raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "restored"

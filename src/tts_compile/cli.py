@@ -83,7 +83,7 @@ def _warmup(args: argparse.Namespace) -> _Outcome:
 
 def _doctor(_: argparse.Namespace) -> _Outcome:
     found = doctor.examine()
-    return _Outcome(str(found), found.to_dict(), True)
+    return _Outcome(str(found), found.to_dict(), not found.problems)
 
 
 def _checkpoint(args: argparse.Namespace, speech_tokens: int) -> AbstractContextManager[str]:
@@ -124,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_bench)
 
     command = commands.add_parser(
-        "warmup", parents=[model], help="compile everything into the cache", description="Fails where compiling fails."
+        "warmup",
+        parents=[model],
+        help="compile everything into the cache",
+        description="Give the --model and --size that will speak: another size needs other code. "
+        "Fails where compiling fails.",
     )
     command.add_argument("--text", action="append", help="speak this too; may be given more than once")
     command.set_defaults(run=_warmup)

@@ -22,6 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_INDUCTOR_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 EXECUTIONS = ("auto", "stock", "eager", "inductor", "cuda_graph")
 DTYPES = ("model", "bf16", "fp16", "int8")
 FALLBACKS = ("fallback", "raise")
@@ -133,6 +134,8 @@ class ComponentPolicy:
         ]
         if self.dynamic is not None and not isinstance(self.dynamic, bool):
             mistakes.append(f"dynamic must be True, False or None, got {self.dynamic!r}")
+        if self.backend == "inductor" and isinstance(self.mode, str) and self.mode not in _INDUCTOR_MODES:
+            mistakes.append(f"mode must be one of {', '.join(_INDUCTOR_MODES)} for inductor, got {self.mode!r}")
         if self.draft_tokens is not None and not (_is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):
             mistakes.append(f"draft_tokens must be a whole number from 0 to 7 or None, got {self.draft_tokens!r}")
         return mistakes

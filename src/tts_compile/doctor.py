@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import _compat
 from .bench import machine
+from .components.t3.component import CPU_GUESSES
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .report import format_table
 
@@ -74,13 +77,17 @@ def examine() -> Diagnosis:
     config = CompileConfig.from_env()
     compiler = _compat.cpp_compiler()
     problems = []
+    cache_dir = Path(config.cache_dir or _compat.inductor_cache_dir())
+    place = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        problems.append(f"compiled code cannot be kept in {cache_dir}: {place} is not a folder that can be written to")
     if about["versions"]["chatterbox-tts"] is None:
         problems.append("chatterbox-tts is not installed: pip install 'tts-compile[chatterbox]'")
     return Diagnosis(
         machine=about,
         devices=("cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(about["gpus"]))),
         compiler=compiler,
-        cache_dir=config.cache_dir or _compat.inductor_cache_dir(),
+        cache_dir=str(cache_dir),
         components={name: _plan(name, config, compiler) for name in COMPONENTS},
         problems=tuple(problems),
     )
@@ -99,4 +106,8 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
     if compiler is None and not torch.cuda.is_available():
         return Plan("eager", "inductor finds no C++ compiler that works; install g++ or clang++")
     asked = "the default" if policy.execution == "auto" else f"the configuration asks for {policy.execution}"
-    return Plan("inductor", f"{asked}; on a CPU built by {compiler}" if compiler else f"{asked}; on the GPU only")
+    if not compiler:
+        return Plan("inductor", f"{asked}; on the GPU only")
+    guesses = CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens
+    native = f"fp32 on a CPU: native decoder built by {compiler}, {guesses} tokens guessed ahead"
+    return Plan("inductor", f"{asked}; {native}")

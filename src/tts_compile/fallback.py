@@ -58,7 +58,13 @@ class FallbackManager:
         self.events: list[FallbackEvent] = []
 
     def note(self, phase: str, error: str, action: str) -> None:
-        """Record an event that leaves the level as it is."""
+        """Record an event that leaves the level as it is.
+
+        Raises:
+            CompilationError: when the policy is ``"raise"``.
+        """
+        if self.policy == "raise":
+            raise CompilationError(f"{self.component}: {phase} failed: {error}")
         event = FallbackEvent(self.component, phase, error, action)
         self.events.append(event)
         logger.warning("%s: %s failed (%s): %s", event.component, event.phase, event.error, event.action)

@@ -157,7 +157,7 @@ class T3Result:
             "",
             f"{model}, {self.model['dtype']}, {self.model['device']}; {about['cpu']}, "
             f"{about['torch_threads']} threads; torch {versions['torch']}, "
-            f"chatterbox-tts {versions['chatterbox-tts']}; ran: {ran['ran']} {ran['note']}".rstrip(),
+            f"chatterbox-tts {versions['chatterbox-tts']}; ran: {ran['ran']}{'; ' * bool(ran['note'])}{ran['note']}",
         ])  # fmt: skip
 
 

@@ -22,7 +22,7 @@ class Seam:
         self._owner = owner
         self._name = name
         self._before: Any = _ABSENT
-        self._replacement = functools.wraps(getattr(owner, name))(lambda *args, **kwargs: replacement(*args, **kwargs))
+        self._replacement = _Replacement(owner, name, replacement)
 
     def attach(self) -> None:
         """Put the replacement in place."""
@@ -43,3 +43,21 @@ class Seam:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._before)
+
+
+class _Replacement:
+    """What stands in for the method: called like it, and described like it."""
+
+    def __init__(self, owner: object, name: str, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, getattr(owner, name))
+        self._owner = owner
+        self._name = name
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """The copied owner's own method: the copy of a compiled model is stock, and shares nothing with it."""
+        owner = memo[id(self._owner)]
+        return getattr(type(owner), self._name).__get__(owner)

@@ -65,15 +65,23 @@ class Weights:
         self._parts = [part for layer in layers for part in layer] + [final_norm, head]  # keeps the memory alive
         self.vocabulary, self.width = _tensors(head)[0].shape
         self.inner = _tensors(layers[0][6])[0].shape[0]
+        self._shapes = self._current_shapes()
 
     @property
     def fit(self) -> bool:
         """Whether the decoder can read them as they are now; a module's tensors may be replaced under it."""
-        return all(
-            tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.int8)
-            for part in self._parts
-            for tensor in _tensors(part)
-        ) and not (self.width % _WIDTH_MULTIPLE or self.inner % _WIDTH_MULTIPLE)
+        return (
+            all(
+                tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.int8)
+                for part in self._parts
+                for tensor in _tensors(part)
+            )
+            and self._shapes == self._current_shapes()
+            and not (self.width % _WIDTH_MULTIPLE or self.inner % _WIDTH_MULTIPLE)
+        )
+
+    def _current_shapes(self) -> list[torch.Size]:
+        return [tensor.shape for part in self._parts for tensor in _tensors(part)]
 
     def addresses(self) -> Tensor:
         """Where the parts lie now, int64, in the order of ``Layer`` and ``Pass`` in ``decoder.cpp``."""
@@ -140,9 +148,10 @@ def load(cache_dir: str | None = None) -> None:
     """Build the decoder if need be and register it as ``torch.ops.tts_compile.decode``.
 
     Raises:
-        CompilationError: when there is no C++ compiler, it fails, or the cache folder is not safe to load from.
+        CompilationError: when there is no C++ compiler, it fails, or the cache folder cannot be used or is not safe
+            to load from.
     """
-    library = ctypes.CDLL(str(_built(Path(cache_dir or _compat.inductor_cache_dir()) / "tts_compile")))
+    library = _loaded(Path(cache_dir or _compat.inductor_cache_dir()) / "tts_compile")
     if _library is not None:
         return  # another folder, the same code: what is registered stays
 
@@ -198,6 +207,18 @@ def _register(schema: str, implementation: Callable[..., object], shapes: Callab
     _library.define(schema)
     _library.impl(name, implementation, "CPU")
     torch.library.register_fake(f"tts_compile::{name}", shapes, lib=_library)
+
+
+def _loaded(folder: Path) -> ctypes.CDLL:
+    try:
+        path = _built(folder)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # cut short or foreign: once more from the source
+            path.unlink()
+            return ctypes.CDLL(str(_built(folder)))
+    except OSError as error:
+        raise CompilationError(f"the native decoder cannot be kept in or loaded from {folder}: {error}") from error
 
 
 def _built(folder: Path) -> Path:

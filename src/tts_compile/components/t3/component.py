@@ -13,6 +13,7 @@ from ...fallback import FallbackManager
 from ...report import ComponentReport
 from ..seam import Seam
 from .engine import T3Engine
+from .weights import customised
 
 # Guesses per pass on a CPU.
 CPU_GUESSES = 4
@@ -23,6 +24,7 @@ class T3Component:
 
     def __init__(self, t3: Any, config: CompileConfig) -> None:
         policy = config.t3
+        self._t3 = t3
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
         self._asked = policy.execution
         self._backend = policy.backend
@@ -36,7 +38,7 @@ class T3Component:
             try:
                 native.load(config.cache_dir)
             except CompilationError as error:
-                self._fallback.note("attach", str(error), "torch's own matrix products, no guessing ahead")
+                self._fallback.note("compile", str(error), "torch's own matrix products, no guessing ahead")
                 use_native = False
         self._warm_graphs: int | None = None
         self.engine = T3Engine(
@@ -94,6 +96,10 @@ class T3Component:
         )
 
     def _inference(self, **kwargs: Any) -> torch.Tensor:
+        if reason := customised(self._t3):
+            self._fallback.note("call", reason, "stock for this call")
+            stock: torch.Tensor = type(self._t3).inference(self._t3, **kwargs)
+            return stock
         tokens = self.engine.inference(**kwargs)
         if self._warm_graphs is None:  # without a warm-up, the first utterance is one
             self._warm_graphs = self._graphs

@@ -114,11 +114,11 @@ class T3Engine:
         """Speech tokens, int64 (1, n), as stock ``T3.inference`` gives them for the same generator state.
 
         As in stock, ``num_return_sequences``, ``stop_on_eos``, ``do_sample`` and ``length_penalty`` have no effect.
-        Beyond stock, one text row is accepted when ``cfg_weight`` is 0, and ``max_new_tokens=None`` means the
-        model's ``max_speech_tokens``.
+        Beyond stock, one text row is accepted when ``cfg_weight`` is 0, ``max_new_tokens=None`` means the model's
+        ``max_speech_tokens``, and speech that reaches the model's last speech position ends there.
 
         Raises:
-            InputError: for settings out of range, or text or ``max_new_tokens`` beyond the model's sizes.
+            InputError: for settings out of range, or text beyond the model's sizes.
             ModelStateError: for a model in training mode or non-finite logits.
         """
         if self.t3.training:
@@ -170,9 +170,9 @@ class T3Engine:
             budget = self.t3.hp.max_speech_tokens if max_new_tokens is None else operator.index(max_new_tokens)
         except TypeError:
             raise InputError(f"max_new_tokens must be a whole number, got {max_new_tokens!r}") from None
-        if not 1 <= budget <= limit:
-            raise InputError(f"max_new_tokens must be from 1 to the model's {limit} speech positions, got {budget}")
-        return budget
+        if budget < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {budget}")
+        return min(budget, limit)
 
     def _checked_text(self, text_tokens: Tensor, settings: SamplingSettings) -> Tensor:
         hp = self.t3.hp
@@ -206,12 +206,11 @@ class T3Engine:
     def _cache(self, sequences: int, length: int) -> KVCache:
         weights = self._weights
         capacity = CAPACITY.capacity(length + self._guesses)
-        if self._rotary.shape[1] < capacity:
+        like = weights.final_norm  # a model can be cast or moved at any time
+        if (self._rotary.dtype, self._rotary.device) != (like.dtype, like.device) or self._rotary.shape[1] < capacity:
             self._rotary = rotary_table(self.t3, capacity)
             torch._dynamo.maybe_mark_dynamic(self._rotary, 1)
-        return KVCache(
-            len(weights.layers), sequences, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
-        )
+        return KVCache(len(weights.layers), sequences, weights.heads, weights.head_dim, capacity, ATTENDED, like)
 
     def _prefill(self, prompt: Tensor, cache: KVCache) -> Tensor:
         """Fill the cache with the prompt; logits (rows, 1, vocabulary) after its last position.

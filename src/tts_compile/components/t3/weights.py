@@ -72,6 +72,27 @@ def stock_weights(t3: Any) -> DecoderWeights:
     )
 
 
+def customised(t3: Any) -> str | None:
+    """Why reading the weights would not do what the modules do, if so: the engine sees weights, not modules."""
+    if torch.is_autocast_enabled(t3.device.type):
+        return "autocast is on"
+    for part in ("tfmr", "speech_head", "speech_emb", "speech_pos_emb"):
+        for name, module in getattr(t3, part).named_modules(prefix=part):
+            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            if not all(_made_by_transformers(hook) for hook in hooks):
+                return f"{name} has a forward hook"
+            if getattr(module.forward, "__func__", None) is not type(module).forward:
+                return f"{name} has a forward method of its own"
+            if name.endswith(("_proj", "speech_head")) and type(module) is not torch.nn.Linear:
+                return f"{name} is a {type(module).__name__}"
+    return None
+
+
+def _made_by_transformers(hook: Any) -> bool:
+    """Those that collect hidden states for stock's ``output_hidden_states=True``; they change nothing."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
 def native_weights(weights: DecoderWeights) -> native.Weights:
     """The same tensors for the native decoder."""
     return native.Weights(weights.layers, weights.final_norm, weights.head)
