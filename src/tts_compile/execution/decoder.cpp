@@ -213,25 +213,17 @@ void multiply(const Matrix &matrix, long n, long k, const Floats *x, Use use) {
   }
 }
 
-// What multiply() does with a tile: keep it, or add it to what is there.
-
-template <int ROWS>
-struct Set {
+// What multiply() does with a tile: put it in place of what is there, or add it.
+template <int ROWS, bool ADD>
+struct Put {
   Floats *out;
   template <class P>
   void operator()(long first, long count, const P &product) const {
     for (long i = 0; i < count; i += LANES)
-      for (int r = 0; r < ROWS; r++) out[(first + i) / LANES * ROWS + r] = product.lanes(r, i);
-  }
-};
-
-template <int ROWS>
-struct Add {
-  Floats *out;
-  template <class P>
-  void operator()(long first, long count, const P &product) const {
-    for (long i = 0; i < count; i += LANES)
-      for (int r = 0; r < ROWS; r++) out[(first + i) / LANES * ROWS + r] += product.lanes(r, i);
+      for (int r = 0; r < ROWS; r++) {
+        Floats &place = out[(first + i) / LANES * ROWS + r];
+        place = ADD ? place + product.lanes(r, i) : product.lanes(r, i);
+      }
   }
 };
 
@@ -349,16 +341,18 @@ void decode(const Pass &p) {
     thread_local Scratch own;
     own.reserve(wide);
     Floats *normed = own.take(wide);  // by every thread for itself: cheaper than a barrier
+    using Set = Put<ROWS, false>;
+    using Add = Put<ROWS, true>;
     for (long l = 0; l < p.layer_count; l++) {
       const Layer &layer = p.layers[l];
       normalise<ROWS>(x, layer.attention_norm, p.eps, width, normed);
-      multiply<ROWS, T>(layer.query, width, width, normed, Set<ROWS>{query});
-      multiply<ROWS, T>(layer.key, width, width, normed, Set<ROWS>{key});
-      multiply<ROWS, T>(layer.value, width, width, normed, Set<ROWS>{value});
+      multiply<ROWS, T>(layer.query, width, width, normed, Set{query});
+      multiply<ROWS, T>(layer.key, width, width, normed, Set{key});
+      multiply<ROWS, T>(layer.value, width, width, normed, Set{value});
 #pragma omp barrier
       attention<ROWS>(p, l, query, key, value, mixed);
 #pragma omp barrier
-      multiply<ROWS, T>(layer.output, width, width, mixed, Add<ROWS>{x});
+      multiply<ROWS, T>(layer.output, width, width, mixed, Add{x});
 #pragma omp barrier
       normalise<ROWS>(x, layer.mlp_norm, p.eps, width, normed);
       Product<ROWS, T> up;
@@ -369,7 +363,7 @@ void decode(const Pass &p) {
             gated[(first + i) / LANES * ROWS + r] = silu(gate.lanes(r, i)) * up.lanes(r, i);
       });
 #pragma omp barrier
-      multiply<ROWS, T>(layer.down, width, inner, gated, Add<ROWS>{x});
+      multiply<ROWS, T>(layer.down, width, inner, gated, Add{x});
 #pragma omp barrier
     }
     normalise<ROWS>(x, p.final_norm, p.eps, width, normed);
