@@ -210,6 +210,19 @@ def test_cache_with_gaps_is_refused() -> None:
         decoder._replace(keys=decoder.keys[..., ::2, :]).run(torch.randn(2, 1, 64), 0)
 
 
+def test_what_is_no_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match="float32"):
+        Decoder.random().run(torch.randn(2, 1, 64).double(), 0)
+
+
+def test_width_that_the_heads_do_not_make_up_is_refused() -> None:
+    decoder = Decoder.random(heads=2)
+    with pytest.raises(ValueError, match="heads"):
+        decoder._replace(keys=decoder.keys[:, :, :1].clone(), values=decoder.values[:, :, :1].clone()).run(
+            torch.randn(2, 1, 128), 0
+        )
+
+
 def test_only_what_it_can_read_fits() -> None:
     layers, norm, weight, *_ = Decoder.random()
     assert native.Weights(layers, norm, weight).fit

@@ -212,8 +212,11 @@ def test_under_autocast_the_call_is_stock(tts: Any) -> None:
     handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert speak(handle, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
-    (event,) = handle.report().components["t3"].fallbacks
+        speak(handle, SHORT, max_new_tokens=2)
+    row = handle.report().components["t3"]
+    (event,) = row.fallbacks
     assert (event.phase, event.error) == ("call", "autocast is on")
+    assert (row.ran, row.note) == ("stock", "utterances left to stock: 2")
 
 
 def test_hooks_are_honoured(tts: Any) -> None:
@@ -225,6 +228,16 @@ def test_hooks_are_honoured(tts: Any) -> None:
         hook.remove()
     (event,) = handle.report().components["t3"].fallbacks
     assert "speech_head has a forward hook" in event.error
+
+
+def test_a_bias_is_honoured(tts: Any) -> None:
+    handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))
+    head = tts.t3.speech_head
+    head.bias = torch.nn.Parameter(torch.randn(head.out_features))
+    try:
+        assert speak(handle, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
+    finally:
+        head.bias = None
 
 
 def test_cast_after_attaching(tts: Any) -> None:
@@ -257,3 +270,7 @@ def test_a_copy_of_a_compiled_model_is_stock(tts: Any) -> None:
     assert calls == 0
     with pytest.raises(tc.ModelStateError, match="copied"):
         copy.deepcopy(handle)
+    whole = copy.deepcopy(tts)
+    with tc.compile_model(whole, tc.CompileConfig(t3=QUICK)) as second:
+        assert second is not handle
+        assert speak(second, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)

@@ -13,14 +13,12 @@ import torch
 
 
 def compile_failures() -> tuple[type[BaseException], ...]:
-    """Exception types that mean "this could not be compiled", not "the user or the machine is at fault"."""
+    """Exception types that mean "this could not be compiled", not "the arguments are at fault"."""
     from torch._dynamo import exc as dynamo
     from torch._inductor import exc as inductor
 
-    found: list[type[BaseException]] = [
-        dynamo.TorchDynamoException,
-        OSError,
-    ]  # OSError: the cache folder cannot be used
+    # OSError: the folder for compiled code cannot be used.
+    found: list[type[BaseException]] = [dynamo.TorchDynamoException, OSError]
     for module, names in (
         (dynamo, ("FailOnRecompileLimitHit",)),
         (inductor, ("InductorError", "CppCompileError", "InvalidCxxCompiler", "MissingOperatorWithDecomp")),

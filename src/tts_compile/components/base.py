@@ -30,10 +30,9 @@ class StockComponent:
 
     def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str) -> None:
         self._policy = policy
-        self._fallback = FallbackManager(name, [policy.execution, "stock"], fallback_policy)
+        self._fallback = FallbackManager(name, ["stock"], fallback_policy)
         if policy.execution not in ("stock", "auto"):
-            error = NotImplementedError(f"this version has no {policy.execution!r} execution for {name}")
-            self._fallback.fall("attach", error)
+            self._fallback.note("attach", f"this version has no {policy.execution!r} execution for {name}", "stock")
 
     def attach(self) -> None:
         """Nothing to replace."""

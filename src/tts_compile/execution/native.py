@@ -65,7 +65,7 @@ class Weights:
         self._parts = [part for layer in layers for part in layer] + [final_norm, head]  # keeps the memory alive
         self.vocabulary, self.width = _tensors(head)[0].shape
         self.inner = _tensors(layers[0][6])[0].shape[0]
-        self._shapes = self._current_shapes()
+        self._layout = self._current_layout()
 
     @property
     def fit(self) -> bool:
@@ -76,12 +76,12 @@ class Weights:
                 for part in self._parts
                 for tensor in _tensors(part)
             )
-            and self._shapes == self._current_shapes()
+            and self._layout == self._current_layout()
             and not (self.width % _WIDTH_MULTIPLE or self.inner % _WIDTH_MULTIPLE)
         )
 
-    def _current_shapes(self) -> list[torch.Size]:
-        return [tensor.shape for part in self._parts for tensor in _tensors(part)]
+    def _current_layout(self) -> list[tuple[torch.Size, torch.dtype]]:
+        return [(tensor.shape, tensor.dtype) for part in self._parts for tensor in _tensors(part)]
 
     def addresses(self) -> Tensor:
         """Where the parts lie now, int64, in the order of ``Layer`` and ``Pass`` in ``decoder.cpp``."""
@@ -172,11 +172,15 @@ def load(cache_dir: str | None = None) -> None:
         start = int(positions[0])
         if head_dim != HEAD_DIM or not 0 <= start <= capacity - count:
             raise ValueError(f"no room for {count} positions from {start} in a cache {tuple(keys.shape)}")
+        if heads * head_dim != width:
+            raise ValueError(f"{heads} heads of {head_dim} do not make up a width of {width}")
+        if any(tensor.dtype != torch.float32 for tensor in (embeddings, cos, sin, keys, values)):
+            raise ValueError("the native decoder reads and writes float32 only")
         if not (keys.is_contiguous() and values.is_contiguous()):
             raise ValueError("the cache must be contiguous")
         embeddings, cos, sin = (tensor.contiguous() for tensor in (embeddings, cos, sin))
         logits = embeddings.new_empty(sequences, count, vocabulary)
-        *_, final_norm, head_values, head_scales = addresses.tolist()
+        final_norm, head_values, head_scales = addresses[-3:].tolist()
         arguments = _Pass(
             *(addresses.data_ptr(), final_norm, head_values, head_scales),
             *(tensor.data_ptr() for tensor in (embeddings, cos, sin, keys, values, logits)),

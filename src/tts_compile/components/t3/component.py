@@ -41,6 +41,7 @@ class T3Component:
                 self._fallback.note("compile", str(error), "torch's own matrix products, no guessing ahead")
                 use_native = False
         self._warm_graphs: int | None = None
+        self._left_to_stock = 0
         self.engine = T3Engine(
             t3,
             self._fallback,
@@ -73,16 +74,18 @@ class T3Component:
         calls = sum(p.calls for p in engine.passes)
         compiled = sum(min(p.calls, p.compiled_calls) for p in engine.passes)
         if calls == 0:
-            ran, note = "stock", "the engine has not been reached yet"
+            ran, note = "stock", "" if self._left_to_stock else "the engine has not been reached yet"
         elif compiled == calls:
             ran, note = "inductor", ""
         else:
             ran, note = "eager", f"{calls - compiled} of {calls} passes ran outside compiled code"
         if ran == "inductor" and self._backend != "inductor":
             note = f"through the torch.compile backend {self._backend!r}"
+        notes = [note] if note else []
         if engine.guessed:
-            verified = f"{engine.accepted} of {engine.guessed} guessed tokens were verified"
-            note = f"{note}; {verified}" if note else verified
+            notes.append(f"{engine.accepted} of {engine.guessed} guessed tokens were verified")
+        if self._left_to_stock:
+            notes.append(f"utterances left to stock: {self._left_to_stock}")
         return ComponentReport(
             asked=self._asked,
             ran=ran,
@@ -92,12 +95,14 @@ class T3Component:
             graph_breaks=sum(region.graph_breaks for p in engine.passes for region in p.regions),
             recompiles_after_warmup=0 if self._warm_graphs is None else self._graphs - self._warm_graphs,
             fallbacks=tuple(self._fallback.events),
-            note=note,
+            note="; ".join(notes),
         )
 
     def _inference(self, **kwargs: Any) -> torch.Tensor:
         if reason := customised(self._t3):
-            self._fallback.note("call", reason, "stock for this call")
+            if all(event.error != reason for event in self._fallback.events):  # once, not for every chunk of a book
+                self._fallback.note("call", reason, "stock for such calls")
+            self._left_to_stock += 1
             stock: torch.Tensor = type(self._t3).inference(self._t3, **kwargs)
             return stock
         tokens = self.engine.inference(**kwargs)

@@ -84,8 +84,7 @@ class T3Engine:
                 self._native.append(NativePass(name, self._weights, copy, fallback, **compile_options))
         self._decode: DecoderPass = self._layered  # what this utterance uses
         self._draft: DecoderPass | None = None
-        self._guesses = 0
-        self._wanted_guesses = guesses if use_native else 0
+        self._wanted_guesses = guesses
 
     @property
     def passes(self) -> list[DecoderPass]:
@@ -149,9 +148,12 @@ class T3Engine:
         if self._native and all(native.ready() for native in self._native):
             self._decode, *drafts = self._native
             self._draft = drafts[0] if drafts else None
-            self._guesses = self._wanted_guesses
         else:
-            self._decode, self._draft, self._guesses = self._layered, None, 0
+            self._decode, self._draft = self._layered, None
+
+    @property
+    def _guesses(self) -> int:
+        return self._wanted_guesses if self._draft else 0
 
     @_without_gradients
     def warm_up(self, sequences: int) -> None:

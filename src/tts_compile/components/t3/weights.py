@@ -83,8 +83,11 @@ def customised(t3: Any) -> str | None:
                 return f"{name} has a forward hook"
             if getattr(module.forward, "__func__", None) is not type(module).forward:
                 return f"{name} has a forward method of its own"
-            if name.endswith(("_proj", "speech_head")) and type(module) is not torch.nn.Linear:
-                return f"{name} is a {type(module).__name__}"
+            if name.endswith(("_proj", "speech_head")):
+                if type(module) is not torch.nn.Linear:
+                    return f"{name} is a {type(module).__name__}"
+                if module.bias is not None:
+                    return f"{name} has a bias"
     return None
 
 
@@ -100,9 +103,8 @@ def native_weights(weights: DecoderWeights) -> native.Weights:
 
 def int8_copy(weights: DecoderWeights) -> native.Weights:
     """The same decoder with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
-    with torch.inference_mode():
-        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
-        return native.Weights(layers, weights.final_norm, Int8Matrix.of(weights.head))
+    layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
+    return native.Weights(layers, weights.final_norm, Int8Matrix.of(weights.head))
 
 
 def rotary_table(t3: Any, length: int) -> Tensor:
