@@ -18,7 +18,7 @@ from speech import Speech, speak, speak_stock
 from tts_compile import _compat
 from tts_compile.components.t3.decoder import decoder_layer, head
 from tts_compile.components.t3.weights import LayerWeights
-from tts_compile.execution import native
+from tts_compile.execution import build, native
 
 SHORT = "Hello there my good!"
 CAPACITY = 70
@@ -244,16 +244,16 @@ def test_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
 
 
 def test_library_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    native._built(tmp_path).chmod(0o666)
+    build._built("decoder", tmp_path / "tts_compile").chmod(0o666)
     with pytest.raises(tc.CompilationError, match="written by other users"):
-        native._built(tmp_path)
+        build._built("decoder", tmp_path / "tts_compile")
 
 
 def test_library_cut_short_is_built_again(tmp_path: Path) -> None:
-    path = native._built(tmp_path)
+    path = build._built("decoder", tmp_path / "tts_compile")
     whole = path.stat().st_size
     path.write_bytes(b"")
-    native._loaded(tmp_path)
+    build.library("decoder", str(tmp_path))
     assert path.stat().st_size == whole
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .components.base import Component, StockComponent
+from .components.flow import FlowComponent
 from .components.t3 import SamplingSettings, T3Component, check_text, finite_number
+from .components.vocoder import VocoderComponent
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
 from .report import ExecutionReport, format_table
@@ -23,7 +26,7 @@ from .timing import Stopwatch
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED = {"chatterbox.tts.ChatterboxTTS"}
+SUPPORTED = {"chatterbox.tts.ChatterboxTTS", "chatterbox.vc.ChatterboxVC"}
 _HANDLE = "_tts_compile_handle"
 
 
@@ -32,10 +35,11 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
 
     A few methods of this one instance are replaced by instance attributes; no class or module is touched, and no
     weight is changed. On a CPU, T3 guesses ahead with an int8 copy of itself (a quarter of its fp32 bytes) unless
-    ``draft_tokens`` is 0. Calling it again with an equal configuration returns the same handle.
+    ``draft_tokens`` is 0, and flow and vocoder keep their matrices a second time as native code reads them. Calling
+    it again with an equal configuration returns the same handle.
 
     Args:
-        tts: a ``chatterbox.tts.ChatterboxTTS`` in evaluation mode.
+        tts: a ``chatterbox.tts.ChatterboxTTS`` or ``chatterbox.vc.ChatterboxVC`` in evaluation mode.
         config: what to run and how; None reads the environment (:meth:`CompileConfig.from_env`).
 
     Raises:
@@ -118,6 +122,8 @@ class CompiledTTS:
                 component.warm_up()
             seconds[name] = watch.seconds
         spoken = 0
+        if texts is not None and not hasattr(self.wrapped, "t3"):
+            raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
         with torch.random.fork_rng():
             for text in texts or ():
                 _check_voice(self.wrapped, None)
@@ -126,6 +132,23 @@ class CompiledTTS:
                 spoken += 1
         graphs = {name: row.graphs for name, row in self.report().components.items()}
         return WarmupReport(seconds, graphs, spoken)
+
+    @contextlib.contextmanager
+    def stock(self) -> Iterator[Any]:
+        """The wrapped model with stock behaviour, inside a ``with`` block; what was compiled is kept meanwhile.
+
+        >>> def compare(fast, text):  # doctest: +SKIP
+        ...     with fast.stock() as tts:
+        ...         return tts.generate(text), fast.generate(text)  # both stock
+        """
+        attached = self._attached
+        if attached:
+            self._detach()
+        try:
+            yield self.wrapped
+        finally:
+            if attached:
+                self._attach()
 
     def report(self) -> ExecutionReport:
         """What was asked, what ran, and the counts that prove it; waits for the device."""
@@ -137,8 +160,10 @@ class CompiledTTS:
         Raises:
             ModelStateError: when a replaced method was replaced again by somebody else.
         """
-        if not self._attached:
-            return
+        if self._attached:
+            self._detach()
+
+    def _detach(self) -> None:
         for component in self._components.values():
             component.detach()
         delattr(self.wrapped, _HANDLE)
@@ -211,7 +236,12 @@ class WarmupReport:
 
 
 def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
-    makers: dict[str, Callable[[], Component]] = {"t3": lambda: T3Component(tts.t3, config)}
+    makers: dict[str, Callable[[], Component]] = {
+        "flow": lambda: FlowComponent(tts.s3gen, config),
+        "vocoder": lambda: VocoderComponent(tts.s3gen, config),
+    }
+    if hasattr(tts, "t3"):  # a voice converter has neither
+        makers["t3"] = lambda: T3Component(tts.t3, config)
     components: dict[str, Component] = {}
     for name in COMPONENTS:
         policy = getattr(config, name)
@@ -224,22 +254,26 @@ def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
 
 def _check_request(tts: Any, given: dict[str, Any]) -> None:
     """Raise before a reference is read or a voice replaced, so that a bad request costs nothing."""
-    check_text(tts, given["text"])
-    names = ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight")
-    settings = SamplingSettings(**{name: given[name] for name in names})
-    if settings.cfg_weight < 0:
-        raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
-    finite_number("exaggeration", given["exaggeration"])
-    _check_voice(tts, given["audio_prompt_path"])
+    if hasattr(tts, "t3"):
+        check_text(tts, given["text"])
+        names = ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight")
+        settings = SamplingSettings(**{name: given[name] for name in names})
+        if settings.cfg_weight < 0:
+            raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
+        finite_number("exaggeration", given["exaggeration"])
+        _check_voice(tts, given["audio_prompt_path"])
+    else:
+        _check_voice(tts, given["target_voice_path"])
     _check_mode(tts)
 
 
-def _check_voice(tts: Any, audio_prompt_path: object) -> None:
-    if not audio_prompt_path and tts.conds is None:
-        raise InputError("the model has no voice: pass audio_prompt_path or call prepare_conditionals first")
+def _check_voice(tts: Any, reference: object) -> None:
+    attribute, method = ("conds", "prepare_conditionals") if hasattr(tts, "t3") else ("ref_dict", "set_target_voice")
+    if not reference and getattr(tts, attribute) is None:
+        raise InputError(f"the model has no voice: pass a reference or call {method} first")
 
 
 def _check_mode(tts: Any) -> None:
-    training = [name for name in ("t3", "s3gen", "ve") if getattr(tts, name).training]
+    training = [name for name in ("t3", "s3gen", "ve") if hasattr(tts, name) and getattr(tts, name).training]
     if training:
         raise ModelStateError(f"the model is in training mode; call .eval() on {', '.join(training)} first")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .api import compile_model
 from .bench.models import Progress, describe, load, t3_inputs, timed_call
+from .bench.wave import signal_to_error_db
 from .components.seam import Seam
 from .report import format_table
 from .wav import write_wav
@@ -133,21 +134,6 @@ def run(source: str, device: str, text: str, seed: int, out: Path) -> DemoResult
         report=report.to_dict(),
         files=(files[0], files[1]),
     )
-
-
-def signal_to_error_db(reference: Tensor, other: Tensor) -> float | None:
-    """Power of ``reference`` over that of the difference, in dB; None where the lengths differ.
-
-    >>> round(signal_to_error_db(torch.ones(1, 4), torch.full((1, 4), 0.9)), 3)
-    20.0
-    """
-    if reference.shape != other.shape:
-        return None
-    error = (reference.double() - other.double()).square().sum()
-    signal = reference.double().square().sum()
-    if error == 0:
-        return math.inf
-    return float(10 * torch.log10(signal / error))
 
 
 def _speak(model: Any, t3: Any, text: str, seed: int) -> tuple[Spoken, Tensor, Tensor]:

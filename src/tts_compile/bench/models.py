@@ -79,6 +79,7 @@ def describe(tts: Any) -> dict[str, Any]:
         "dtype": str(tts.t3.speech_head.weight.dtype).removeprefix("torch."),
         "t3_layers": len(tts.t3.tfmr.layers),
         "t3_parameters": sum(p.numel() for p in tts.t3.parameters()),
+        "s3gen_parameters": sum(p.numel() for p in tts.s3gen.parameters()),
     }
 
 
@@ -110,6 +111,11 @@ def timed_call(device: str, function: Callable[[], T]) -> tuple[T, float]:
         result = function()
         _synchronise(device)
     return result, watch.seconds
+
+
+def generator_states() -> list[torch.Tensor]:
+    """Of the global generators, the CPU's first."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
 
 
 def _synchronise(device: str) -> None:

@@ -78,3 +78,18 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range for a table's cell; a single value stands alone.
+
+    >>> spread([3.0, 1.0, 2.0])
+    '2 (1 to 3)'
+    """
+    s = Spread.of(values)
+    return f"{s.median:.3g} ({s.low:.3g} to {s.high:.3g})" if len(values) > 1 else f"{s.median:.3g}"
+
+
+def yes(value: bool) -> str:
+    """For a table's cell: what should be true and is not stands out."""
+    return "yes" if value else "NO"

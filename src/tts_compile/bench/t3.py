@@ -17,8 +17,8 @@ from ..api import CompiledTTS, compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from . import machine, memory
-from .models import Progress, describe, load, t3_inputs, timed_call
-from .stats import Ratio, Spread, markdown_table, ratio_of_medians
+from .models import Progress, describe, generator_states, load, t3_inputs, timed_call
+from .stats import Ratio, Spread, markdown_table, ratio_of_medians, spread, yes
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun."
 _LENGTHS = [round(1 + i * 399 / 29) for i in range(30)]  # characters
@@ -134,9 +134,9 @@ class T3Result:
         stock, compiled = self.stock, self.compiled
         rows = [
             ("T3, median (min to max)", "stock", "compiled", "gain (95% interval)"),
-            ("decode, tokens/s", _spread(stock.rate), _spread(compiled.rate), str(gains["decode"])),
-            ("prompt to first token, s", _spread(stock.prefill), _spread(compiled.prefill), str(gains["prefill"])),
-            (f"call of {n} tokens, s", _spread(stock.full), _spread(compiled.full), str(gains["call"])),
+            ("decode, tokens/s", spread(stock.rate), spread(compiled.rate), str(gains["decode"])),
+            ("prompt to first token, s", spread(stock.prefill), spread(compiled.prefill), str(gains["prefill"])),
+            (f"call of {n} tokens, s", spread(stock.full), spread(compiled.full), str(gains["call"])),
         ]
         for key, what in (("process", "peak memory with loading, GiB"), ("call", "peak memory of the call, GiB")):
             if self.peaks and self.peaks["stock"][key] and self.peaks["compiled"][key]:
@@ -146,8 +146,8 @@ class T3Result:
         rows += [
             ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
             (f"graphs compiled by {len(_LENGTHS)} later texts", "", str(self.later_graphs), ""),
-            ("tokens identical", "", _yes(self.tokens_identical), f"{self.settings.repeats} repeats"),
-            ("generator state identical", "", _yes(self.generator_identical), ""),
+            ("tokens identical", "", yes(self.tokens_identical), f"{self.settings.repeats} repeats"),
+            ("generator state identical", "", yes(self.generator_identical), ""),
         ]
         ran = self.report["components"]["t3"]
         about, versions = self.machine, self.machine["versions"]
@@ -210,7 +210,7 @@ def _measure(
             raise InputError(
                 f"the model stopped after {spoken.shape[1]} of {tokens} tokens: ask for fewer, or less text"
             )
-        return spoken.cpu(), _generator_states(), seconds
+        return spoken.cpu(), generator_states(), seconds
 
     with progress.step("first compiled call"):
         call("stock", 1)  # un-timed: pages in the weights for both sides
@@ -251,16 +251,3 @@ def _measure(
         "later_graphs": later_graphs,
         "report": fast.report().to_dict(),
     }
-
-
-def _generator_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
-
-
-def _spread(values: list[float]) -> str:
-    s = Spread.of(values)
-    return f"{s.median:.3g} ({s.low:.3g} to {s.high:.3g})"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "NO"

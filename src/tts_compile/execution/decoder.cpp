@@ -7,23 +7,7 @@
 //
 // Activations lie as [features / LANES][ROWS] vectors. GCC and Clang vector extensions build for AVX-512, AVX2, NEON.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <omp.h>
-#include <vector>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
+#include "simd.h"
 
 // What native.py passes; every pointer is to float32 unless said otherwise.
 
@@ -53,99 +37,8 @@ struct Pass {
 
 namespace {
 
-constexpr long LANES = VECTOR_BYTES / 4;
 constexpr long HEAD = 64, HEAD_VECTORS = HEAD / LANES;
 constexpr long QUERIES = 4;  // new positions that share a reading of the cache
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int REGISTERS = 32;
-#else
-constexpr int REGISTERS = 16;
-#endif
-
-typedef float Floats __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef float FloatsAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
-
-inline Floats load(const float *p) { return *reinterpret_cast<const FloatsAnywhere *>(p); }
-
-inline Floats load(const int8_t *p) {
-#if defined(__AVX512F__)  // GCC 12 takes the vectors apart where it is left to convert them by itself
-  Ints whole = reinterpret_cast<Ints>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
-#elif defined(__AVX2__)
-  Ints whole = reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
-#else
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  Ints whole = __builtin_convertvector(bytes, Ints);
-#endif
-  return __builtin_convertvector(whole, Floats);
-}
-
-inline void store(float *p, Floats v) { *reinterpret_cast<FloatsAnywhere *>(p) = v; }
-
-inline float sum(Floats v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
-#else
-  float lane[LANES];
-  std::memcpy(lane, &v, sizeof lane);
-  for (long half = LANES / 2; half; half /= 2)
-    for (long i = 0; i < half; i++) lane[i] += lane[i + half];
-  return lane[0];
-#endif
-}
-
-// exp(x) for x <= 0, relative error under 1e-6: 2^n times a polynomial for the rest (the Taylor series of 2^f up to
-// f^7, |f| <= 1/2). Below -87 it gives 0 instead of subnormal numbers.
-inline Floats exponential(Floats x) {
-  Floats scaled = x * 1.44269504f;
-  Ints whole = __builtin_convertvector(scaled - 0.5f, Ints);  // rounds to nearest for negative numbers
-  Floats f = (scaled - __builtin_convertvector(whole, Floats)) * 0.69314718f;
-  Floats p = 1.0f / 5040 * f + 1.0f / 720;
-  p = p * f + 1.0f / 120;
-  p = p * f + 1.0f / 24;
-  p = p * f + 1.0f / 6;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
-  Ints bits;
-  std::memcpy(&bits, &p, sizeof bits);
-  bits += whole << 23;
-  bits &= ~(x < -87.0f);  // written so that nan stays nan
-  std::memcpy(&p, &bits, sizeof p);
-  return p;
-}
-
-inline Floats silu(Floats x) {
-  Floats e = exponential(x > 0 ? -x : x);
-  return x * (x > 0 ? Floats{} + 1 : e) / (1 + e);
-}
-
-// The share of [0, n) that the calling thread works on.
-struct Share {
-  long begin, end;
-  explicit Share(long n) {
-    long threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    begin = n * thread / threads;
-    end = n * (thread + 1) / threads;
-  }
-};
-
-// Vectors from memory that a thread keeps from one pass to the next.
-class Scratch {
- public:
-  void reserve(long vectors) {
-    memory_.resize(vectors * LANES + LANES);
-    auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    next_ = reinterpret_cast<Floats *>((address + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
-  }
-  Floats *take(long vectors) { return (next_ += vectors) - vectors; }
-
- private:
-  std::vector<float> memory_;
-  Floats *next_ = nullptr;
-};
 
 // Products of a matrix with ROWS rows of activations, a tile of matrix rows at a time.
 template <int ROWS, class T>

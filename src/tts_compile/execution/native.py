@@ -7,30 +7,18 @@ at 1 or 2 rows at best, and inductor can express neither prefetching nor one par
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import stat
-import subprocess
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _compat
-from ..errors import CompilationError
+from . import build
 
 MAX_ROWS = 16  # of activations: sequences times new positions
 MAX_INT8_ROWS = 2
 HEAD_DIM = 64
 
-_SOURCE = Path(__file__).with_name("decoder.cpp")
-# Without the last flag, GCC 12 writes neighbouring rows of an activation back where several threads write them.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-predictive-commoning")
-_BUILD_SECONDS = 120
 _WIDTH_MULTIPLE = 64
 
 
@@ -143,17 +131,13 @@ class _Pass(ctypes.Structure):
     )
 
 
-@functools.cache
 def load(cache_dir: str | None = None) -> None:
     """Build the decoder if need be and register it as ``torch.ops.tts_compile.decode``.
 
     Raises:
-        CompilationError: when there is no C++ compiler, it fails, or the cache folder cannot be used or is not safe
-            to load from.
+        CompilationError: as :func:`tts_compile.execution.build.library`.
     """
-    library = _loaded(Path(cache_dir or _compat.inductor_cache_dir()) / "tts_compile")
-    if _library is not None:
-        return  # another folder, the same code: what is registered stays
+    library = build.library("decoder", cache_dir)
 
     def run(
         embeddings: Tensor,
@@ -192,70 +176,9 @@ def load(cache_dir: str | None = None) -> None:
             raise ValueError(f"{sequences} x {count} rows are more than the native decoder is made for")
         return logits
 
-    _register(
+    build.register(
         "decode(Tensor embeddings, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) keys, Tensor(b!) values, "
         "Tensor addresses, int inner, int vocabulary, float eps) -> Tensor",
         run,
         lambda embeddings, *args: embeddings.new_empty(*embeddings.shape[:2], args[7]),
     )
-
-
-_library: torch.library.Library | None = None
-
-
-def _register(schema: str, implementation: Callable[..., object], shapes: Callable[..., object]) -> None:
-    global _library
-    if _library is None:
-        _library = torch.library.Library("tts_compile", "DEF")  # kept alive: ops vanish with their library
-    name = schema.split("(")[0]
-    _library.define(schema)
-    _library.impl(name, implementation, "CPU")
-    torch.library.register_fake(f"tts_compile::{name}", shapes, lib=_library)
-
-
-def _loaded(folder: Path) -> ctypes.CDLL:
-    try:
-        path = _built(folder)
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # cut short or foreign: once more from the source
-            path.unlink()
-            return ctypes.CDLL(str(_built(folder)))
-    except OSError as error:
-        raise CompilationError(f"the native decoder cannot be kept in or loaded from {folder}: {error}") from error
-
-
-def _built(folder: Path) -> Path:
-    """The shared library for this source, compiler and CPU, built into ``folder`` unless it is there already."""
-    compiler = _compat.cpp_compiler()
-    if compiler is None:
-        raise CompilationError("no C++ compiler found")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_unsafe(folder)
-    key = hashlib.sha256()
-    for part in (_SOURCE.read_text(), compiler, *_FLAGS, torch.__version__, _compat.cpu_name()):
-        key.update(part.encode())
-    path = folder / f"decoder-{key.hexdigest()[:16]}.so"
-    if path.exists():
-        _refuse_unsafe(path)
-        return path
-    handle, building = tempfile.mkstemp(suffix=".so", dir=folder)
-    os.close(handle)
-    try:
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", building]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_SECONDS)
-        os.replace(building, path)  # atomic: another process never loads half a file
-    except (OSError, subprocess.SubprocessError) as error:
-        Path(building).unlink(missing_ok=True)
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise CompilationError(f"the C++ compiler failed: {detail[0] if detail else error}") from error
-    return path
-
-
-def _refuse_unsafe(path: Path) -> None:
-    """What lies in the folder is run as code, so only its owner may be able to write there."""
-    status = path.stat()
-    if hasattr(os, "getuid") and (
-        status.st_uid not in (os.getuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    ):
-        raise CompilationError(f"{path} can be written by other users; code is not loaded from there")

@@ -36,7 +36,6 @@ class LayeredPass:
         head_function = functools.partial(head, weights.eps)
         self._layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
         self._head = Region(f"{name} head", head_function, fallback, device, **compile_options)
-        self.regions = [self._layer, self._head]
 
     def __call__(
         self, tokens: Tensor, speech_position: int, rotary: Tensor, start: int, cache: KVCache, cfg_weight: Tensor
@@ -64,6 +63,16 @@ class LayeredPass:
     def compiled_calls(self) -> int:
         """Passes in which every call was counted inside compiled code."""
         return min(self._layer.compiled_calls // len(self._weights.layers), self._head.compiled_calls)
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that torch compiled for it."""
+        return self._layer.graphs + self._head.graphs
+
+    @property
+    def graph_breaks(self) -> int:
+        """Graph breaks while doing so."""
+        return self._layer.graph_breaks + self._head.graph_breaks
 
 
 class NativePass:
@@ -93,7 +102,6 @@ class NativePass:
         self._addresses = torch.empty(0, dtype=torch.int64)
         function = functools.partial(native_step, decoder_weights.inner, decoder_weights.vocabulary, weights.eps)
         self._step = Region(name, function, fallback, torch.device("cpu"), **compile_options)
-        self.regions = [self._step]
 
     def ready(self) -> bool:
         """Look up where the weights lie; False where they are no longer what the native decoder reads."""
@@ -127,6 +135,16 @@ class NativePass:
     def compiled_calls(self) -> int:
         """Passes counted inside compiled code."""
         return self._step.compiled_calls
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that torch compiled for it."""
+        return self._step.graphs
+
+    @property
+    def graph_breaks(self) -> int:
+        """Graph breaks while doing so."""
+        return self._step.graph_breaks
 
 
 DecoderPass = LayeredPass | NativePass

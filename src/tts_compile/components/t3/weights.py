@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...execution import native
 from ...execution.native import Int8Matrix
+from .. import weights
 
 
 class LayerWeights(NamedTuple):
@@ -74,21 +75,15 @@ def stock_weights(t3: Any) -> DecoderWeights:
 
 def customised(t3: Any) -> str | None:
     """Why reading the weights would not do what the modules do, if so: the engine sees weights, not modules."""
-    if torch.is_autocast_enabled(t3.device.type):
-        return "autocast is on"
-    for part in ("tfmr", "speech_head", "speech_emb", "speech_pos_emb"):
-        for name, module in getattr(t3, part).named_modules(prefix=part):
-            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-            if not all(_made_by_transformers(hook) for hook in hooks):
-                return f"{name} has a forward hook"
-            if getattr(module.forward, "__func__", None) is not type(module).forward:
-                return f"{name} has a forward method of its own"
-            if name.endswith(("_proj", "speech_head")):
-                if type(module) is not torch.nn.Linear:
-                    return f"{name} is a {type(module).__name__}"
-                if module.bias is not None:
-                    return f"{name} has a bias"
-    return None
+    parts = ("tfmr", "speech_head", "speech_emb", "speech_pos_emb")
+    modules = [item for part in parts for item in getattr(t3, part).named_modules(prefix=part)]
+    for name, module in modules:
+        if name.endswith(("_proj", "speech_head")):
+            if type(module) is not torch.nn.Linear:
+                return f"{name} is a {type(module).__name__}"
+            if module.bias is not None:
+                return f"{name} has a bias"
+    return weights.autocast(t3.device) or weights.customised(modules, harmless=_made_by_transformers)
 
 
 def _made_by_transformers(hook: Any) -> bool:
@@ -96,15 +91,15 @@ def _made_by_transformers(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
-def native_weights(weights: DecoderWeights) -> native.Weights:
+def native_weights(stock: DecoderWeights) -> native.Weights:
     """The same tensors for the native decoder."""
-    return native.Weights(weights.layers, weights.final_norm, weights.head)
+    return native.Weights(stock.layers, stock.final_norm, stock.head)
 
 
-def int8_copy(weights: DecoderWeights) -> native.Weights:
+def int8_copy(stock: DecoderWeights) -> native.Weights:
     """The same decoder with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
-    layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
-    return native.Weights(layers, weights.final_norm, Int8Matrix.of(weights.head))
+    layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in stock.layers]
+    return native.Weights(layers, stock.final_norm, Int8Matrix.of(stock.head))
 
 
 def rotary_table(t3: Any, length: int) -> Tensor:

@@ -1,0 +1,137 @@
+"""What T3, flow and vocoder have in common as components: levels, the seam, what is left to stock, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..config import ComponentPolicy
+from ..fallback import FallbackManager
+from ..report import ComponentReport
+from .seam import Seam
+
+
+class Counted(Protocol):
+    """A compiled function, or several that are called together, with its counts; a Region is one."""
+
+    @property
+    def calls(self) -> int:
+        """How often it was asked for."""
+
+    @property
+    def compiled_calls(self) -> int:
+        """How often it ran compiled, counted from inside."""
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that torch compiled for it."""
+
+    @property
+    def graph_breaks(self) -> int:
+        """Graph breaks while doing so."""
+
+
+class EngineComponent:
+    """A component that replaces one stock method by an engine's, or leaves the call to stock.
+
+    Args:
+        name: the component's.
+        policy: what to run.
+        fallback_policy: see :class:`tts_compile.FallbackManager`.
+        owner: the stock module.
+        method: of the owner, to be replaced.
+    """
+
+    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str, owner: Any, method: str) -> None:
+        self._asked = policy.execution
+        self._backend = policy.backend
+        self._owner = owner
+        self._method = method
+        levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
+        self._fallback = FallbackManager(name, levels, fallback_policy)
+        if policy.execution == "cuda_graph":
+            self._fallback.note("attach", f"this version has no CUDA graphs for {name}", f"{levels[0]} instead")
+        if policy.dtype != "model":
+            self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+        self._warm_graphs: int | None = None
+        self._left_to_stock = 0
+        self._seam = Seam(owner, method, self._call)
+
+    @property
+    def parts(self) -> Sequence[Counted]:
+        """What is counted; a step of each counts as one call."""
+        raise NotImplementedError
+
+    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def _customised(self) -> str | None:
+        """Why the engine would not do what the stock modules do, if so."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """Sentences for the report's row."""
+        return []
+
+    def attach(self) -> None:
+        """Replace the method on this instance."""
+        self._seam.attach()
+
+    def detach(self) -> None:
+        """Give the stock method back."""
+        self._seam.detach()
+
+    def report(self) -> ComponentReport:
+        """Calls asked for, and those counted inside compiled code."""
+        calls = sum(part.calls for part in self.parts)
+        compiled = sum(min(part.calls, part.compiled_calls) for part in self.parts)
+        notes = []
+        if calls == 0:
+            ran = "stock"
+            if not self._left_to_stock:
+                notes.append("the engine has not been reached yet")
+        elif compiled == calls:
+            ran = "inductor"
+            if self._backend != "inductor":
+                notes.append(f"through the torch.compile backend {self._backend!r}")
+        else:
+            ran = "eager"
+            notes.append(f"{calls - compiled} of {calls} passes ran outside compiled code")
+        notes += self.notes()
+        if self._left_to_stock:
+            notes.append(f"utterances left to stock: {self._left_to_stock}")
+        return ComponentReport(
+            asked=self._asked,
+            ran=ran,
+            calls=calls,
+            compiled_calls=compiled,
+            graphs=self._graphs,
+            graph_breaks=sum(part.graph_breaks for part in self.parts),
+            recompiles_after_warmup=0 if self._warm_graphs is None else self._graphs - self._warm_graphs,
+            fallbacks=tuple(self._fallback.events),
+            note="; ".join(notes),
+        )
+
+    def _mark_warm(self) -> None:
+        """Every graph from now on is a recompilation."""
+        self._warm_graphs = self._graphs
+
+    @property
+    def _graphs(self) -> int:
+        return sum(part.graphs for part in self.parts)
+
+    @property
+    def _stock(self) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(type(self._owner), self._method).__get__(self._owner)
+        return method
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if reason := self._customised():
+            if all(event.error != reason for event in self._fallback.events):  # once, not for every chunk of a book
+                self._fallback.note("call", reason, "stock for such calls")
+            self._left_to_stock += 1
+            return self._stock(*args, **kwargs)
+        result = self._engine_call(*args, **kwargs)
+        if self._warm_graphs is None:  # without a warm-up, the first utterance is one
+            self._mark_warm()
+        return result

@@ -1,0 +1,61 @@
+"""The flow as a component: from policy to engine, seam and report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...config import CompileConfig
+from ...execution import Region, transformer
+from .. import weights
+from ..engine_component import EngineComponent
+from ..operators import choose_operators
+from .engine import FlowEngine
+
+
+class FlowComponent(EngineComponent):
+    """Replaces ``s3gen.flow.inference`` by the engine's."""
+
+    def __init__(self, s3gen: Any, config: CompileConfig) -> None:
+        policy, flow = config.flow, s3gen.flow
+        super().__init__("flow", policy, config.fallback, flow, "inference")
+        self._s3gen = s3gen
+        operators = choose_operators(flow.parameters(), _native_applies(flow), self._fallback, config.cache_dir)
+        self.engine = FlowEngine(
+            flow,
+            self._fallback,
+            operators,
+            config.cache_dir,
+            backend=policy.backend,
+            mode=policy.mode,
+            dynamic=policy.dynamic,
+        )
+
+    @property
+    def parts(self) -> list[Region]:
+        """Encoder layers, stages of the estimator, ends of solver steps."""
+        return self.engine.parts
+
+    def warm_up(self) -> None:
+        """Compile every function; the global generators are left as they were."""
+        self.engine.warm_up()
+        self._mark_warm()
+
+    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine.inference(*args, **kwargs)
+
+    def _customised(self) -> str | None:
+        flow = self._owner
+        device = flow.input_embedding.weight.device
+        return weights.autocast(device) or weights.customised(
+            item
+            for name in ("encoder", "decoder", "input_embedding", "spk_embed_affine_layer", "encoder_proj")
+            for item in getattr(flow, name).named_modules(prefix=f"flow.{name}")
+        )
+
+
+def _native_applies(flow: Any) -> bool:
+    attention, mlp = (part := flow.decoder.estimator.mid_blocks[0][1][0]).attn1, part.ff.net[0]
+    heads, width = attention.heads, attention.to_q.in_features
+    return transformer.fits(width, heads, attention.to_q.out_features // heads, mlp.proj.out_features)

@@ -1,0 +1,141 @@
+"""The flow encoder: a conformer that doubles the frame rate half-way, on (batch, positions, features).
+
+Stock's look-ahead convolution reads three positions beyond the end, which are zero only where there is no padding;
+here the padding is set to zero in front of it. Everything else looks back or is masked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...execution import Region
+from ...execution.operators import before
+from ...fallback import FallbackManager
+
+
+class LayerWeights(NamedTuple):
+    """A conformer layer without convolution module; matrices are (out, in)."""
+
+    attention_norm: Tensor
+    attention_norm_bias: Tensor
+    query: Tensor
+    query_bias: Tensor
+    key: Tensor
+    key_bias: Tensor
+    value: Tensor
+    value_bias: Tensor
+    position: Tensor
+    content_bias: Tensor  # (heads, features)
+    position_bias: Tensor  # (heads, features)
+    output: Tensor
+    output_bias: Tensor
+    mlp_norm: Tensor
+    mlp_norm_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    down: Tensor
+    down_bias: Tensor
+
+    @classmethod
+    def of(cls, layer: Any) -> LayerWeights:
+        """A stock layer's tensors where they are."""
+        attention, mlp = layer.self_attn, layer.feed_forward
+        return cls(
+            *_parameters(layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v),
+            *(attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v),
+            *_parameters(attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2),
+        )
+
+
+def _parameters(*modules: Any) -> list[Tensor]:
+    return [tensor for module in modules for tensor in (module.weight, module.bias)]
+
+
+class Encoder:
+    """Runs a stock encoder's weights; a layer is compiled once and reused.
+
+    Args:
+        encoder: the stock module.
+        fallback: decides between compiled and eager.
+        device: of the model.
+        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+    """
+
+    def __init__(self, encoder: Any, fallback: FallbackManager, device: torch.device, **compile_options: Any) -> None:
+        self._encoder = encoder
+        eps = encoder.encoders[0].norm_mha.eps
+
+        def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+            return conformer_layer(x, positions, seen, LayerWeights(*weights), eps)
+
+        self._layer = Region("encoder layer", layer, fallback, device, **compile_options)
+        self.regions = [self._layer]
+
+    def __call__(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            x: (batch, positions, 512), embedded tokens.
+            lengths: int64 (batch,), positions that count.
+
+        Returns:
+            (batch, 2 * positions, 512).
+        """
+        encoder = self._encoder
+        seen = before(lengths, x.shape[1])
+        x, positions, _ = encoder.embed(x, seen[:, None])
+        x = encoder.pre_lookahead_layer(x * seen[..., None])
+        x = self._run(encoder.encoders, x, positions, seen)
+        x, lengths = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
+        x = x.transpose(1, 2).contiguous()
+        seen = before(lengths, x.shape[1])
+        x, positions, _ = encoder.up_embed(x, seen[:, None])
+        x = self._run(encoder.up_encoders, x, positions, seen)
+        encoded: Tensor = encoder.after_norm(x)
+        return encoded
+
+    def _run(self, layers: Any, x: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        positions = positions.clone()  # a slice of a table that grows: its own storage keeps guards the same
+        for layer in layers:
+            for tensor in (x, positions, seen):
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
+            x = self._layer(x, positions, seen, tuple(LayerWeights.of(layer)))
+        return x
+
+
+def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWeights, eps: float) -> Tensor:
+    """Attention with relative positions (Transformer-XL, arXiv:1901.02860, appendix B), then a SiLU MLP.
+
+    Args:
+        x: (batch, n, width).
+        positions: (1, 2 * n - 1, width), encodings of the distances n - 1 to 1 - n.
+        seen: bool (batch, n), positions that are attended to.
+        weights: of the layer.
+        eps: of the norms.
+    """
+    w = weights
+    heads = w.content_bias.shape[0]
+    normed = F.layer_norm(x, x.shape[2:], w.attention_norm, w.attention_norm_bias, eps)
+    query = F.linear(normed, w.query, w.query_bias).unflatten(2, (heads, -1))  # (batch, n, heads, features)
+    key = F.linear(normed, w.key, w.key_bias).unflatten(2, (heads, -1)).transpose(1, 2)
+    value = F.linear(normed, w.value, w.value_bias).unflatten(2, (heads, -1)).transpose(1, 2)
+    distance = F.linear(positions, w.position).unflatten(2, (heads, -1)).transpose(1, 2)
+    by_content = (query + w.content_bias).transpose(1, 2) @ key.transpose(2, 3)
+    by_distance = shifted((query + w.position_bias).transpose(1, 2) @ distance.transpose(2, 3))
+    scores = (by_content + by_distance) * query.shape[3] ** -0.5
+    shares = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+    attended = (shares @ value).transpose(1, 2).flatten(2)
+    x = x + F.linear(attended, w.output, w.output_bias)
+    normed = F.layer_norm(x, x.shape[2:], w.mlp_norm, w.mlp_norm_bias, eps)
+    return x + F.linear(F.silu(F.linear(normed, w.up, w.up_bias)), w.down, w.down_bias)
+
+
+def shifted(by_distance: Tensor) -> Tensor:
+    """Row i of (..., n, 2 * n - 1) holds distances n - 1 to 1 - n; the result (..., n, n) holds i - j in column j."""
+    n = by_distance.shape[2]
+    padded = F.pad(by_distance, (1, 0)).flatten(2)[..., n:]  # (..., n * (2 * n - 1))
+    return padded.unflatten(2, (n, 2 * n - 1))[..., :n]

@@ -1,0 +1,191 @@
+"""The library's own ``flow.inference``: encoder, noise, and the solver's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ... import _compat
+from ...bucketing import Ladder
+from ...errors import InputError
+from ...execution import Region
+from ...execution.operators import Operators
+from ...fallback import FallbackManager
+from ..weights import Fingerprint, fingerprint
+from .encoder import Encoder
+from .estimator import Estimator, EstimatorWeights, Sizes
+
+# Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
+TOKENS = Ladder.regular(step=64, last=32_768)
+
+
+class FlowEngine:
+    """Speech tokens to mel frames, as a stock ``CausalMaskedDiffWithXvec`` gives them.
+
+    Args:
+        flow: the stock module.
+        fallback: decides between compiled and eager.
+        operators: native or torch.
+        cache_dir: folder for compiled code; None leaves torch's own.
+        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        flow: Any,
+        fallback: FallbackManager,
+        operators: Operators,
+        cache_dir: str | None = None,
+        **compile_options: Any,
+    ) -> None:
+        self.flow = flow
+        self._operators = operators
+        self._cache_dir = cache_dir
+        device = flow.input_embedding.weight.device
+        self._encoder = Encoder(flow.encoder, fallback, device, **compile_options)
+        estimator = flow.decoder.estimator
+        self._estimator = Estimator(Sizes.of(estimator), operators, fallback, device, **compile_options)
+        self._weights: EstimatorWeights | None = None
+        self._made_of: Fingerprint = ()
+
+    @property
+    def parts(self) -> list[Region]:
+        """Every function that is compiled."""
+        return [*self._encoder.regions, *self._estimator.regions]
+
+    def inference(
+        self,
+        token: Tensor,
+        token_len: Tensor,
+        prompt_token: Tensor,
+        prompt_token_len: Tensor,
+        prompt_feat: Tensor,
+        prompt_feat_len: Tensor | None,  # noqa: ARG002 - stock's signature
+        embedding: Tensor,
+        finalize: bool,
+        n_timesteps: int = 10,
+        noised_mels: Tensor | None = None,
+        meanflow: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Mel frames (batch, 80, frames) and None; arguments and the random numbers drawn are stock's.
+
+        Args:
+            token: (batch, n) speech tokens.
+            token_len: (batch,) how many of them count.
+            prompt_token: (1 or batch, m), of the reference.
+            prompt_token_len: (1 or batch,).
+            prompt_feat: (1 or batch, 2 * m, 80), mel frames of the reference.
+            prompt_feat_len: without effect, as in stock.
+            embedding: (1 or batch, 192), of the speaker.
+            finalize: False leaves the last frames out, for which tokens still have to come.
+            n_timesteps: solver steps.
+            noised_mels: (batch, 80, frames) in place of the last random numbers.
+            meanflow: solve with a mean-flow estimator: no guidance, and every step knows where it ends.
+
+        Raises:
+            InputError: for no tokens, or tokens that are none.
+        """
+        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._cache_dir):
+            # tensors made under inference mode are guarded differently: copies serve both callers
+            given = (token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding)
+            token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding = (t.clone() for t in given)
+            batch = len(token)
+            speech = torch.cat([_rows(prompt_token, batch).long(), token.long()], dim=1)
+            lengths = (prompt_token_len + token_len).long().expand(batch)
+            self._check(token, speech)
+            speaker = F.normalize(torch.atleast_2d(embedding), dim=1)
+            speaker = _rows(self.flow.spk_embed_affine_layer(speaker), batch)  # (batch, 80)
+            mu = self._encode(speech, lengths)  # (batch, rung, 80)
+            ahead = 0 if finalize else self.flow.pre_lookahead_len
+            frames = (speech.shape[1] - ahead) * self.flow.token_mel_ratio
+            lengths = (lengths * self.flow.token_mel_ratio).clamp(max=frames)
+            mel = self._solve(
+                mu, frames, lengths, speaker, _rows(prompt_feat, batch), n_timesteps, noised_mels, meanflow
+            )
+            return mel[:, prompt_feat.shape[1] : frames].transpose(1, 2).contiguous(), None
+
+    def warm_up(self) -> None:
+        """Compile everything that later calls may need; draws no random number from the global generators."""
+        flow = self.flow
+        like = flow.input_embedding.weight
+        token = torch.zeros(1, 8, dtype=torch.long, device=like.device)
+        length = torch.tensor([8], device=like.device)
+        prompt = torch.zeros(1, 16, flow.output_size, device=like.device, dtype=like.dtype)
+        embedding = torch.ones(1, flow.spk_embed_affine_layer.in_features, device=like.device, dtype=like.dtype)
+        meanflow = flow.decoder.estimator.meanflow
+        with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+            self.inference(token, length, token, length, prompt, None, embedding, True, 2, meanflow=meanflow)
+
+    def _check(self, token: Tensor, speech: Tensor) -> None:
+        if token.shape[1] == 0:
+            raise InputError("there are no speech tokens to make a wave from")
+        lowest, highest = speech.aminmax()
+        if lowest < 0 or highest >= self.flow.vocab_size:
+            wrong = int(lowest if lowest < 0 else highest)
+            raise InputError(f"speech token {wrong} is not in the range 0 to {self.flow.vocab_size - 1}")
+
+    def _encode(self, speech: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, 80) for (batch, tokens), padded to a rung."""
+        speech = F.pad(speech, (0, TOKENS.capacity(speech.shape[1]) - speech.shape[1]))
+        encoded = self._encoder(self.flow.input_embedding(speech), lengths)
+        mu: Tensor = self.flow.encoder_proj(encoded)
+        return mu
+
+    def _solve(
+        self,
+        mu: Tensor,
+        frames: int,
+        lengths: Tensor,
+        speaker: Tensor,
+        prompt: Tensor,
+        steps: int,
+        noised: Tensor | None,
+        meanflow: bool,
+    ) -> Tensor:
+        batch, capacity, channels = mu.shape
+        noise = torch.randn(batch, channels, frames, dtype=mu.dtype, device=mu.device)  # as stock: before any padding
+        if noised is not None:
+            noise[..., frames - noised.shape[2] :] = noised
+        state = F.pad(noise.transpose(1, 2), (0, 0, 0, capacity - frames)).contiguous()
+        known = F.pad(prompt, (0, 0, 0, capacity - prompt.shape[1])).to(mu)
+        condition = torch.cat([mu, speaker[:, None].expand_as(mu), known], dim=2)
+        if not meanflow:
+            condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance
+            lengths = lengths.repeat(2)
+        decoder = self.flow.decoder
+        times = torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype)
+        if not meanflow and decoder.t_scheduler == "cosine":
+            times = 1 - torch.cos(times * 0.5 * torch.pi)
+        guidance = torch.tensor(decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
+        weights = self._current_weights()
+        for shifts, length_of_step in zip(self._shifts(weights, times), times.diff()):
+            state = self._estimator.step(weights, state, condition, shifts, lengths, length_of_step, guidance)
+        return state
+
+    def _shifts(self, weights: EstimatorWeights, times: Tensor) -> Iterator[list[Tensor]]:
+        """For each step, what its time adds in each stage."""
+        estimator = self.flow.decoder.estimator
+        start = estimator.time_mlp(estimator.time_embeddings(times[:-1]).to(times.dtype))
+        if estimator.meanflow:
+            end = estimator.time_mlp(estimator.time_embeddings(times[1:]).to(times.dtype))
+            start = estimator.time_embed_mixer(torch.cat([start, end], dim=1))
+        by_stage = [to_shift(start) for to_shift in weights.times]  # each (steps, channels)
+        return (list(shifts) for shifts in zip(*by_stage))
+
+    def _current_weights(self) -> EstimatorWeights:
+        """The estimator's copies, made anew whenever its weights were replaced or written to."""
+        estimator = self.flow.decoder.estimator
+        now = fingerprint(estimator.parameters())
+        if self._weights is None or now != self._made_of:
+            self._weights = EstimatorWeights.of(estimator, self._operators)
+            self._made_of = now
+        return self._weights
+
+
+def _rows(tensor: Tensor, batch: int) -> Tensor:
+    """One row for all, or a row for each."""
+    return tensor.expand(batch, *tensor.shape[1:])

@@ -1,0 +1,195 @@
+"""One evaluation of the estimator and one step of the solver, on (batch, frames, channels).
+
+Stock's estimator is a U-net of one resolution: an entry stage, middle stages, and an exit stage that sees the entry
+stage's result again. A stage is a causal residual block followed by transformer blocks; its function is compiled once
+and reused. Every convolution looks back only and attention ends at a sequence's length, so that frames beyond it
+never reach those before it: padding needs no masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...execution import Region
+from ...execution.operators import Operators, PackedBlock
+from ...execution.transformer import Block
+from ...fallback import FallbackManager
+
+
+class StageWeights(NamedTuple):
+    """One stage: ten tensors of the residual block, the transformer blocks, and a last convolution or nothing."""
+
+    resnet: tuple[Tensor, ...]
+    blocks: tuple[PackedBlock, ...]
+    last: tuple[Tensor, ...]
+
+
+class EstimatorWeights(NamedTuple):
+    """The estimator as the step reads it."""
+
+    stages: list[StageWeights]
+    final: tuple[Tensor, ...]  # convolution, norm, projection
+    times: list[Any]  # stock's modules: from the embedding of time to each residual block's shift
+
+    @classmethod
+    def of(cls, estimator: Any, operators: Operators) -> EstimatorWeights:
+        """Copies of a stock estimator's weights."""
+        down, *_ = estimator.down_blocks
+        up, *_ = estimator.up_blocks
+        stages = [down, *((resnet, blocks, None) for resnet, blocks in estimator.mid_blocks), up]
+        final, norm = estimator.final_block.block[0], estimator.final_block.block[2]
+        return cls(
+            [_stage(operators, *stage) for stage in stages],
+            (*_kernel(operators, final), norm.weight, norm.bias, *_kernel(operators, estimator.final_proj)),
+            [resnet.mlp for resnet, *_ in stages],
+        )
+
+
+def _stage(operators: Operators, resnet: Any, blocks: Any, last: Any) -> StageWeights:
+    parts: list[Tensor] = []
+    for block in (resnet.block1.block, resnet.block2.block):
+        parts += (*_kernel(operators, block[0]), block[2].weight, block[2].bias)
+    parts += _kernel(operators, resnet.res_conv)
+    packed = tuple(operators.pack_block(_block(block)) for block in blocks)
+    return StageWeights(tuple(parts), packed, () if last is None else _kernel(operators, last))
+
+
+def _kernel(operators: Operators, convolution: Any) -> tuple[Tensor, Tensor]:
+    return operators.pack(convolution.weight), convolution.bias
+
+
+def _block(block: Any) -> Block:
+    attention, (up, _, down) = block.attn1, block.ff.net
+    return Block(
+        *(block.norm1.weight, block.norm1.bias),
+        *(attention.to_q.weight, attention.to_k.weight, attention.to_v.weight),
+        *(attention.to_out[0].weight, attention.to_out[0].bias),
+        *(block.norm3.weight, block.norm3.bias),
+        *(up.proj.weight, up.proj.bias, down.weight, down.bias),
+    )
+
+
+class Sizes(NamedTuple):
+    """What the functions of a step need to know beside tensors."""
+
+    heads: int
+    inner: int
+    block_eps: float
+    norm_eps: float
+
+    @classmethod
+    def of(cls, estimator: Any) -> Sizes:
+        """Read off a stock estimator."""
+        resnet, blocks, _ = estimator.down_blocks[0]
+        block = blocks[0]
+        return cls(
+            block.attn1.heads, block.ff.net[0].proj.out_features, block.norm1.eps, resnet.block1.block[2].eps
+        )  # fmt: skip
+
+
+class Estimator:
+    """Compiled functions of a stage and of a step's end.
+
+    Args:
+        sizes: of the stock estimator.
+        operators: native or torch.
+        fallback: decides between compiled and eager.
+        device: of the model.
+        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        operators: Operators,
+        fallback: FallbackManager,
+        device: torch.device,
+        **compile_options: Any,
+    ) -> None:
+        def convolve(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+            left = operators.taps(weight, x.shape[2]) - 1  # causal
+            return operators.convolve(x, weight, bias, rows=x.shape[1], left=left, residual=residual)
+
+        def activated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return mish(F.layer_norm(x, x.shape[2:], weight, bias, sizes.norm_eps))
+
+        def stage(
+            x: Tensor,
+            shift: Tensor,
+            lengths: Tensor,
+            resnet: tuple[Tensor, ...],
+            blocks: list[tuple[Tensor, ...]],
+            last: tuple[Tensor, ...],
+        ) -> tuple[Tensor, Tensor]:
+            conv1, bias1, norm1, norm_bias1, conv2, bias2, norm2, norm_bias2, across, across_bias = resnet
+            h = activated(convolve(x, conv1, bias1), norm1, norm_bias1) + shift
+            h = activated(convolve(h, conv2, bias2), norm2, norm_bias2)
+            x = convolve(x, across, across_bias, residual=h)
+            for block in blocks:
+                x = operators.transform(x, lengths, block, sizes.heads, sizes.inner, sizes.block_eps)
+            return x, convolve(x, *last) if last else x
+
+        def end(
+            x: Tensor, state: Tensor, length_of_step: Tensor, guidance: Tensor, final: tuple[Tensor, ...]
+        ) -> Tensor:
+            conv, bias, norm, norm_bias, projection, projection_bias = final
+            change = convolve(activated(convolve(x, conv, bias), norm, norm_bias), projection, projection_bias)
+            if len(change) != len(state):
+                conditional, unconditional = change.chunk(2)
+                change = (1 + guidance) * conditional - guidance * unconditional
+            return state + length_of_step * change
+
+        self._stage = Region("estimator stage", stage, fallback, device, **compile_options)
+        self._end = Region("end of a solver step", end, fallback, device, **compile_options)
+        self.regions = [self._stage, self._end]
+
+    def step(
+        self,
+        weights: EstimatorWeights,
+        state: Tensor,
+        condition: Tensor,
+        shifts: list[Tensor],
+        lengths: Tensor,
+        length_of_step: Tensor,
+        guidance: Tensor,
+    ) -> Tensor:
+        """One Euler step.
+
+        Args:
+            weights: of the estimator.
+            state: (batch, frames, 80).
+            condition: (rows, frames, 240), what the estimator sees beside the state; rows are the batch, or twice the
+                batch with the unconditional half last.
+            shifts: for each stage (channels,), what the time adds.
+            lengths: int64 (rows,), frames that count.
+            length_of_step: ().
+            guidance: (), the weight of the difference between the halves.
+
+        Returns:
+            The next state.
+        """
+        x = torch.cat([state.repeat(len(condition) // len(state), 1, 1), condition], dim=2)
+        entered = x
+        for number, (stage, shift) in enumerate(zip(weights.stages, shifts)):
+            if number == len(weights.stages) - 1:
+                x = torch.cat([x, entered], dim=2)
+            torch._dynamo.maybe_mark_dynamic(x, 1)
+            blocks = [block.arguments for block in stage.blocks]
+            before_last, x = self._stage(x, shift, lengths, stage.resnet, blocks, stage.last)
+            if number == 0:
+                entered = before_last
+        for tensor in (x, state):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+        result: Tensor = self._end(x, state, length_of_step, guidance, weights.final)
+        return result
+
+
+def mish(x: Tensor) -> Tensor:
+    """``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
+    e = torch.exp(x.clamp(max=20))  # beyond, the quotient is 1
+    n = e * (e + 2)
+    return x * (n / (n + 2))

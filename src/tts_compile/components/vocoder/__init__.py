@@ -1,0 +1,5 @@
+"""Mel spectrogram to wave."""
+
+from .component import VocoderComponent
+
+__all__ = ["VocoderComponent"]

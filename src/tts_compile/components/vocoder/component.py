@@ -1,0 +1,48 @@
+"""The vocoder as a component: from policy to engine, seam and report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...config import CompileConfig
+from ...execution import Region
+from .. import weights
+from ..engine_component import EngineComponent
+from ..operators import choose_operators
+from .engine import VocoderEngine
+
+
+class VocoderComponent(EngineComponent):
+    """Replaces ``s3gen.mel2wav.inference`` by the engine's."""
+
+    def __init__(self, s3gen: Any, config: CompileConfig) -> None:
+        policy, vocoder = config.vocoder, s3gen.mel2wav
+        super().__init__("vocoder", policy, config.fallback, vocoder, "inference")
+        self.engine = VocoderEngine(
+            vocoder,
+            self._fallback,
+            choose_operators(vocoder.parameters(), True, self._fallback, config.cache_dir),
+            config.cache_dir,
+            backend=policy.backend,
+            mode=policy.mode,
+            dynamic=policy.dynamic,
+        )
+
+    @property
+    def parts(self) -> list[Region]:
+        """Pitch, rate changes, residual blocks, spectrum."""
+        return self.engine.parts
+
+    def warm_up(self) -> None:
+        """Compile every function; the global generators are left as they were."""
+        self.engine.warm_up()
+        self._mark_warm()
+
+    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine.inference(*args, **kwargs)
+
+    def _customised(self) -> str | None:
+        vocoder = self._owner
+        return weights.autocast(vocoder.conv_pre.bias.device) or weights.customised(
+            vocoder.named_modules(prefix="mel2wav")
+        )

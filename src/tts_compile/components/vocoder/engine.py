@@ -1,0 +1,129 @@
+"""The library's own ``mel2wav.inference``."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import _compat
+from ...errors import InputError
+from ...execution import Region
+from ...execution.operators import Operators
+from ...fallback import FallbackManager
+from ..weights import Fingerprint, fingerprint
+from .functions import entered, pitch, residual_block, spectrum
+from .weights import VocoderWeights
+
+
+class VocoderEngine:
+    """Mel frames to a wave, as a stock ``HiFTGenerator`` gives it.
+
+    The convolutions are compiled for every length at once, and nothing is padded: they see both ways, so that padding
+    would be heard. The random source and the Fourier transforms are stock's own, uncompiled.
+
+    Args:
+        vocoder: the stock module.
+        fallback: decides between compiled and eager.
+        operators: native or torch.
+        cache_dir: folder for compiled code; None leaves torch's own.
+        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        vocoder: Any,
+        fallback: FallbackManager,
+        operators: Operators,
+        cache_dir: str | None = None,
+        **compile_options: Any,
+    ) -> None:
+        self.vocoder = vocoder
+        self._operators = operators
+        self._cache_dir = cache_dir
+        self._weights: VocoderWeights | None = None
+        self._made_of: Fingerprint = ()
+        self._dilations = tuple(convolution.dilation[0] for convolution in vocoder.resblocks[0].convs1)
+
+        def region(name: str, function: Any) -> Region:
+            function = functools.partial(function, operators)
+            return Region(name, function, fallback, vocoder.conv_pre.bias.device, **compile_options)
+
+        self._pitch = region("pitch", pitch)
+        self._entered = region("rate change", entered)
+        # one for each stage: torch gives up on a function after eight graphs, and kernels and channels both vary
+        self._blocks = [region(f"residual block at rate {i}", residual_block) for i in range(len(vocoder.ups))]
+        self._spectrum = region("spectrum", spectrum)
+
+    @property
+    def parts(self) -> list[Region]:
+        """Every function that is compiled."""
+        return [self._pitch, self._entered, *self._blocks, self._spectrum]
+
+    def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
+
+        Args:
+            speech_feat: (batch, 80, frames).
+            cache_source: (batch, 1, n), put in place of the source's first samples.
+
+        Raises:
+            InputError: for no frames.
+        """
+        if speech_feat.shape[2] == 0:
+            raise InputError("there are no mel frames to make a wave from")
+        vocoder = self.vocoder
+        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._cache_dir):
+            weights = self._current_weights()
+            mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
+            frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
+            source, _, _ = vocoder.m_source(vocoder.f0_upsamp(frequency[:, None]).transpose(1, 2))
+            source = source.transpose(1, 2)
+            if cache_source is not None and cache_source.shape[2]:
+                source[:, :, : cache_source.shape[2]] = cache_source
+            real, imaginary = vocoder._stft(source.squeeze(1))
+            heard = torch.cat([real, imaginary], dim=1).transpose(1, 2).contiguous()  # (batch, 120 * frames + 1, 18)
+            wave = vocoder._istft(*self._trunk(weights, mel, heard))
+            return wave.clamp(-vocoder.audio_limit, vocoder.audio_limit), source
+
+    def warm_up(self) -> None:
+        """Compile everything that later calls may need; draws no random number from the global generators."""
+        like = self.vocoder.conv_pre.bias
+        mel = torch.zeros(1, self.vocoder.conv_pre.in_channels, 8, dtype=like.dtype, device=like.device)
+        with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+            self.inference(mel)
+
+    def _trunk(self, weights: VocoderWeights, mel: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+        before = self._convolved(mel, *weights.before, rows=mel.shape[1])
+        parts = (_dynamic(before),)
+        slope = self.vocoder.lrelu_slope
+        for stage, block in zip(weights.stages, self._blocks):
+            rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
+            source = self._convolved(
+                heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
+            )
+            source = block(_dynamic(source), stage.source, self._dilations)
+            x = self._entered(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
+            parts = tuple(_dynamic(block(_dynamic(x), units, self._dilations)) for units in stage.residuals)
+        magnitude, phase = self._spectrum(parts, weights.after)
+        return magnitude, phase
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor, rows: int, left: int | None = None, stride: int = 1) -> Tensor:
+        if left is None:
+            left = (self._operators.taps(weight, x.shape[2]) - 1) // 2
+        return self._operators.convolve(x, weight, bias, rows=rows, left=left, stride=stride)
+
+    def _current_weights(self) -> VocoderWeights:
+        """Copies, made anew whenever the stock module's weights were replaced or written to."""
+        now = fingerprint(self.vocoder.parameters())
+        if self._weights is None or now != self._made_of:
+            self._weights = VocoderWeights.of(self.vocoder, self._operators)
+            self._made_of = now
+        return self._weights
+
+
+def _dynamic(x: Tensor) -> Tensor:
+    torch._dynamo.maybe_mark_dynamic(x, 1)
+    return x

@@ -1,0 +1,74 @@
+"""The vocoder's functions on (batch, time, channels): the units that are compiled, for every length at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...execution.operators import Operators
+from .weights import Kernel, UnitWeights
+
+Units = tuple[UnitWeights, ...]
+
+
+def centred(operators: Operators, x: Tensor, kernel: Kernel, dilation: int = 1, residual: Tensor | None = None) -> Tensor:
+    """A convolution that sees as far ahead as back."""
+    weight, bias = kernel
+    left = (operators.taps(weight, x.shape[2]) - 1) * dilation // 2
+    return operators.convolve(x, weight, bias, rows=x.shape[1], left=left, dilation=dilation, residual=residual)
+
+
+def pitch(operators: Operators, mel: Tensor, kernels: tuple[Kernel, ...], classifier: Kernel) -> Tensor:
+    """Fundamental frequency in Hz, (batch, frames), of mel frames (batch, frames, 80)."""
+    x = mel
+    for kernel in kernels:
+        x = F.elu(centred(operators, x, kernel))
+    return centred(operators, x, classifier)[..., 0].abs()
+
+
+def residual_block(operators: Operators, x: Tensor, units: Units, dilations: tuple[int, ...]) -> Tensor:
+    """Residual units, one after the other."""
+    for unit, dilation in zip(units, dilations):
+        y = centred(operators, snake(x, unit.alpha1), unit.kernel1, dilation)
+        x = centred(operators, snake(y, unit.alpha2), unit.kernel2, residual=x)
+    return x
+
+
+def snake(x: Tensor, alpha: Tensor) -> Tensor:
+    """``x + sin(alpha * x)^2 / alpha`` (arXiv:2006.08195), with stock's guard against division by 0."""
+    return x + (1.0 / (alpha + 1e-9)) * torch.sin(x * alpha) ** 2
+
+
+def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: int) -> Tensor:
+    """A transposed convolution: ``rate`` rows for each row."""
+    weight, bias = kernel
+    rows = x.shape[1]
+    left = operators.taps(weight, x.shape[2]) - 1
+    y = operators.convolve(x, weight, bias, rows=rows + 1, left=left)
+    return y.unflatten(2, (rate, -1)).flatten(1, 2)[:, padding : padding + rows * rate]
+
+
+def entered(
+    operators: Operators, parts: tuple[Tensor, ...], source: Tensor, kernel: Kernel, rate: int, padding: int, slope: float
+) -> Tensor:
+    """The mean of what the last stage's blocks gave, raised to the next rate, plus the source at that rate."""
+    x = raised(operators, F.leaky_relu(mean(parts), slope), kernel, rate, padding)
+    if source.shape[1] != x.shape[1]:  # the last stage: one more row in front, reflected
+        x = torch.cat([x[:, 1:2], x], dim=1)
+    return x + source
+
+
+def spectrum(operators: Operators, parts: tuple[Tensor, ...], kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Magnitude and phase of the wave, each (batch, bins, frames)."""
+    x = centred(operators, F.leaky_relu(mean(parts)), kernel).transpose(1, 2)
+    magnitude, phase = x.chunk(2, dim=1)
+    return magnitude.exp(), phase.sin()
+
+
+def mean(parts: tuple[Tensor, ...]) -> Tensor:
+    """Of equal shapes."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total / len(parts)

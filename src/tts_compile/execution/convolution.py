@@ -1,0 +1,100 @@
+"""Convolution over time on a CPU, on (batch, time, features): ``convolution.cpp``."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import build
+from .panels import panels
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A kernel (outputs, inputs, taps) as :func:`convolve` reads it."""
+    return panels(weight.detach().transpose(1, 2).flatten(1))
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    rows: int,
+    left: int,
+    dilation: int = 1,
+    stride: int = 1,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Row t of the result is the sum over taps j of kernel[j] times row ``t * stride + j * dilation - left`` of x.
+
+    :func:`load` comes first.
+
+    Args:
+        x: fp32 (batch, time, inputs); rows outside of it count as 0.
+        weight: of :func:`pack`.
+        bias: fp32 (outputs,).
+        rows: of the result.
+        left: rows of padding at the start.
+        dilation: between taps.
+        stride: between rows of the result.
+        residual: fp32 (batch, rows, outputs), added to the result.
+
+    Returns:
+        fp32 (batch, rows, outputs).
+    """
+    result: Tensor = torch.ops.tts_compile.convolve(x, weight, bias, rows, left, dilation, stride, residual)
+    return result
+
+
+class _Convolution(ctypes.Structure):
+    """``Convolution`` in ``convolution.cpp``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "y")),
+        *((name, ctypes.c_int64) for name in ("sequences", "rows", "inputs", "out_rows", "outputs")),
+        *((name, ctypes.c_int64) for name in ("taps", "dilation", "stride", "left", "threads")),
+    )
+
+
+def load(cache_dir: str | None = None) -> None:
+    """Build the convolution if need be and register it as ``torch.ops.tts_compile.convolve``.
+
+    Raises:
+        CompilationError: as :func:`tts_compile.execution.build.library`.
+    """
+    library = build.library("convolution", cache_dir)
+
+    def run(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        rows: int,
+        left: int,
+        dilation: int,
+        stride: int,
+        residual: Tensor | None,
+    ) -> Tensor:
+        batch, time, inputs = x.shape
+        outputs, taps = len(bias), weight.shape[1] // inputs
+        given = [x, weight, bias] + ([] if residual is None else [residual])
+        if any(tensor.dtype != torch.float32 for tensor in given):
+            raise ValueError("the native convolution reads and writes float32 only")
+        if weight.shape[1] != taps * inputs or weight.shape[0] * weight.shape[2] < outputs:
+            raise ValueError(f"weights {tuple(weight.shape)} are not made for {inputs} inputs and {outputs} outputs")
+        if residual is not None and residual.shape != (batch, rows, outputs):
+            raise ValueError(f"residual {tuple(residual.shape)} is not {(batch, rows, outputs)}")
+        y = x.new_empty(batch, rows, outputs)
+        held = [None if t is None else t.contiguous() for t in (x, weight, bias, residual)]
+        pointers = [None if t is None else t.data_ptr() for t in held]
+        sizes = (batch, time, inputs, rows, outputs, taps, dilation, stride, left, torch.get_num_threads())
+        library.tts_convolve(ctypes.byref(_Convolution(*pointers, y.data_ptr(), *sizes)))
+        return y
+
+    build.register(
+        "convolve(Tensor x, Tensor weight, Tensor bias, SymInt rows, SymInt left, SymInt dilation, SymInt stride, "
+        "Tensor? residual) -> Tensor",
+        run,
+        lambda x, weight, bias, rows, *_: x.new_empty(x.shape[0], rows, bias.shape[0]),
+    )
