@@ -16,6 +16,8 @@ from typing_extensions import Self
 
 from .components.base import Component, StockComponent
 from .components.t3 import SamplingSettings, T3Component, check_text, finite_number
+from .components.voice import ReferenceComponent, VoiceEncoderComponent
+from .components.watermark import WatermarkComponent
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
 from .report import ExecutionReport, format_table
@@ -211,7 +213,12 @@ class WarmupReport:
 
 
 def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
-    makers: dict[str, Callable[[], Component]] = {"t3": lambda: T3Component(tts.t3, config)}
+    makers: dict[str, Callable[[], Component]] = {
+        "t3": lambda: T3Component(tts.t3, config),
+        "voice_encoder": lambda: VoiceEncoderComponent(tts.ve, config),
+        "reference": lambda: ReferenceComponent(tts, config),
+        "watermark": lambda: WatermarkComponent(tts.watermarker, config),
+    }
     components: dict[str, Component] = {}
     for name in COMPONENTS:
         policy = getattr(config, name)
