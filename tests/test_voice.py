@@ -342,10 +342,8 @@ def test_voice_encoder(tts: Any) -> None:
         for bad in (LOUD[:0], LOUD * math.nan):
             with pytest.raises(tc.InputError):
                 fast.ve.embeds_from_wavs([bad], 16_000)
-        wide = [LOUD.astype(np.float64)]
-        assert np.array_equal(
-            fast.ve.embeds_from_wavs(wide, 16_000), type(tts.ve).embeds_from_wavs(tts.ve, wide, 16_000)
-        )
+        with pytest.raises(ValueError, match="float64"):  # stock's
+            fast.ve.embeds_from_wavs([LOUD.astype(np.float64)], 16_000)
         assert "left to stock: 1" in row(fast, "voice_encoder").note
 
 
