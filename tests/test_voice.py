@@ -167,6 +167,24 @@ def test_changed_weights_are_noticed(tts: Any, wavs: dict[str, Path], module: st
                 weight.copy_(before)
 
 
+def test_an_exchanged_module_is_noticed(voiced: Any, wavs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    voiced.prepare_conditionals(wavs["shortest"])
+    monkeypatch.setattr(voiced.wrapped, "ve", type(voiced.ve)().eval())
+    voiced.prepare_conditionals(wavs["shortest"])
+    assert "0 of 2" in row(voiced).note
+
+
+def test_other_settings_of_torch_are_another_question(voiced: Any, wavs: dict[str, Path]) -> None:
+    voiced.prepare_conditionals(wavs["shortest"])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        voiced.prepare_conditionals(wavs["shortest"])
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "0 of 2" in row(voiced).note
+
+
 def test_a_hook_sees_every_reference(voiced: Any, wavs: dict[str, Path]) -> None:
     seen: list[int] = []
     handle = voiced.s3gen.speaker_encoder.head.register_forward_hook(lambda *_: seen.append(1))
@@ -236,7 +254,7 @@ def test_autocast_is_another_question(voiced: Any) -> None:
 def test_weights_made_in_inference_mode_are_not_trusted() -> None:
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2).eval()
-    unchanged, reason = WeightWatch(module).look()
+    unchanged, reason = WeightWatch(lambda: [module]).look()
     assert not unchanged
     assert "inference" in str(reason)
 

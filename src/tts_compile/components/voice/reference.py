@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import CompileConfig
 from ...errors import InputError
@@ -42,10 +42,7 @@ class ReferenceComponent(EagerComponent):
         self._memory = Memory(_KEPT)
         self._answered = 0
         self._not_kept = ""
-        modules = [tts.s3gen.tokenizer, tts.s3gen.speaker_encoder]
-        if hasattr(tts, "ve"):
-            modules.append(tts.ve)
-        self._watch = WeightWatch(*modules)
+        self._watch = WeightWatch(self._modules)
         if not self._replace(tts.s3gen, "embed_ref", self._embed_ref):
             return  # whoever has replaced it wants to be called by the others
         if hasattr(tts, "set_target_voice"):
@@ -66,6 +63,12 @@ class ReferenceComponent(EagerComponent):
         with torch.inference_mode(mode=False), torch.no_grad():
             wave = resample(tone(48_000), 48_000, 24_000)
             type(s3gen).embed_ref(s3gen, wave, 24_000, device=self._tts.device)
+
+    def _modules(self) -> list[nn.Module]:
+        """Those that a reference goes through."""
+        tts = self._tts
+        found = [tts.s3gen.tokenizer, tts.s3gen.speaker_encoder]
+        return [*found, tts.ve] if hasattr(tts, "ve") else found
 
     def _notes(self) -> list[str]:
         notes = super()._notes()
@@ -146,7 +149,8 @@ class ReferenceComponent(EagerComponent):
             found = compute()
             self.calls += 1
             return found
-        key = (key, environment(device))
+        s3gen = self._tts.s3gen
+        key = (key, s3gen.dtype, s3gen.mel_extractor, environment(device))
         found = self._memory.get(key)
         if found is None:
             with torch.inference_mode(mode=False), torch.no_grad():  # what is kept must serve outside inference mode

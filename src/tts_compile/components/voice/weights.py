@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,16 +19,17 @@ class WeightWatch:
     count, through ``.data`` or a shared numpy array, is not seen.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
-        self._modules = modules
+    def __init__(self, modules: Callable[[], list[nn.Module]]) -> None:
+        self._modules = modules  # asked anew each time: a module may be exchanged for another
         self._seen: list[tuple[int, int, int]] = []
         self._storages: list[StorageWeakRef] = []
 
     def look(self) -> tuple[bool, str | None]:
         """Whether all weights are those of the last look, and why nothing may be kept, if so."""
         found: list[Tensor | None] = []
-        reason = self._replaced()
-        pending: list[nn.Module | None] = list(self._modules)
+        modules = self._modules()
+        reason = _replaced(modules)
+        pending: list[nn.Module | None] = list(modules)
         while pending:  # some 900 modules: nn.Module.modules() takes several times as long
             module = pending.pop()
             if module is None:
@@ -53,19 +55,20 @@ class WeightWatch:
         self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
         return False, None
 
-    def _replaced(self) -> str | None:
-        for module in self._modules:
-            for name, value in vars(module).items():
-                if callable(getattr(type(module), name, None)) and not isinstance(value, Replacement):
-                    return f"{type(module).__name__}.{name} has been replaced"
-        return None
-
 
 def environment(device: Any) -> tuple[Any, ...]:
     """What else of torch decides the last bits of a result on ``device``."""
     kind = torch.device(device).type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return torch.get_num_threads(), autocast
+    return torch.get_num_threads(), torch.get_float32_matmul_precision(), autocast
+
+
+def _replaced(modules: list[nn.Module]) -> str | None:
+    for module in modules:
+        for name, value in vars(module).items():
+            if callable(getattr(type(module), name, None)) and not isinstance(value, Replacement):
+                return f"{type(module).__name__}.{name} has been replaced"
+    return None
 
 
 def _customised(module: nn.Module) -> str:
