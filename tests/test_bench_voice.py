@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,11 @@ def test_one_different_tensor_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert "NO" in str(result)
 
 
-def test_a_process_that_fails_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(tc.TTSCompileError, match="stock side's voice failed: .*no checkpoint folder"):
-        voice._child(str(tmp_path), "stock", "cpu", [tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path)
+def test_a_process_that_fails_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nInputError: no checkpoint folder\n")
+    monkeypatch.setattr(voice.subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(tc.TTSCompileError, match="stock side's voice failed: InputError: no checkpoint folder"):
+        voice._child("anywhere", "stock", "cpu", [], tmp_path)
 
 
 def test_both_sides_print_the_same_tensors(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
