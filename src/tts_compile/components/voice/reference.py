@@ -60,7 +60,7 @@ class ReferenceComponent(EagerComponent):
         import soundfile  # noqa: F401
 
         s3gen = self._tts.s3gen
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with torch.no_grad():
             wave = resample(tone(48_000), 48_000, 24_000)
             type(s3gen).embed_ref(s3gen, wave, 24_000, device=self._tts.device)
 
@@ -153,7 +153,7 @@ class ReferenceComponent(EagerComponent):
         key = (key, s3gen.dtype, s3gen.mel_extractor, environment(device))
         found = self._memory.get(key)
         if found is None:
-            with torch.inference_mode(mode=False), torch.no_grad():  # what is kept must serve outside inference mode
+            with torch.no_grad():
                 found = compute()
             self._memory.put(key, found)
         else:
