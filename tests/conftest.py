@@ -43,7 +43,7 @@ def model(checkpoint: Path) -> Any:
 @pytest.fixture
 def tts(model: Any) -> Iterator[Any]:
     """The stock model, whose instances, voice and modes are put back after the test whatever happened."""
-    owners = (model, model.t3, model.s3gen, model.tokenizer)
+    owners = (model, model.t3, model.s3gen, model.ve, model.tokenizer, model.watermarker)
     before = [dict(vars(owner)) for owner in owners]
     voice = dict(vars(model.conds))
     yield model

@@ -31,7 +31,7 @@ def checkpoint_dir(tmp_path_factory):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["bench"], ["warmup"], ["doctor"]):
+    for command in ([], ["demo"], ["bench"], ["bench", "t3"], ["bench", "voice"], ["warmup"], ["doctor"]):
         with pytest.raises(SystemExit) as exit_info:
             cli.main([*command, "--help"])
         assert exit_info.value.code == 0
@@ -49,6 +49,7 @@ def test_help_of_every_command(capsys):
         ["bench", "watermark"],
         ["bench", "t3", "--tokens", "2"],
         ["bench", "t3", "--repeats", "many"],
+        ["bench", "voice", "--seconds", "0"],
         ["demo", "--model", "pretrained", "--checkpoint-dir", "somewhere"],
     ],
 )
@@ -149,7 +150,7 @@ def test_different_tokens_are_a_failure(monkeypatch, capsys, tmp_path):
 
 
 def test_bench_results_go_to_a_file_too(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cli, "_bench", lambda args: cli._Outcome("a table", {"passed": True}, True))
+    monkeypatch.setattr(cli, "_bench_t3", lambda args: cli._Outcome("a table", {"passed": True}, True))
     target = tmp_path / "made" / "result.json"
     assert cli.main(["bench", "t3", "--out", str(target)]) == 0
     assert capsys.readouterr().out == "a table\n"

@@ -19,6 +19,8 @@ from .components.base import Component, StockComponent
 from .components.flow import FlowComponent
 from .components.t3 import SamplingSettings, T3Component, check_text, finite_number
 from .components.vocoder import VocoderComponent
+from .components.voice import ReferenceComponent, VoiceEncoderComponent
+from .components.watermark import WatermarkComponent
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
 from .report import ExecutionReport, format_table
@@ -239,9 +241,12 @@ def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
     makers: dict[str, Callable[[], Component]] = {
         "flow": lambda: FlowComponent(tts.s3gen, config),
         "vocoder": lambda: VocoderComponent(tts.s3gen, config),
+        "reference": lambda: ReferenceComponent(tts, config),
+        "watermark": lambda: WatermarkComponent(tts.watermarker, config),
     }
     if hasattr(tts, "t3"):  # a voice converter has neither
         makers["t3"] = lambda: T3Component(tts.t3, config)
+        makers["voice_encoder"] = lambda: VoiceEncoderComponent(tts.ve, config)
     components: dict[str, Component] = {}
     for name in COMPONENTS:
         policy = getattr(config, name)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from . import __version__, demo, doctor
 from .api import compile_model
 from .bench import t3 as bench_t3
+from .bench import voice as bench_voice
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
 from .errors import TTSCompileError
 from .testing import SIZES
@@ -58,13 +59,19 @@ def _demo(args: argparse.Namespace) -> _Outcome:
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
-def _bench(args: argparse.Namespace) -> _Outcome:
+def _bench_t3(args: argparse.Namespace) -> _Outcome:
     settings = bench_t3.Settings(
         args.device, args.repeats, args.tokens, args.text, seed=args.seed, memory=not args.no_memory
     )
     # Far beyond the tokens asked for, so that nothing stops early.
     with _checkpoint(args, speech_tokens=min(max(4 * args.tokens, 200), 1000)) as source:
         result = bench_t3.run(source, settings)
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
+def _bench_voice(args: argparse.Namespace) -> _Outcome:
+    with _checkpoint(args, speech_tokens=60) as source:
+        result = bench_voice.run(source, bench_voice.Settings(args.device, args.repeats, args.seconds))
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
@@ -114,14 +121,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="for the two wave files")
     command.set_defaults(run=_demo)
 
-    command = commands.add_parser("bench", parents=[model], help="measure stock against compiled")
-    command.add_argument("component", choices=("t3",))
-    command.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
+    bench = commands.add_parser("bench", help="measure stock against compiled")
+    benches = bench.add_subparsers(required=True, metavar="t3 | voice")
+    measured = argparse.ArgumentParser(add_help=False, parents=[model])
+    measured.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
+    measured.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
+
+    command = benches.add_parser("t3", parents=[measured], help="the token loop")
     command.add_argument("--tokens", type=_at_least(8), default=64, metavar="N", help="speech tokens; default: 64")
     command.add_argument("--text", default=bench_t3.TEXT)
     command.add_argument("--no-memory", action="store_true", help="leave out the memory of two fresh processes")
-    command.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
-    command.set_defaults(run=_bench)
+    command.set_defaults(run=_bench_t3)
+
+    command = benches.add_parser("voice", parents=[measured], help="the reference voice, in fresh processes")
+    command.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of the reference; default: 10")
+    command.set_defaults(run=_bench_voice)
 
     command = commands.add_parser(
         "warmup",
@@ -147,6 +161,13 @@ def _at_least(least: int) -> Any:
 
     whole.__name__ = "whole number"  # argparse's message names the type
     return whole
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 1 <= number <= 600:
+        raise argparse.ArgumentTypeError("must be from 1 to 600")
+    return number
 
 
 if __name__ == "__main__":

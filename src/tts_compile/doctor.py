@@ -15,7 +15,9 @@ from .components.t3.component import CPU_GUESSES
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .report import format_table
 
-_ACCELERATED = ("t3",)  # the components that compile_model can replace
+# The components that compile_model can replace, and those of them in which there is nothing to compile.
+_EAGER = ("voice_encoder", "reference", "watermark")
+_ACCELERATED = ("t3", *_EAGER)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
         return Plan("stock", "not accelerated in this version")
     if policy.execution == "eager":
         return Plan("eager", "the configuration asks for it")
+    if name in _EAGER:
+        return Plan("eager", "without librosa's first-use imports; there is nothing in it to compile")
     if compiler is None and not torch.cuda.is_available():
         return Plan("eager", "inductor finds no C++ compiler that works; install g++ or clang++")
     asked = "the default" if policy.execution == "auto" else f"the configuration asks for {policy.execution}"

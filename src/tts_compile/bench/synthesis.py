@@ -236,9 +236,7 @@ def _flow(tts: Any, fast: CompiledTTS, settings: Settings) -> _Subject:  # noqa:
         length = torch.tensor([count], device=tts.device)
         with torch.inference_mode():
             mel: Tensor
-            mel, _ = inference[side](
-                token=token, token_len=length, finalize=True, n_timesteps=steps, **tts.conds.gen
-            )
+            mel, _ = inference[side](token=token, token_len=length, finalize=True, n_timesteps=steps, **tts.conds.gen)
             return mel
 
     def vary() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from ..config import ComponentPolicy
 from ..fallback import FallbackManager
 from ..report import ComponentReport
+from .seam import Seam
 
 
 class Component(Protocol):
@@ -47,3 +49,60 @@ class StockComponent:
         """A row that says "stock"."""
         note = "not accelerated in this version" if self._policy.execution != "stock" else ""
         return ComponentReport(self._policy.execution, "stock", fallbacks=tuple(self._fallback.events), note=note)
+
+
+class EagerComponent:
+    """A component that does stock's work with less around it; there is nothing in it to compile.
+
+    Attributes:
+        calls: calls that the component has answered itself.
+        left_to_stock: calls that it has passed on.
+    """
+
+    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str, nothing_to_compile: str) -> None:
+        self._asked = policy.execution
+        self._fallback = FallbackManager(name, ["eager"], fallback_policy)
+        self._seams: list[Seam] = []
+        self.calls = 0
+        self.left_to_stock = 0
+        if policy.execution in ("inductor", "cuda_graph"):
+            self._fallback.note("attach", nothing_to_compile, "eager instead")
+        if policy.dtype != "model":
+            self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+
+    def attach(self) -> None:
+        """Replace the seams."""
+        for seam in self._seams:
+            seam.attach()
+
+    def detach(self) -> None:
+        """Give the seams back."""
+        for seam in self._seams:
+            seam.detach()
+
+    def warm_up(self) -> None:
+        """Nothing to compile."""
+
+    def report(self) -> ComponentReport:
+        """Calls answered; none of them compiled."""
+        return ComponentReport(
+            asked=self._asked,
+            ran="eager" if self.calls else "stock",
+            calls=self.calls,
+            fallbacks=tuple(self._fallback.events),
+            note="; ".join(self._notes()),
+        )
+
+    def _notes(self) -> list[str]:
+        notes = [] if self.calls or self.left_to_stock else ["it has not been reached yet"]
+        return [*notes, f"calls left to stock: {self.left_to_stock}"] if self.left_to_stock else notes
+
+    def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str = "chatterbox") -> bool:
+        """Make a seam, and say so, where the method is the one that this component was written for."""
+        stock = getattr(type(owner), name)
+        if name in vars(owner) or stock.__module__.partition(".")[0] != package:
+            reason = f"{type(owner).__name__}.{name} is not {package}'s own"
+            self._fallback.note("attach", reason, "left as it is")
+            return False
+        self._seams.append(Seam(owner, name, replacement))
+        return True

@@ -22,19 +22,23 @@ class Seam:
         self._owner = owner
         self._name = name
         self._before: Any = _ABSENT
-        self._replacement = _Replacement(owner, name, replacement)
+        self._attached = False
+        self._replacement = Replacement(owner, name, replacement)
 
     def attach(self) -> None:
         """Put the replacement in place."""
         self._before = vars(self._owner).get(self._name, _ABSENT)
         setattr(self._owner, self._name, self._replacement)
+        self._attached = True
 
     def detach(self) -> None:
-        """Put back what stood there.
+        """Put back what stood there; doing it twice is harmless.
 
         Raises:
             ModelStateError: when somebody else has replaced the method since; nothing is changed then.
         """
+        if not self._attached:
+            return
         if vars(self._owner).get(self._name) is not self._replacement:
             raise ModelStateError(
                 f"{type(self._owner).__name__}.{self._name} was replaced after compile_model; undo that first"
@@ -43,9 +47,10 @@ class Seam:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._before)
+        self._attached = False
 
 
-class _Replacement:
+class Replacement:
     """What stands in for the method: called like it, and described like it."""
 
     def __init__(self, owner: object, name: str, function: Callable[..., Any]) -> None:

@@ -101,16 +101,16 @@ class VocoderEngine:
         slope = self.vocoder.lrelu_slope
         for stage, block in zip(weights.stages, self._blocks):
             rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
-            source = self._convolved(
-                heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
-            )
+            source = self._convolved(heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride)
             source = block(_dynamic(source), stage.source, self._dilations)
             x = self._entered(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
             parts = tuple(_dynamic(block(_dynamic(x), units, self._dilations)) for units in stage.residuals)
         magnitude, phase = self._spectrum(parts, weights.after)
         return magnitude, phase
 
-    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor, rows: int, left: int | None = None, stride: int = 1) -> Tensor:
+    def _convolved(
+        self, x: Tensor, weight: Tensor, bias: Tensor, rows: int, left: int | None = None, stride: int = 1
+    ) -> Tensor:
         if left is None:
             left = (self._operators.taps(weight, x.shape[2]) - 1) // 2
         return self._operators.convolve(x, weight, bias, rows=rows, left=left, stride=stride)

@@ -12,7 +12,9 @@ from .weights import Kernel, UnitWeights
 Units = tuple[UnitWeights, ...]
 
 
-def centred(operators: Operators, x: Tensor, kernel: Kernel, dilation: int = 1, residual: Tensor | None = None) -> Tensor:
+def centred(
+    operators: Operators, x: Tensor, kernel: Kernel, dilation: int = 1, residual: Tensor | None = None
+) -> Tensor:
     """A convolution that sees as far ahead as back."""
     weight, bias = kernel
     left = (operators.taps(weight, x.shape[2]) - 1) * dilation // 2
@@ -50,7 +52,13 @@ def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: 
 
 
 def entered(
-    operators: Operators, parts: tuple[Tensor, ...], source: Tensor, kernel: Kernel, rate: int, padding: int, slope: float
+    operators: Operators,
+    parts: tuple[Tensor, ...],
+    source: Tensor,
+    kernel: Kernel,
+    rate: int,
+    padding: int,
+    slope: float,
 ) -> Tensor:
     """The mean of what the last stage's blocks gave, raised to the next rate, plus the source at that rate."""
     x = raised(operators, F.leaky_relu(mean(parts), slope), kernel, rate, padding)

@@ -1,0 +1,6 @@
+"""The voice: what the model takes from a recording of a speaker."""
+
+from .encoder import VoiceEncoderComponent
+from .reference import ReferenceComponent
+
+__all__ = ["ReferenceComponent", "VoiceEncoderComponent"]

@@ -1,0 +1,74 @@
+"""The voice encoder as a component: waves to speaker embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...config import CompileConfig
+from ...errors import InputError
+from ..base import EagerComponent
+from .spectrum import mel_spectrogram, plain, trim
+
+
+class VoiceEncoderComponent(EagerComponent):
+    """Replaces ``tts.ve.embeds_from_wavs``: trimming and spectrogram without librosa, the network as it is."""
+
+    def __init__(self, encoder: Any, config: CompileConfig) -> None:
+        reason = "nn.LSTM breaks torch.compile's graphs"
+        super().__init__("voice_encoder", config.voice_encoder, config.fallback, reason)
+        self._encoder = encoder
+        self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs)
+
+    def warm_up(self) -> None:
+        """Encode a second of a tone, so that the first voice does not wait for libraries."""
+        rate = self._encoder.hp.sample_rate
+        if plain(self._encoder.hp):
+            self._embed([tone(rate)], trim_top_db=20, rate=1.3)
+
+    def _notes(self) -> list[str]:
+        return ["eager by design: its LSTM would break a compiled graph", *super()._notes()]
+
+    def _embeds_from_wavs(
+        self,
+        wavs: list[npt.NDArray[Any]],
+        sample_rate: float,
+        as_spk: bool = False,
+        batch_size: int = 32,
+        trim_top_db: float | None = 20,
+        **kwargs: Any,
+    ) -> npt.NDArray[np.float32]:
+        encoder = self._encoder
+        ours = plain(encoder.hp) and sample_rate == encoder.hp.sample_rate and all(map(_is_plain_wave, wavs))
+        if not ours:
+            self.left_to_stock += 1
+            stock: npt.NDArray[np.float32] = type(encoder).embeds_from_wavs(
+                encoder, wavs, sample_rate, as_spk, batch_size, trim_top_db, **kwargs
+            )
+            return stock
+        for wave in wavs:
+            if not (wave.size and np.isfinite(wave).all()):
+                raise InputError("the voice encoder was given a wave that is empty or not finite")
+        self.calls += 1
+        kwargs.setdefault("rate", 1.3)  # as stock
+        return self._embed(wavs, trim_top_db, as_spk=as_spk, batch_size=batch_size, **kwargs)
+
+    def _embed(self, wavs: list[npt.NDArray[Any]], trim_top_db: float | None, **kwargs: Any) -> npt.NDArray[np.float32]:
+        if trim_top_db:
+            wavs = [trim(wave, trim_top_db) for wave in wavs]
+        mels = [mel_spectrogram(wave, self._encoder.hp).T for wave in wavs]
+        embeds: npt.NDArray[np.float32] = self._encoder.embeds_from_mels(mels, **kwargs)
+        return embeds
+
+
+def tone(rate: int, seconds: float = 1.0) -> npt.NDArray[np.float32]:
+    """A quiet tone of 220 Hz, (samples,), for warming up."""
+    times = np.arange(int(rate * seconds)) / rate
+    wave: npt.NDArray[np.float32] = (0.1 * np.sin(2 * np.pi * 220 * times)).astype(np.float32)
+    return wave
+
+
+def _is_plain_wave(wave: object) -> bool:
+    return isinstance(wave, np.ndarray) and wave.ndim == 1 and wave.dtype == np.float32

@@ -1,0 +1,56 @@
+"""The watermark: always applied, by perth's own network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import CompileConfig
+from ..errors import InputError
+from .audio import resample
+from .base import EagerComponent
+
+
+class WatermarkComponent(EagerComponent):
+    """Replaces ``tts.watermarker.apply_watermark`` by the same with the resampling done around it.
+
+    perth resamples to its own rate and back through librosa, whose imports the first utterance would wait for.
+    """
+
+    def __init__(self, watermarker: Any, config: CompileConfig) -> None:
+        reason = "it takes a hundredth of an utterance's time: there is nothing to gain from compiling it"
+        super().__init__("watermark", config.watermark, config.fallback, reason)
+        self._watermarker = watermarker
+        if hasattr(watermarker, "perth_net"):
+            self._replace(watermarker, "apply_watermark", self._apply_watermark, package="perth")
+
+    def warm_up(self) -> None:
+        """Mark a second of silence at another rate than perth's."""
+        if self._seams:
+            self._mark(np.zeros(24_000, dtype=np.float32), 24_000)
+
+    def _apply_watermark(self, signal: Any, sample_rate: float, **others: Any) -> npt.NDArray[np.float32]:
+        network = self._watermarker.perth_net
+        if not (isinstance(signal, np.ndarray) and signal.ndim == 1 and np.issubdtype(signal.dtype, np.floating)):
+            self.left_to_stock += 1
+            stock: npt.NDArray[np.float32] = type(self._watermarker).apply_watermark(
+                self._watermarker, signal, sample_rate, **others
+            )
+            return stock
+        if not np.isfinite(signal).all():
+            raise InputError("the wave to be watermarked holds samples that are not finite")
+        # perth's transform mirrors half a window at each end.
+        if math.ceil(signal.size * network.hp.sample_rate / sample_rate) <= network.hp.n_fft // 2:
+            seconds, needed = signal.size / sample_rate, (network.hp.n_fft // 2 + 1) / network.hp.sample_rate
+            raise InputError(f"the wave to be watermarked is {seconds:.4f} s long, a watermark needs {needed:.4f} s")
+        marked = self._mark(signal, sample_rate)
+        self.calls += 1
+        return marked
+
+    def _mark(self, signal: npt.NDArray[Any], sample_rate: float) -> npt.NDArray[np.float32]:
+        own = self._watermarker.perth_net.hp.sample_rate
+        marked = type(self._watermarker).apply_watermark(self._watermarker, resample(signal, sample_rate, own), own)
+        return resample(marked, own, sample_rate)
