@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import __version__, demo, doctor
 from .api import compile_model
+from .bench import synthesis as bench_synthesis
 from .bench import t3 as bench_t3
 from .bench import voice as bench_voice
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
@@ -69,6 +70,15 @@ def _bench_t3(args: argparse.Namespace) -> _Outcome:
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
+def _bench_synthesis(args: argparse.Namespace) -> _Outcome:
+    settings = bench_synthesis.Settings(
+        args.subject, args.device, args.repeats, args.tokens, getattr(args, "text", bench_synthesis.TEXT), args.seed
+    )
+    with _checkpoint(args, speech_tokens=args.tokens) as source:
+        result = bench_synthesis.run(source, settings)
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
 def _bench_voice(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args, speech_tokens=60) as source:
         result = bench_voice.run(source, bench_voice.Settings(args.device, args.repeats, args.seconds))
@@ -122,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
-    benches = bench.add_subparsers(required=True, metavar="t3 | voice")
+    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e")
     measured = argparse.ArgumentParser(add_help=False, parents=[model])
     measured.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
     measured.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
@@ -132,6 +142,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--text", default=bench_t3.TEXT)
     command.add_argument("--no-memory", action="store_true", help="leave out the memory of two fresh processes")
     command.set_defaults(run=_bench_t3)
+
+    for subject, about in (
+        ("flow", "speech tokens to mel frames"),
+        ("vocoder", "mel frames to a wave"),
+        ("e2e", "the whole generate"),
+    ):
+        command = benches.add_parser(subject, parents=[measured], help=about)
+        how = "about where a synthetic model stops" if subject == "e2e" else "speech tokens"
+        command.add_argument("--tokens", type=_at_least(8), default=125, metavar="N", help=f"{how}; default: 125")
+        if subject == "e2e":
+            command.add_argument("--text", default=bench_synthesis.TEXT)
+        command.set_defaults(run=_bench_synthesis, subject=subject)
 
     command = benches.add_parser("voice", parents=[measured], help="the reference voice, in fresh processes")
     command.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of the reference; default: 10")

@@ -12,8 +12,10 @@ from .panels import panels
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A kernel (outputs, inputs, taps) as :func:`convolve` reads it."""
-    return panels(weight.detach().transpose(1, 2).flatten(1))
+    """A kernel (outputs, inputs, taps) as :func:`convolve` reads it; a graph made for one serves other taps too."""
+    packed = panels(weight.detach().transpose(1, 2).flatten(1))
+    torch._dynamo.maybe_mark_dynamic(packed, 1)
+    return packed
 
 
 def convolve(
@@ -96,5 +98,5 @@ def load(cache_dir: str | None = None) -> None:
         "convolve(Tensor x, Tensor weight, Tensor bias, SymInt rows, SymInt left, SymInt dilation, SymInt stride, "
         "Tensor? residual) -> Tensor",
         run,
-        lambda x, weight, bias, rows, *_: x.new_empty(x.shape[0], rows, bias.shape[0]),
+        lambda x, _, bias, rows, *__: x.new_empty(x.shape[0], rows, bias.shape[0]),
     )

@@ -118,9 +118,15 @@ class TorchOperators:
         return PackedBlock(tuple(block), block)
 
     def transform(
-        self, x: Tensor, lengths: Tensor, block: tuple[Tensor, ...], heads: int, inner: int, eps: float
+        self,
+        x: Tensor,
+        lengths: Tensor,
+        block: tuple[Tensor, ...],
+        heads: int,
+        inner: int,  # noqa: ARG002 - read off the weights
+        eps: float,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.transformer.transform`; ``inner`` is read off the weights."""
+        """As :func:`tts_compile.execution.transformer.transform`."""
         b = Block(*block)
         seen = before(lengths, x.shape[1])
 

@@ -29,7 +29,7 @@ struct Pass {
 namespace {
 
 constexpr long HEAD = 64, HEAD_VECTORS = HEAD / LANES;
-constexpr long QUERIES = 8 * ROWS;  // that share a reading of the keys and values
+constexpr long QUERIES = 16 * ROWS;  // that share a reading of the keys and values
 constexpr long KEYS = 4 * PANEL;    // attended to before the sums are rescaled
 constexpr long CHUNK = 16 * ROWS;   // rows that go through the second phase together
 constexpr long HIDDEN = 4 * PANEL;  // features of the MLP that a chunk holds at a time
@@ -46,10 +46,20 @@ inline float largest(Floats v) {
 #endif
 }
 
+// 1 / x for ordinary x: a division occupies the processor as long as eight products.
+inline Floats reciprocal(Floats x) {
+#if defined(__AVX512F__)
+  Floats rough = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return rough * (2 - x * rough);  // one step of Newton's, from 14 bits to 23
+#else
+  return 1 / x;
+#endif
+}
+
 // x * (1 + erf(x / sqrt 2)) / 2, with erf from Abramowitz and Stegun, 7.1.26 (absolute error under 1.5e-7).
 inline Floats gelu(Floats x) {
   Floats z = (x > 0 ? x : -x) * 0.70710678f;
-  Floats t = 1 / (1 + 0.3275911f * z);
+  Floats t = reciprocal(1 + 0.3275911f * z);
   Floats p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
   Floats tail = p * exponential(-z * z);  // 1 - erf(z)
   return 0.5f * x * (x > 0 ? 2 - tail : tail);
@@ -77,27 +87,31 @@ struct Rows {
   }
 };
 
+// The largest of `count` scores; what is beyond them in the last vector becomes -infinity.
+inline float most(float *scores, long count) {
+  const long whole = padded(count, LANES);
+  for (long i = count; i < whole; i++) scores[i] = -INFINITY;
+  Floats result = load(scores);
+  for (long i = LANES; i < whole; i += LANES) {
+    Floats s = load(scores + i);
+    result = result > s ? result : s;
+  }
+  return largest(result);
+}
+
 // Softmax over keys as they come: the sums so far are rescaled whenever a larger score turns up.
 struct Softmax {
   float maximum = -INFINITY;
   Floats total{};
-  // Replaces `count` scores by weights; the return value is the factor for what was summed up with earlier ones.
-  float add(float *scores, long count) {
-    const long whole = padded(count, LANES);
-    for (long i = count; i < whole; i++) scores[i] = -INFINITY;
-    Floats most = load(scores);
-    for (long i = LANES; i < whole; i += LANES) {
-      Floats s = load(scores + i);
-      most = most > s ? most : s;
-    }
-    const float found = largest(most);
+  // Replaces scores by weights; the return value is the factor for what was summed up with earlier ones.
+  float add(float *scores, long count, float found) {
     float factor = 1;
     if (!(found <= maximum)) {
       factor = std::exp(maximum - found);
       maximum = found;
       total *= factor;
     }
-    for (long i = 0; i < whole; i += LANES) {
+    for (long i = 0; i < padded(count, LANES); i += LANES) {
       Floats weight = exponential(load(scores + i) - maximum);
       store(scores + i, weight);
       total += weight;
@@ -133,24 +147,27 @@ void attend(const Pass &p, const float *normed, long length, long head, float *o
     }
   }
   std::memset(values + length * HEAD, 0, (keys_padded - length) * HEAD * sizeof(float));  // their weights are 0
-  alignas(VECTOR_BYTES) float scores[QUERIES * KEYS], sums[QUERIES * HEAD];
+  alignas(VECTOR_BYTES) float scores[ROWS * KEYS], sums[QUERIES * HEAD];
   for (long first = 0; first < length; first += QUERIES) {
     const long count = std::min(QUERIES, length - first);
     Softmax softmax[QUERIES];
     for (long from = 0; from < length; from += KEYS) {
       const long seen = std::min(KEYS, length - from);
-      for (long column = 0; column < seen; column += PANEL)
-        for (long row = 0; row < count; row += ROWS)
-          multiply(Rows(query + first * HEAD, HEAD, row, count).at, keys + (from + column) * HEAD, 1, HEAD,
-                   scores + row * KEYS + column, KEYS, false, ROWS);
-      for (long row = 0; row < count; row++) {
-        const float factor = softmax[row].add(scores + row * KEYS, seen);
-        if (from && factor != 1)
-          for (long d = 0; d < HEAD; d += LANES) store(sums + row * HEAD + d, load(sums + row * HEAD + d) * factor);
+      for (long row = 0; row < count; row += ROWS) {
+        const Rows rows(query + first * HEAD, HEAD, row, count);
+        for (long column = 0; column < seen; column += PANEL)
+          multiply(rows.at, keys + (from + column) * HEAD, 1, HEAD, scores + column, KEYS, false, ROWS);
+        float found[ROWS];  // all of them first, or every row would wait for its own
+        for (long r = 0; r < ROWS; r++) found[r] = most(scores + r * KEYS, seen);
+        for (long r = 0; r < ROWS && row + r < count; r++) {
+          const float factor = softmax[row + r].add(scores + r * KEYS, seen, found[r]);
+          float *sum = sums + (row + r) * HEAD;
+          if (from && factor != 1)
+            for (long d = 0; d < HEAD; d += LANES) store(sum + d, load(sum + d) * factor);
+        }
+        multiply(Rows(scores, KEYS, 0, ROWS).at, values + from * HEAD, 1, padded(seen, LANES), sums + row * HEAD, HEAD,
+                 from != 0, ROWS);
       }
-      for (long row = 0; row < count; row += ROWS)
-        multiply(Rows(scores, KEYS, row, count).at, values + from * HEAD, 1, padded(seen, LANES), sums + row * HEAD,
-                 HEAD, from != 0, ROWS);
     }
     for (long row = 0; row < count; row++) {
       const float inverse = 1 / sum(softmax[row].total);

@@ -14,8 +14,8 @@ from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ..weights import Fingerprint, fingerprint
-from .functions import entered, pitch, residual_block, spectrum
-from .weights import VocoderWeights
+from .functions import entered, pitch, residual_unit, spectrum
+from .weights import UnitWeights, VocoderWeights
 
 
 class VocoderEngine:
@@ -54,13 +54,13 @@ class VocoderEngine:
         self._pitch = region("pitch", pitch)
         self._entered = region("rate change", entered)
         # one for each stage: torch gives up on a function after eight graphs, and kernels and channels both vary
-        self._blocks = [region(f"residual block at rate {i}", residual_block) for i in range(len(vocoder.ups))]
+        self._units = [region(f"residual unit at rate {i}", residual_unit) for i in range(len(vocoder.ups))]
         self._spectrum = region("spectrum", spectrum)
 
     @property
     def parts(self) -> list[Region]:
         """Every function that is compiled."""
-        return [self._pitch, self._entered, *self._blocks, self._spectrum]
+        return [self._pitch, self._entered, *self._units, self._spectrum]
 
     def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
@@ -99,12 +99,12 @@ class VocoderEngine:
         before = self._convolved(mel, *weights.before, rows=mel.shape[1])
         parts = (_dynamic(before),)
         slope = self.vocoder.lrelu_slope
-        for stage, block in zip(weights.stages, self._blocks):
+        for stage, unit in zip(weights.stages, self._units):
             rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
             source = self._convolved(heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride)
-            source = block(_dynamic(source), stage.source, self._dilations)
+            source = self._block(unit, source, stage.source)
             x = self._entered(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
-            parts = tuple(_dynamic(block(_dynamic(x), units, self._dilations)) for units in stage.residuals)
+            parts = tuple(_dynamic(self._block(unit, x, block)) for block in stage.residuals)
         magnitude, phase = self._spectrum(parts, weights.after)
         return magnitude, phase
 
@@ -114,6 +114,11 @@ class VocoderEngine:
         if left is None:
             left = (self._operators.taps(weight, x.shape[2]) - 1) // 2
         return self._operators.convolve(x, weight, bias, rows=rows, left=left, stride=stride)
+
+    def _block(self, unit: Region, x: Tensor, units: tuple[UnitWeights, ...]) -> Tensor:
+        for weights, dilation in zip(units, self._dilations):
+            x = unit(_dynamic(x), weights, dilation)
+        return x
 
     def _current_weights(self) -> VocoderWeights:
         """Copies, made anew whenever the stock module's weights were replaced or written to."""

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from ...execution.operators import Operators
 from .weights import Kernel, UnitWeights
 
-Units = tuple[UnitWeights, ...]
-
 
 def centred(
     operators: Operators, x: Tensor, kernel: Kernel, dilation: int = 1, residual: Tensor | None = None
@@ -29,12 +27,10 @@ def pitch(operators: Operators, mel: Tensor, kernels: tuple[Kernel, ...], classi
     return centred(operators, x, classifier)[..., 0].abs()
 
 
-def residual_block(operators: Operators, x: Tensor, units: Units, dilations: tuple[int, ...]) -> Tensor:
-    """Residual units, one after the other."""
-    for unit, dilation in zip(units, dilations):
-        y = centred(operators, snake(x, unit.alpha1), unit.kernel1, dilation)
-        x = centred(operators, snake(y, unit.alpha2), unit.kernel2, residual=x)
-    return x
+def residual_unit(operators: Operators, x: Tensor, unit: UnitWeights, dilation: int) -> Tensor:
+    """Snake, dilated convolution, Snake, convolution, and x again."""
+    y = centred(operators, snake(x, unit.alpha1), unit.kernel1, dilation)
+    return centred(operators, snake(y, unit.alpha2), unit.kernel2, residual=x)
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
