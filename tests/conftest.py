@@ -17,7 +17,7 @@ import tts_compile as tc
 from speech import Speech, random_states, seed_everything, speak_stock
 
 SPEECH_TOKENS = 16
-EAGER = tc.CompileConfig(t3=tc.ComponentPolicy(execution="eager"))
+EAGER = tc.CompileConfig(**dict.fromkeys(("t3", "flow", "vocoder"), tc.ComponentPolicy(execution="eager")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,7 +43,10 @@ def model(checkpoint: Path) -> Any:
 @pytest.fixture
 def tts(model: Any) -> Iterator[Any]:
     """The stock model, whose instances, voice and modes are put back after the test whatever happened."""
-    owners = (model, model.t3, model.s3gen, model.ve, model.tokenizer, model.watermarker)
+    owners = (
+        *(model, model.t3, model.s3gen, model.s3gen.flow, model.s3gen.mel2wav),
+        *(model.ve, model.tokenizer, model.watermarker),
+    )
     before = [dict(vars(owner)) for owner in owners]
     voice = dict(vars(model.conds))
     yield model

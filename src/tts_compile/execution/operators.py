@@ -110,7 +110,7 @@ class TorchOperators:
         """As :func:`tts_compile.execution.convolution.convolve`."""
         last = (rows - 1) * stride + (weight.shape[2] - 1) * dilation - left
         padded = F.pad(x.transpose(1, 2), (left, last + 1 - x.shape[1]))
-        y = F.conv1d(padded, weight, bias, stride=stride, dilation=dilation).transpose(1, 2)
+        y: Tensor = F.conv1d(padded, weight, bias, stride=stride, dilation=dilation).transpose(1, 2)
         return y if residual is None else y + residual
 
     def pack_block(self, block: Block) -> PackedBlock:
@@ -130,11 +130,12 @@ class TorchOperators:
         b = Block(*block)
         seen = before(lengths, x.shape[1])
 
-        def by_head(y: Tensor) -> Tensor:
-            return y.unflatten(2, (heads, -1)).transpose(1, 2)
+        def split(y: Tensor) -> Tensor:
+            by_head: Tensor = y.unflatten(2, (heads, -1)).transpose(1, 2)
+            return by_head
 
         normed = F.layer_norm(x, x.shape[2:], b.attention_norm, b.attention_norm_bias, eps)
-        query, key, value = (by_head(F.linear(normed, matrix)) for matrix in (b.query, b.key, b.value))
+        query, key, value = (split(F.linear(normed, matrix)) for matrix in (b.query, b.key, b.value))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
         x = x + F.linear(attended.transpose(1, 2).flatten(2), b.output, b.output_bias)
         normed = F.layer_norm(x, x.shape[2:], b.mlp_norm, b.mlp_norm_bias, eps)

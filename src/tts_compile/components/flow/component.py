@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ...config import CompileConfig
 from ...execution import Region, transformer
-from .. import weights
 from ..engine_component import EngineComponent
 from ..operators import choose_operators
 from .engine import FlowEngine
@@ -46,13 +43,7 @@ class FlowComponent(EngineComponent):
         return self.engine.inference(*args, **kwargs)
 
     def _customised(self) -> str | None:
-        flow = self._owner
-        device = flow.input_embedding.weight.device
-        return weights.autocast(device) or weights.customised(
-            item
-            for name in ("encoder", "decoder", "input_embedding", "spk_embed_affine_layer", "encoder_proj")
-            for item in getattr(flow, name).named_modules(prefix=f"flow.{name}")
-        )
+        return self.engine.copies.unfit()
 
 
 def _native_applies(flow: Any) -> bool:

@@ -44,11 +44,12 @@ class LayerWeights(NamedTuple):
     def of(cls, layer: Any) -> LayerWeights:
         """A stock layer's tensors where they are."""
         attention, mlp = layer.self_attn, layer.feed_forward
-        return cls(
+        parts = [
             *_parameters(layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v),
             *(attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v),
             *_parameters(attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2),
-        )
+        ]
+        return cls(*parts)
 
 
 def _parameters(*modules: Any) -> list[Tensor]:

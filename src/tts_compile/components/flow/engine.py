@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
-from ..weights import Fingerprint, fingerprint
+from ..weights import Copies
 from .encoder import Encoder
 from .estimator import Estimator, EstimatorWeights, Sizes
 
@@ -43,14 +43,12 @@ class FlowEngine:
         **compile_options: Any,
     ) -> None:
         self.flow = flow
-        self._operators = operators
         self._cache_dir = cache_dir
         device = flow.input_embedding.weight.device
         self._encoder = Encoder(flow.encoder, fallback, device, **compile_options)
         estimator = flow.decoder.estimator
         self._estimator = Estimator(Sizes.of(estimator), operators, fallback, device, **compile_options)
-        self._weights: EstimatorWeights | None = None
-        self._made_of: Fingerprint = ()
+        self.copies = Copies(flow, lambda: EstimatorWeights.of(estimator, operators))
 
     @property
     def parts(self) -> list[Region]:
@@ -161,7 +159,7 @@ class FlowEngine:
         if not meanflow and decoder.t_scheduler == "cosine":
             times = 1 - torch.cos(times * 0.5 * torch.pi)
         guidance = torch.tensor(decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
-        weights = self._current_weights()
+        weights = self.copies.current()
         for shifts, length_of_step in zip(self._shifts(weights, times), times.diff()):
             state = self._estimator.step(weights, state, condition, shifts, lengths, length_of_step, guidance)
         return state
@@ -175,15 +173,6 @@ class FlowEngine:
             start = estimator.time_embed_mixer(torch.cat([start, end], dim=1))
         by_stage = [to_shift(start) for to_shift in weights.times]  # each (steps, channels)
         return (list(shifts) for shifts in zip(*by_stage))
-
-    def _current_weights(self) -> EstimatorWeights:
-        """The estimator's copies, made anew whenever its weights were replaced or written to."""
-        estimator = self.flow.decoder.estimator
-        now = fingerprint(estimator.parameters())
-        if self._weights is None or now != self._made_of:
-            self._weights = EstimatorWeights.of(estimator, self._operators)
-            self._made_of = now
-        return self._weights
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:

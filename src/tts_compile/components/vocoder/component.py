@@ -6,7 +6,6 @@ from typing import Any
 
 from ...config import CompileConfig
 from ...execution import Region
-from .. import weights
 from ..engine_component import EngineComponent
 from ..operators import choose_operators
 from .engine import VocoderEngine
@@ -42,7 +41,4 @@ class VocoderComponent(EngineComponent):
         return self.engine.inference(*args, **kwargs)
 
     def _customised(self) -> str | None:
-        vocoder = self._owner
-        return weights.autocast(vocoder.conv_pre.bias.device) or weights.customised(
-            vocoder.named_modules(prefix="mel2wav")
-        )
+        return self.engine.copies.unfit()

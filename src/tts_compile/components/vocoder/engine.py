@@ -13,7 +13,7 @@ from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
-from ..weights import Fingerprint, fingerprint
+from ..weights import Copies
 from .functions import entered, pitch, residual_unit, spectrum
 from .weights import UnitWeights, VocoderWeights
 
@@ -43,8 +43,7 @@ class VocoderEngine:
         self.vocoder = vocoder
         self._operators = operators
         self._cache_dir = cache_dir
-        self._weights: VocoderWeights | None = None
-        self._made_of: Fingerprint = ()
+        self.copies = Copies(vocoder, lambda: VocoderWeights.of(vocoder, operators))
         self._dilations = tuple(convolution.dilation[0] for convolution in vocoder.resblocks[0].convs1)
 
         def region(name: str, function: Any) -> Region:
@@ -76,7 +75,7 @@ class VocoderEngine:
             raise InputError("there are no mel frames to make a wave from")
         vocoder = self.vocoder
         with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._cache_dir):
-            weights = self._current_weights()
+            weights = self.copies.current()
             mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
             frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
             source, _, _ = vocoder.m_source(vocoder.f0_upsamp(frequency[:, None]).transpose(1, 2))
@@ -97,7 +96,7 @@ class VocoderEngine:
 
     def _trunk(self, weights: VocoderWeights, mel: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
         before = self._convolved(mel, *weights.before, rows=mel.shape[1])
-        parts = (_dynamic(before),)
+        parts: tuple[Tensor, ...] = (_dynamic(before),)
         slope = self.vocoder.lrelu_slope
         for stage, unit in zip(weights.stages, self._units):
             rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
@@ -119,14 +118,6 @@ class VocoderEngine:
         for weights, dilation in zip(units, self._dilations):
             x = unit(_dynamic(x), weights, dilation)
         return x
-
-    def _current_weights(self) -> VocoderWeights:
-        """Copies, made anew whenever the stock module's weights were replaced or written to."""
-        now = fingerprint(self.vocoder.parameters())
-        if self._weights is None or now != self._made_of:
-            self._weights = VocoderWeights.of(self.vocoder, self._operators)
-            self._made_of = now
-        return self._weights
 
 
 def _dynamic(x: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def residual_unit(operators: Operators, x: Tensor, unit: UnitWeights, dilation: 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """``x + sin(alpha * x)^2 / alpha`` (arXiv:2006.08195), with stock's guard against division by 0."""
-    return x + (1.0 / (alpha + 1e-9)) * torch.sin(x * alpha) ** 2
+    wave: Tensor = torch.sin(x * alpha)
+    return x + (1.0 / (alpha + 1e-9)) * wave.square()
 
 
 def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: int) -> Tensor:
@@ -44,7 +45,8 @@ def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: 
     rows = x.shape[1]
     left = operators.taps(weight, x.shape[2]) - 1
     y = operators.convolve(x, weight, bias, rows=rows + 1, left=left)
-    return y.unflatten(2, (rate, -1)).flatten(1, 2)[:, padding : padding + rows * rate]
+    raised_rows: Tensor = y.unflatten(2, (rate, -1)).flatten(1, 2)
+    return raised_rows[:, padding : padding + rows * rate]
 
 
 def entered(

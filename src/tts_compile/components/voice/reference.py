@@ -16,9 +16,9 @@ from ...errors import InputError
 from ..audio import Recording, digest, resample
 from ..base import EagerComponent
 from ..t3 import finite_number
+from ..weights import WeightWatch, environment
 from .encoder import tone
 from .memory import Memory
-from .weights import WeightWatch, environment
 
 _KEPT = 8  # voices, some 0.2 MB each
 # The speaker encoder's statistics need two of its frames, which are three of its fbank's: a window of 25 ms and two
