@@ -250,7 +250,10 @@ def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
     components: dict[str, Component] = {}
     for name in COMPONENTS:
         policy = getattr(config, name)
-        if policy.execution == "stock" or name not in makers:
+        if name not in makers:
+            missing = f"{type(tts).__name__} has no {name}"
+            components[name] = StockComponent(name, policy, config.fallback, missing)
+        elif policy.execution == "stock":
             components[name] = StockComponent(name, policy, config.fallback)
         else:
             components[name] = makers[name]()

@@ -15,9 +15,8 @@ from .components.t3.component import CPU_GUESSES
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .report import format_table
 
-# The components that compile_model can replace, and those of them in which there is nothing to compile.
-_EAGER = ("voice_encoder", "reference", "watermark")
-_ACCELERATED = ("t3", *_EAGER)
+_EAGER = ("voice_encoder", "reference", "watermark")  # there is nothing in them to compile
+_NATIVE = {"t3": "decoder", "flow": "transformer blocks and convolutions", "vocoder": "convolutions"}
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
         return Plan("stock", "TTS_COMPILE switches the library off")
     if policy.execution == "stock":
         return Plan("stock", "the configuration asks for it")
-    if name not in _ACCELERATED:
-        return Plan("stock", "not accelerated in this version")
     if policy.execution == "eager":
         return Plan("eager", "the configuration asks for it")
     if name in _EAGER:
@@ -112,6 +109,7 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
     asked = "the default" if policy.execution == "auto" else f"the configuration asks for {policy.execution}"
     if not compiler:
         return Plan("inductor", f"{asked}; on the GPU only")
-    guesses = CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens
-    native = f"fp32 on a CPU: native decoder built by {compiler}, {guesses} tokens guessed ahead"
+    native = f"fp32 on a CPU: native {_NATIVE[name]} built by {compiler}"
+    if name == "t3":
+        native += f", {CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens} tokens guessed ahead"
     return Plan("inductor", f"{asked}; {native}")

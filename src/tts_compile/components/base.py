@@ -28,13 +28,21 @@ class Component(Protocol):
 
 
 class StockComponent:
-    """A component that stays as ``chatterbox-tts`` ships it, by choice or because nothing better is there yet."""
+    """A component that stays as ``chatterbox-tts`` ships it, by choice or because the model has none.
 
-    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str) -> None:
+    Args:
+        name: the component's.
+        policy: what was asked for.
+        fallback_policy: see :class:`tts_compile.FallbackManager`.
+        missing: why there is nothing to accelerate, if that is so.
+    """
+
+    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str, missing: str = "") -> None:
         self._policy = policy
+        self._missing = missing
         self._fallback = FallbackManager(name, ["stock"], fallback_policy)
         if policy.execution not in ("stock", "auto"):
-            self._fallback.note("attach", f"this version has no {policy.execution!r} execution for {name}", "stock")
+            self._fallback.note("attach", missing, "nothing to run")
 
     def attach(self) -> None:
         """Nothing to replace."""
@@ -47,8 +55,8 @@ class StockComponent:
 
     def report(self) -> ComponentReport:
         """A row that says "stock"."""
-        note = "not accelerated in this version" if self._policy.execution != "stock" else ""
-        return ComponentReport(self._policy.execution, "stock", fallbacks=tuple(self._fallback.events), note=note)
+        events = tuple(self._fallback.events)
+        return ComponentReport(self._policy.execution, "stock", fallbacks=events, note=self._missing)
 
 
 class EagerComponent:

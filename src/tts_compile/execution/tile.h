@@ -1,8 +1,8 @@
 // The inner product of larger matrix products: six rows of activations by a panel of 64 output features.
 //
 // A matrix (out, in) is read as panels [out / 64][in][64], so that one step over `in` reads consecutive memory. The
-// sums of six rows fill the registers, and each load of the panel serves all of them: this runs at 94% of the
-// multiply-add units' peak while panel and rows lie in the second cache.
+// sums of six rows fill the registers, and each load of the panel serves all of them: this keeps the multiply-add units
+// busy while panel and rows lie in the second cache.
 
 #pragma once
 

@@ -1,7 +1,7 @@
 """A pre-norm transformer block on a CPU: ``transformer.cpp``.
 
-At the 500 to 2500 frames of an utterance, torch's attention reaches 40% of the processor's peak and its linear layers
-75%; with projections, attention and MLP in one operator that keeps its intermediate values in the cache, both rise.
+At the 500 to 2500 frames of an utterance, torch's attention and linear layers stay well below the processor's peak.
+One operator for projections, attention and MLP keeps what lies between them in the cache.
 """
 
 from __future__ import annotations

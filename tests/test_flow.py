@@ -1,0 +1,241 @@
+"""The flow against stock: equal mel frames, equal generator states, whatever the length."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import tts_compile as tc
+from speech import signal_to_error_db
+from tts_compile import testing
+from tts_compile.components.flow.encoder import shifted
+from tts_compile.components.flow.engine import TOKENS, FlowEngine
+from tts_compile.components.flow.estimator import mish
+from tts_compile.execution.operators import TorchOperators
+from tts_compile.fallback import FallbackManager
+
+RUNG = TOKENS.rungs[0]
+LEAST_DB = 60
+# Traced by dynamo and run as traced, with native blocks and convolutions: no wait for inductor.
+QUICK = tc.CompileConfig.off().replace(flow=tc.ComponentPolicy(execution="inductor", backend="eager"))
+EAGER = tc.CompileConfig.off().replace(flow=tc.ComponentPolicy(execution="eager"))
+
+
+class Heard(NamedTuple):
+    """Mel frames and the generator after them."""
+
+    mel: Tensor
+    state: Tensor
+
+
+def voice(tokens: int) -> dict[str, Any]:
+    """A reference of so many tokens, 25 a second."""
+    generator = torch.Generator().manual_seed(tokens)
+    return {
+        "prompt_token": torch.randint(0, 6561, (1, tokens), generator=generator),
+        "prompt_token_len": torch.tensor([tokens]),
+        "prompt_feat": torch.randn(1, 2 * tokens, 80, generator=generator) - 4,
+        "prompt_feat_len": None,
+        "embedding": torch.randn(1, 192, generator=generator),
+    }
+
+
+def tokens(count: int, rows: int = 1) -> Tensor:
+    return torch.randint(0, 6561, (rows, count), generator=torch.Generator().manual_seed(count))
+
+
+def flow(inference: Callable[..., Any], count: int, prompt: int = 10, **changes: Any) -> Heard:
+    torch.manual_seed(5)
+    arguments = {"token": tokens(count), "token_len": torch.tensor([count]), "finalize": True, "n_timesteps": 3}
+    mel, nothing = inference(**{**arguments, **voice(prompt), **changes})
+    assert nothing is None
+    return Heard(mel.clone(), torch.get_rng_state())
+
+
+def stock(tts: Any) -> Callable[..., Any]:
+    module = tts.s3gen.flow
+    return lambda **kwargs: type(module).inference(module, **kwargs)
+
+
+def assert_alike(found: Heard, expected: Heard) -> None:
+    assert found.mel.shape == expected.mel.shape
+    assert signal_to_error_db(expected.mel, found.mel) > LEAST_DB
+    assert torch.equal(found.state, expected.state)
+
+
+@pytest.fixture
+def quick(tts: Any) -> tc.CompiledTTS:
+    return tc.compile_model(tts, QUICK)
+
+
+@pytest.fixture(params=["inductor", "native", "torch"])
+def speaker(request: pytest.FixtureRequest) -> Any:
+    if request.param == "inductor":
+        return request.getfixturevalue("fast")
+    return tc.compile_model(request.getfixturevalue("tts"), QUICK if request.param == "native" else EAGER)
+
+
+@pytest.mark.parametrize(
+    ("count", "prompt"),
+    [(1, 10), (RUNG - 11, 10), (RUNG - 10, 10), (RUNG - 9, 10), (5, 250), (6, 250), (7, 250), (2 * RUNG, 10)],
+)
+def test_lengths_around_a_rung_and_references_long_and_short(speaker: Any, tts: Any, count: int, prompt: int) -> None:
+    assert_alike(flow(speaker.s3gen.flow.inference, count, prompt), flow(stock(tts), count, prompt))
+
+
+def test_in_inference_mode_and_out_of_it(quick: Any, tts: Any) -> None:
+    with torch.inference_mode():
+        assert_alike(flow(quick.s3gen.flow.inference, 20), flow(stock(tts), 20))
+    assert_alike(flow(quick.s3gen.flow.inference, 20), flow(stock(tts), 20))
+
+
+def test_frames_whose_tokens_still_have_to_come_are_left_out(speaker: Any, tts: Any) -> None:
+    found = flow(speaker.s3gen.flow.inference, 20, finalize=False)
+    assert_alike(found, flow(stock(tts), 20, finalize=False))
+    assert found.mel.shape[2] == 2 * (20 - 3)
+
+
+def test_given_noise_takes_the_place_of_the_last_random_numbers(speaker: Any, tts: Any) -> None:
+    noise = torch.randn(1, 80, 40)
+    found = flow(speaker.s3gen.flow.inference, 20, noised_mels=noise)
+    assert_alike(found, flow(stock(tts), 20, noised_mels=noise))
+    assert signal_to_error_db(found.mel, flow(stock(tts), 20).mel) < 20
+
+
+def test_more_steps_and_one(quick: Any, tts: Any) -> None:
+    for steps in (1, 10):
+        expected = flow(stock(tts), 9, n_timesteps=steps)
+        assert_alike(flow(quick.s3gen.flow.inference, 9, n_timesteps=steps), expected)
+
+
+def test_rows_of_a_batch_speak_as_if_alone(speaker: Any) -> None:
+    counts, prompt = (30, 7), 10
+    noise = torch.randn(2, 80, 2 * (prompt + max(counts)))
+    inference = speaker.s3gen.flow.inference
+    together = flow(
+        inference,
+        30,
+        prompt,
+        token=torch.cat([tokens(30), torch.nn.functional.pad(tokens(7), (0, 23))]),
+        token_len=torch.tensor(counts),
+        noised_mels=noise,
+    )
+    for row, count in enumerate(counts):
+        alone = flow(inference, count, prompt, noised_mels=noise[row : row + 1, :, : 2 * (prompt + count)])
+        assert signal_to_error_db(alone.mel, together.mel[row : row + 1, :, : 2 * count]) > 100
+
+
+@pytest.fixture(scope="module")
+def meanflow() -> Iterator[Any]:
+    from chatterbox.models.s3gen import S3Gen
+
+    with torch.random.fork_rng(), testing._architecture_depth(testing._SMALL_DEPTH):
+        torch.manual_seed(0)
+        yield S3Gen(meanflow=True).eval().flow
+
+
+def test_mean_flow_solver(meanflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = FlowEngine(meanflow, FallbackManager("flow", ["eager"]), TorchOperators())
+    settings: dict[str, Any] = {"n_timesteps": 2, "meanflow": True, "noised_mels": torch.randn(1, 80, 40)}
+    expected = flow(meanflow.inference, 20, **settings)
+    assert_alike(flow(engine.inference, 20, **settings), expected)
+    engine.warm_up()
+    one = flow(engine.inference, 20, **{**settings, "n_timesteps": 1})
+    assert signal_to_error_db(expected.mel, one.mel) < 40  # the steps' ends matter
+
+
+def test_no_graph_for_twenty_other_lengths(fast: Any) -> None:
+    before = fast.report().components["flow"]
+    for count in range(3, 203, 10):
+        flow(fast.s3gen.flow.inference, count, n_timesteps=1)
+    after = fast.report().components["flow"]
+    assert after.ran == "inductor"
+    assert after.calls > before.calls
+    assert after.compiled_calls == after.calls
+    assert (after.graphs, after.recompiles_after_warmup, after.graph_breaks) == (before.graphs, 0, 0)
+
+
+def test_warm_up_draws_nothing(quick: Any) -> None:
+    state = torch.get_rng_state()
+    quick.warmup()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert quick.report().components["flow"].graphs > 0
+
+
+@pytest.mark.parametrize("wrong", [-1, 6561, 8000])
+@pytest.mark.parametrize("where", ["token", "prompt_token"])
+def test_tokens_out_of_range(quick: Any, wrong: int, where: str) -> None:
+    bad = {**voice(10), "token": tokens(10)}[where].clone()
+    bad[0, 3] = wrong
+    with pytest.raises(tc.InputError, match=f"speech token {wrong} is not in the range 0 to 6560"):
+        flow(quick.s3gen.flow.inference, 10, **{where: bad})
+
+
+def test_no_tokens(quick: Any) -> None:
+    with pytest.raises(tc.InputError, match="no speech tokens"):
+        flow(quick.s3gen.flow.inference, 0)
+
+
+def test_changed_weights_are_seen(quick: Any, tts: Any) -> None:
+    inference, estimator = quick.s3gen.flow.inference, tts.s3gen.flow.decoder.estimator
+    before = flow(inference, 20)
+    for parameter in (estimator.mid_blocks[0][1][0].ff.net[2].weight, estimator.final_proj.bias):
+        saved = parameter.detach().clone()
+        try:
+            with torch.no_grad():
+                parameter.mul_(1.5)
+            found = flow(inference, 20)
+            assert_alike(found, flow(stock(tts), 20))
+            assert signal_to_error_db(before.mel, found.mel) < LEAST_DB
+        finally:
+            with torch.no_grad():
+                parameter.copy_(saved)
+    assert torch.equal(flow(inference, 20).mel, before.mel)
+
+
+def test_hooks_are_left_to_stock(quick: Any, tts: Any) -> None:
+    handle = tts.s3gen.flow.decoder.estimator.final_proj.register_forward_hook(lambda module, given, made: made * 2)
+    try:
+        for _ in range(2):
+            assert torch.equal(flow(quick.s3gen.flow.inference, 9).mel, flow(stock(tts), 9).mel)
+    finally:
+        handle.remove()
+    row = quick.report().components["flow"]
+    assert (row.ran, len(row.fallbacks)) == ("stock", 1)
+    assert "utterances left to stock: 2" in row.note
+    flow(quick.s3gen.flow.inference, 9)
+    assert quick.report().components["flow"].ran == "inductor"
+
+
+def test_another_dtype_is_left_to_stock(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    copied.s3gen.flow.double()
+    changes = {name: value.double() for name, value in voice(10).items() if name in ("prompt_feat", "embedding")}
+    expected = flow(stock(copied), 9, **changes)
+    assert torch.equal(flow(fast.s3gen.flow.inference, 9, **changes).mel, expected.mel)
+    assert "moved or cast" in fast.report().components["flow"].fallbacks[0].error
+
+
+def test_restored_is_stock_bit_for_bit(quick: Any, tts: Any) -> None:
+    flow(quick.s3gen.flow.inference, 20)
+    quick.restore()
+    assert "inference" not in vars(tts.s3gen.flow)
+    assert torch.equal(flow(tts.s3gen.flow.inference, 20).mel, flow(stock(tts), 20).mel)
+
+
+def test_shifted_distances_against_an_index() -> None:
+    n = 7
+    table = torch.randn(2, 3, n, 2 * n - 1)
+    i, j = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+    assert torch.equal(shifted(table), table[:, :, i, n - 1 - i + j])
+
+
+def test_mish_against_torch() -> None:
+    x = torch.linspace(-100, 100, 2001)
+    assert torch.allclose(mish(x), torch.nn.functional.mish(x), rtol=1e-5, atol=1e-7)
