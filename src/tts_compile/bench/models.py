@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import testing
+from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
 from ..timing import Stopwatch
 
@@ -81,6 +82,12 @@ def describe(tts: Any) -> dict[str, Any]:
         "t3_parameters": sum(p.numel() for p in tts.t3.parameters()),
         "s3gen_parameters": sum(p.numel() for p in tts.s3gen.parameters()),
     }
+
+
+def only(component: str, config: CompileConfig) -> CompileConfig:
+    """The same with every other component stock."""
+    stock = ComponentPolicy(execution="stock")
+    return config.replace(**{name: stock for name in COMPONENTS if name != component})
 
 
 def t3_inputs(tts: Any, text: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .. import _compat
 from ..api import CompiledTTS, compile_model
-from ..config import COMPONENTS, CompileConfig
+from ..config import CompileConfig
 from ..errors import InputError
 from . import machine
-from .models import Progress, describe, generator_states, load, timed_call
+from .models import Progress, describe, generator_states, load, only, timed_call
 from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes
 from .wave import signal_to_error_db
 
@@ -164,8 +164,7 @@ def run(source: str, settings: Settings) -> SynthesisResult:
             tts = load(source, settings.device)
         config = CompileConfig.from_env().replace(cache_dir=cache_dir)
         if settings.subject != "e2e":
-            stock = dict.fromkeys((name for name in COMPONENTS if name != settings.subject), CompileConfig.off().t3)
-            config = config.replace(**stock)
+            config = only(settings.subject, config)
         fast, attach_seconds = timed_call(settings.device, functools.partial(compile_model, tts, config))
         with fast:
             return _measure(tts, fast, settings, config, attach_seconds, progress)

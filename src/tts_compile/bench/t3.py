@@ -17,7 +17,7 @@ from ..api import CompiledTTS, compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from . import machine, memory
-from .models import Progress, describe, generator_states, load, t3_inputs, timed_call
+from .models import Progress, describe, generator_states, load, only, t3_inputs, timed_call
 from .stats import Ratio, Spread, markdown_table, ratio_of_medians, spread, yes
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun."
@@ -173,7 +173,7 @@ def run(source: str, settings: Settings) -> T3Result:
     ):
         with progress.step("loading"):
             tts = load(source, settings.device)
-        config = CompileConfig.from_env().replace(cache_dir=cache_dir)
+        config = only("t3", CompileConfig.from_env()).replace(cache_dir=cache_dir)
         fast, attach_seconds = timed_call(settings.device, functools.partial(compile_model, tts, config))
         with fast:
             result = _measure(tts, fast, settings, config, attach_seconds, progress)
