@@ -31,7 +31,8 @@ def checkpoint_dir(tmp_path_factory):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["bench"], ["bench", "t3"], ["bench", "voice"], ["warmup"], ["doctor"]):
+    benches = [["bench", subject] for subject in ("t3", "flow", "vocoder", "voice", "e2e")]
+    for command in ([], ["demo"], ["bench"], *benches, ["warmup"], ["doctor"]):
         with pytest.raises(SystemExit) as exit_info:
             cli.main([*command, "--help"])
         assert exit_info.value.code == 0
@@ -50,6 +51,10 @@ def test_help_of_every_command(capsys):
         ["bench", "t3", "--tokens", "2"],
         ["bench", "t3", "--repeats", "many"],
         ["bench", "voice", "--seconds", "0"],
+        ["bench", "flow", "--tokens", "7"],
+        ["bench", "flow", "--text", "Hello."],
+        ["bench", "vocoder", "--repeats", "0"],
+        ["bench", "e2e", "--tokens", "few"],
         ["demo", "--model", "pretrained", "--checkpoint-dir", "somewhere"],
     ],
 )

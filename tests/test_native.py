@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from speech import Speech, speak, speak_stock
 from tts_compile import _compat
 from tts_compile.components.t3.decoder import decoder_layer, head
 from tts_compile.components.t3.weights import LayerWeights
-from tts_compile.execution import build, native
+from tts_compile.execution import native
 
 SHORT = "Hello there my good!"
 CAPACITY = 70
@@ -234,29 +233,6 @@ def test_only_what_it_can_read_fits() -> None:
     assert not weights.fit  # it would read beyond the end
 
 
-def test_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "tts_compile"
-    folder.mkdir()
-    os.chmod(folder, 0o777)
-    with pytest.raises(tc.CompilationError, match="written by other users"):
-        native.load(str(tmp_path))
-    assert list(folder.iterdir()) == []
-
-
-def test_library_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    build._built("decoder", tmp_path / "tts_compile").chmod(0o666)
-    with pytest.raises(tc.CompilationError, match="written by other users"):
-        build._built("decoder", tmp_path / "tts_compile")
-
-
-def test_library_cut_short_is_built_again(tmp_path: Path) -> None:
-    path = build._built("decoder", tmp_path / "tts_compile")
-    whole = path.stat().st_size
-    path.write_bytes(b"")
-    build.library("decoder", str(tmp_path))
-    assert path.stat().st_size == whole
-
-
 def test_folder_that_cannot_be_made_is_a_fallback_and_no_crash(tts: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = tc.CompileConfig(t3=tc.ComponentPolicy(backend="eager"), cache_dir=str(tmp_path / "file"))
@@ -267,16 +243,6 @@ def test_folder_that_cannot_be_made_is_a_fallback_and_no_crash(tts: Any, tmp_pat
     assert torch_event.action == "eager instead of inductor"
     with pytest.raises(tc.CompilationError, match="cannot be kept"):
         tc.compile_model(tts, config.replace(fallback="raise"))
-
-
-def test_failing_compiler_is_an_error_with_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setattr(_compat, "cpp_compiler", lambda: str(compiler))
-    with pytest.raises(tc.CompilationError, match="no such luck"):
-        native.load(str(tmp_path))
-    assert list((tmp_path / "tts_compile").iterdir()) == []
 
 
 def test_weights_that_no_longer_fit_are_left_to_torch(tts: Any, stock_speech: Callable[..., Speech]) -> None:

@@ -1,0 +1,279 @@
+"""The benchmarks of flow, vocoder and generate: what is measured, what fails, and small real runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import tts_compile as tc
+from tts_compile import cli
+from tts_compile.bench import models, synthesis
+from tts_compile.execution import build
+
+pytest.importorskip("chatterbox")
+
+EAGER_BACKEND = tc.ComponentPolicy(backend="eager")  # dynamo without a compiler of its own
+OFF = tc.CompileConfig.off()
+
+Call = Callable[[str], Tensor]
+
+
+class Bench(NamedTuple):
+    """Runs a benchmark of the shared model."""
+
+    run: Callable[..., synthesis.SynthesisResult]
+    configure: Callable[[tc.CompileConfig], None]
+
+
+@pytest.fixture
+def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    def configure(config: tc.CompileConfig) -> None:
+        monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: config))
+
+    def run(subject: str = "flow", **settings: Any) -> synthesis.SynthesisResult:
+        with models.quiet():
+            return synthesis.run("anywhere", synthesis.Settings(subject, **{"repeats": 1, "tokens": 2, **settings}))
+
+    monkeypatch.setattr(synthesis, "load", lambda source, device: tts)
+    configure(OFF)
+    return Bench(run, configure)
+
+
+@pytest.fixture
+def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of each kind, one solver step and one other length are enough to see what is called."""
+    encoder, estimator = tts.s3gen.flow.encoder, tts.s3gen.flow.decoder.estimator
+    stages = (estimator.down_blocks[0], estimator.mid_blocks[0], estimator.up_blocks[0])
+    for owner, name in (
+        (encoder, "encoders"),
+        (encoder, "up_encoders"),
+        (estimator, "mid_blocks"),
+        *((stage, "1") for stage in stages),  # the transformer blocks
+    ):
+        monkeypatch.setitem(owner._modules, name, owner._modules[name][:1].eval())
+    sides = synthesis._sides
+
+    def quick(inference: Any, **arguments: Any) -> Any:
+        if "n_timesteps" in arguments:
+            arguments["n_timesteps"] = 1
+        return inference(**arguments)
+
+    monkeypatch.setattr(
+        synthesis, "_sides", lambda module: {side: functools.partial(quick, f) for side, f in sides(module).items()}
+    )
+    monkeypatch.setattr(synthesis, "_LENGTHS", [3])
+    kept = build.library
+    monkeypatch.setattr(build, "library", lambda name, cache_dir=None: kept(name))  # built by other tests
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    call: Call,
+    vary: Callable[[], None] | None = None,
+    tokens: list[tuple[int, ...]] | None = None,
+) -> None:
+    """Have ``call`` measured in place of the flow."""
+    subject = synthesis._Subject(call, lambda made: made.shape[1] / 4, tokens=[] if tokens is None else tokens)
+    subject.vary = vary
+    monkeypatch.setattr(synthesis, "_flow", lambda tts, fast, settings: subject)
+
+
+def same(side: str) -> Tensor:
+    return torch.rand(1, 4)
+
+
+def altered(side: str) -> Tensor:
+    return same(side) * (1.01 if side == "compiled" else 1)
+
+
+def longer(side: str) -> Tensor:
+    return torch.ones(1, 5 if side == "compiled" else 4)
+
+
+def drawing_more(side: str) -> Tensor:
+    made = same(side)
+    if side == "compiled":
+        torch.rand(1)
+    return made
+
+
+def a_graph() -> None:
+    torch.compile(eval("lambda x: x + 1"), backend="eager")(torch.ones(3))  # code that has no graph yet
+
+
+def test_sides_alternate_from_the_same_seed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[str] = []
+
+    def call(side: str) -> Tensor:
+        sides.append(side)
+        return same(side)
+
+    pretend(monkeypatch, call)
+    result = bench.run(repeats=4)
+    assert sides == ["stock", "compiled"] + ["stock", "compiled", "compiled", "stock"] * 2
+    assert result.passed
+    assert len(result.stock) == len(result.compiled) == 4
+    assert min(*result.stock, *result.compiled) > 0
+    assert result.audio_seconds == 1
+    assert result.gain.interval is not None
+
+
+def test_equal_results_are_json_and_a_table(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, same, vary=lambda: None)
+    result = bench.run()
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (plain["bench"], plain["passed"], plain["later_graphs"]) == ("flow", True, 0)
+    assert (plain["bit_identical"], plain["signal_to_error_db"]) == (True, None)
+    assert plain["gain"]["verdict"] == "unknown"
+    assert plain["compile_seconds"] == result.first_call_seconds - result.compiled[0]
+    for words in ("tokens to mel", "inf dB", "generator state identical", "graphs compiled for 20", "ran: stock"):
+        assert words in str(result)
+    assert "tokens identical" not in str(result)  # none are spoken
+    assert "NO" not in str(result)
+
+
+@pytest.mark.parametrize(
+    ("call", "vary", "found"),
+    [
+        (altered, None, "40.0 dB"),
+        (longer, None, "shapes differ"),
+        (drawing_more, None, "NO"),
+        (same, a_graph, "| 1 "),
+    ],
+)
+def test_what_is_not_stocks_is_a_failure(
+    call: Call,
+    vary: Callable[[], None] | None,
+    found: str,
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pretend(monkeypatch, call, vary)
+    result = bench.run()
+    assert not result.passed
+    assert found in str(result)
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert cli.main(["bench", "flow", "--model", "anywhere", "--repeats", "1", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+def test_rounding_is_no_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda side: same(side) * (1.0009 if side == "compiled" else 1))
+    result = bench.run()
+    assert result.signal_to_error_db == pytest.approx(60.9, abs=0.1)
+    assert result.passed
+
+
+@pytest.mark.parametrize("bad", [altered, longer, drawing_more])
+def test_one_bad_repeat_is_a_failure(bad: Call, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def call(side: str) -> Tensor:
+        calls.append(side)
+        return bad(side) if len(calls) in (5, 6) else torch.rand(1, 4)  # the second of three repeats
+
+    pretend(monkeypatch, call)
+    assert not bench.run(repeats=3).passed
+
+
+def test_tokens_of_every_measured_call_are_compared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[tuple[int, ...]] = []
+    calls: list[str] = []
+    different = 0
+
+    def call(side: str) -> Tensor:
+        calls.append(side)
+        tokens.append((1, 2, 3 + (len(calls) == different)))
+        return same(side)
+
+    for different, expected in ((0, True), (1, True), (6, False)):  # noqa: B007 - the first two are not measured
+        calls.clear()
+        pretend(monkeypatch, call, tokens=tokens)
+        result = bench.run(repeats=2)
+        assert (result.tokens_identical, result.passed) == (expected, expected)
+        assert "tokens identical" in str(result)
+
+
+def test_only_the_subject_is_compiled_and_from_cold(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[tc.CompileConfig] = []
+
+    def compile_model(tts: Any, config: tc.CompileConfig) -> tc.CompiledTTS:
+        assert list(Path(str(config.cache_dir)).iterdir()) == []
+        configs.append(config)
+        return tc.compile_model(tts, OFF)
+
+    bench.configure(tc.CompileConfig(fallback="raise"))
+    monkeypatch.setattr(synthesis, "compile_model", compile_model)
+    for subject in synthesis.SUBJECTS:
+        monkeypatch.setattr(synthesis, f"_{subject}", lambda *_: synthesis._Subject(same, lambda made: 1.0))
+    bench.run("vocoder")
+    bench.run("e2e")
+    alone, whole = configs
+    assert alone.fallback == whole.fallback == "raise"
+    asked = {name: getattr(alone, name).execution for name in tc.config.COMPONENTS}
+    assert asked == {**dict.fromkeys(tc.config.COMPONENTS, "stock"), "vocoder": "auto"}
+    assert {getattr(whole, name).execution for name in tc.config.COMPONENTS} == {"auto"}
+    assert alone.cache_dir != whole.cache_dir
+    assert not Path(str(alone.cache_dir)).exists()
+
+
+def test_unknown_subject_is_an_error() -> None:
+    with pytest.raises(tc.InputError, match="unknown subject 'watermark'; there are flow, vocoder, e2e"):
+        synthesis.run("anywhere", synthesis.Settings("watermark"))
+
+
+@pytest.mark.parametrize("subject", ["flow", "vocoder"])
+def test_a_small_bench_passes_and_ran_compiled(subject: str, bench: Bench, small: None) -> None:
+    bench.configure(tc.CompileConfig(flow=EAGER_BACKEND, vocoder=EAGER_BACKEND, fallback="raise"))
+    result = bench.run(subject)
+    assert result.passed, str(result)
+    assert result.later_graphs == 0
+    assert result.signal_to_error_db is not None
+    assert result.signal_to_error_db > 100
+    assert result.tokens_identical is None
+    assert result.audio_seconds == pytest.approx(0.08)
+    row = result.report["components"][subject]
+    assert (row["ran"], row["fallbacks"]) == ("inductor", ())
+    assert row["calls"] == row["compiled_calls"] > 0
+
+
+@pytest.fixture
+def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tokens that nobody hears; on the classes, as the benchmark itself listens on the instance."""
+    monkeypatch.setattr(type(tts.t3), "inference", lambda self, **_: torch.randint(6561, (1, 12)))
+    monkeypatch.setattr(
+        type(tts.s3gen), "inference", lambda self, speech_tokens, ref_dict: (torch.zeros(1, 4800), None)
+    )
+
+
+def test_tokens_of_generate_are_heard(bench: Bench, babbling: None, tts: Any) -> None:
+    result = bench.run("e2e", text="A.")
+    assert result.passed
+    assert result.tokens_identical
+    assert result.later_graphs is None
+    assert "inference" not in vars(tts.s3gen)
+
+
+def test_generate_that_speaks_other_tokens_is_a_failure(
+    bench: Bench, babbling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = tc.CompiledTTS._checked_generate
+
+    def other(self: tc.CompiledTTS, text: str) -> Tensor:
+        torch.rand(1)
+        return generate(self, text)
+
+    monkeypatch.setattr(tc.CompiledTTS, "_checked_generate", other)
+    result = bench.run("e2e", text="A.")
+    assert result.signal_to_error_db == torch.inf  # silence on both sides
+    assert result.tokens_identical is False
+    assert not result.passed
+    assert "NO" in str(result)
