@@ -68,7 +68,7 @@ def test_restored_model_is_stock_bit_for_bit(
 def test_equal_configuration_gives_the_same_handle(tts: Any) -> None:
     fast = tc.compile_model(tts, EAGER)
     replaced = tts.t3.inference
-    assert tc.compile_model(tts, tc.CompileConfig(t3=tc.ComponentPolicy(execution="eager"))) is fast
+    assert tc.compile_model(tts, tc.CompileConfig.from_mapping(EAGER.to_dict())) is fast
     assert tc.compile_model(fast, EAGER) is fast
     assert tts.t3.inference is replaced
 
@@ -156,7 +156,8 @@ def test_kill_switch(tts: Any, stock_wave: Callable[..., tuple[Tensor, Any]], mo
 
 def test_configuration_comes_from_the_environment(tts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     path = tmp_path / "config.toml"
-    path.write_text('[t3]\nexecution = "eager"\n', encoding="utf-8")
+    tables = (f'[{name}]\nexecution = "eager"\n' for name in ("t3", "flow", "vocoder"))
+    path.write_text("".join(tables), encoding="utf-8")
     monkeypatch.setenv("TTS_COMPILE_CONFIG", str(path))
     assert tc.compile_model(tts).config == EAGER
 

@@ -186,7 +186,7 @@ def test_no_tokens(quick: Any) -> None:
 def test_changed_weights_are_seen(quick: Any, tts: Any) -> None:
     inference, estimator = quick.s3gen.flow.inference, tts.s3gen.flow.decoder.estimator
     before = flow(inference, 20)
-    for parameter in (estimator.mid_blocks[0][1][0].ff.net[2].weight, estimator.final_proj.bias):
+    for parameter in (estimator.mid_blocks[0][1][0].ff.net[2].weight, estimator.final_proj.weight):
         saved = parameter.detach().clone()
         try:
             with torch.no_grad():
@@ -217,8 +217,8 @@ def test_hooks_are_left_to_stock(quick: Any, tts: Any) -> None:
 def test_another_dtype_is_left_to_stock(tts: Any) -> None:
     copied = copy.deepcopy(tts)
     fast = tc.compile_model(copied, QUICK)
-    copied.s3gen.flow.double()
-    changes = {name: value.double() for name, value in voice(10).items() if name in ("prompt_feat", "embedding")}
+    copied.s3gen.flow.bfloat16()
+    changes = {name: value.bfloat16() for name, value in voice(10).items() if name in ("prompt_feat", "embedding")}
     expected = flow(stock(copied), 9, **changes)
     assert torch.equal(flow(fast.s3gen.flow.inference, 9, **changes).mel, expected.mel)
     assert "moved or cast" in fast.report().components["flow"].fallbacks[0].error

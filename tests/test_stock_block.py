@@ -68,3 +68,19 @@ def test_restoring_after_the_block_leaves_no_trace(tts: Any) -> None:
     with tc.compile_model(tts, EAGER) as fast, fast.stock():
         pass
     assert identities(*instances(tts)) == own
+
+
+def test_restored_inside_it_stays_stock(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    with fast.stock():
+        fast.restore()
+    assert "inference" not in vars(tts.t3)
+    assert repr(fast).endswith("restored>")
+
+
+def test_compiled_again_inside_it(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    with pytest.raises(tc.ModelStateError, match="compiled again"), fast.stock():
+        other = tc.compile_model(tts, tc.CompileConfig.off())
+    assert tc.compile_model(tts, tc.CompileConfig.off()) is other
+    other.restore()

@@ -88,6 +88,7 @@ class CompiledTTS:
         own["config"] = config
         own["_components"] = _components(tts, config)
         own["_attached"] = False
+        own["_suspended"] = False
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
         own["_signature"] = inspect.signature(tts.generate)
         self._attach()
@@ -139,17 +140,24 @@ class CompiledTTS:
     def stock(self) -> Iterator[Any]:
         """The wrapped model with stock behaviour, inside a ``with`` block; what was compiled is kept meanwhile.
 
+        Raises:
+            ModelStateError: at the end of the block, when the model was compiled again inside it.
+
         >>> def compare(fast, text):  # doctest: +SKIP
         ...     with fast.stock() as tts:
         ...         return tts.generate(text), fast.generate(text)  # both stock
         """
-        attached = self._attached
-        if attached:
-            self._detach()
+        own = vars(self)
+        if not self._attached:
+            yield self.wrapped
+            return
+        self._detach()
+        own["_suspended"] = True
         try:
             yield self.wrapped
         finally:
-            if attached:
+            if own["_suspended"]:
+                own["_suspended"] = False
                 self._attach()
 
     def report(self) -> ExecutionReport:
@@ -162,6 +170,7 @@ class CompiledTTS:
         Raises:
             ModelStateError: when a replaced method was replaced again by somebody else.
         """
+        vars(self)["_suspended"] = False
         if self._attached:
             self._detach()
 
@@ -172,6 +181,8 @@ class CompiledTTS:
         vars(self)["_attached"] = False
 
     def _attach(self) -> None:
+        if _HANDLE in vars(self.wrapped):
+            raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
         attached: list[Component] = []
         try:
             for component in self._components.values():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..api import CompiledTTS, compile_model
+from ..components.seam import Seam
 from ..config import CompileConfig
 from ..errors import InputError
 from . import machine
@@ -275,7 +276,8 @@ def _e2e(tts: Any, fast: CompiledTTS, settings: Settings) -> _Subject:
             spoken.append(tuple(speech_tokens.tolist()))
             return inner(speech_tokens, **kwargs)
 
-        tts.s3gen.inference = heard
+        tap = Seam(tts.s3gen, "inference", heard)
+        tap.attach()
         try:
             if side == "compiled":
                 return fast.generate(settings.text)
@@ -283,6 +285,6 @@ def _e2e(tts: Any, fast: CompiledTTS, settings: Settings) -> _Subject:
                 wave: Tensor = stock.generate(settings.text)
                 return wave
         finally:
-            del tts.s3gen.inference
+            tap.detach()
 
     return _Subject(speak, lambda wave: wave.shape[1] / tts.sr, tokens=spoken)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import build
-from .panels import panels
+from .panels import PANEL, panels
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def load(cache_dir: str | None = None) -> None:
         given = [x, weight, bias] + ([] if residual is None else [residual])
         if any(tensor.dtype != torch.float32 for tensor in given):
             raise ValueError("the native convolution reads and writes float32 only")
-        if weight.shape[1] != taps * inputs or weight.shape[0] * weight.shape[2] < outputs:
+        if weight.shape[1] != taps * inputs or weight.shape[2] != PANEL or weight.shape[0] * PANEL < outputs:
             raise ValueError(f"weights {tuple(weight.shape)} are not made for {inputs} inputs and {outputs} outputs")
         if residual is not None and residual.shape != (batch, rows, outputs):
             raise ValueError(f"residual {tuple(residual.shape)} is not {(batch, rows, outputs)}")

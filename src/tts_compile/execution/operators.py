@@ -108,7 +108,7 @@ class TorchOperators:
         residual: Tensor | None = None,
     ) -> Tensor:
         """As :func:`tts_compile.execution.convolution.convolve`."""
-        last = (rows - 1) * stride + (weight.shape[2] - 1) * dilation - left
+        last = (rows - 1) * stride + (weight.shape[2] - 1) * dilation - left  # row of x that is read last
         padded = F.pad(x.transpose(1, 2), (left, last + 1 - x.shape[1]))
         y: Tensor = F.conv1d(padded, weight, bias, stride=stride, dilation=dilation).transpose(1, 2)
         return y if residual is None else y + residual
@@ -129,6 +129,7 @@ class TorchOperators:
         """As :func:`tts_compile.execution.transformer.transform`."""
         b = Block(*block)
         seen = before(lengths, x.shape[1])
+        x = torch.where(seen[..., None], x, 0)  # attention gives them no weight, but nan times 0 is nan
 
         def split(y: Tensor) -> Tensor:
             by_head: Tensor = y.unflatten(2, (heads, -1)).transpose(1, 2)

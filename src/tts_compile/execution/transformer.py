@@ -89,6 +89,8 @@ def load(cache_dir: str | None = None) -> None:
         sequences, capacity, width = x.shape
         if x.dtype != torch.float32 or lengths.dtype != torch.int64 or lengths.shape != (sequences,):
             raise ValueError(f"need float32 x and {sequences} int64 lengths, got {x.dtype}, {lengths.shape}")
+        if width % PANEL or inner % PANEL or addresses.shape != (len(Block._fields),):
+            raise ValueError(f"no native block for width {width}, inner width {inner}, {len(addresses)} weights")
         if sequences and not 0 <= int(lengths.min()) <= int(lengths.max()) <= capacity:
             raise ValueError(f"lengths {lengths.tolist()} do not fit {capacity} positions")
         x, lengths = x.contiguous(), lengths.contiguous()
