@@ -35,8 +35,8 @@ def residual_unit(operators: Operators, x: Tensor, unit: UnitWeights, dilation: 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """``x + sin(alpha * x)^2 / alpha`` (arXiv:2006.08195), with stock's guard against division by 0."""
-    square: Tensor = torch.sin(x * alpha) ** 2
-    return x + (1.0 / (alpha + 1e-9)) * square
+    y: Tensor = x + (1.0 / (alpha + 1e-9)) * torch.sin(x * alpha) ** 2
+    return y
 
 
 def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: int) -> Tensor:
