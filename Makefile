@@ -30,7 +30,7 @@ docs: $(VENV)/ready
 	$(BIN)/sphinx-build -q -W --keep-going -b doctest docs build/doctest
 
 bench: $(VENV)/ready
-	$(BIN)/tts-compile bench t3 --size full
+	for subject in t3 flow vocoder voice e2e; do $(BIN)/tts-compile bench $$subject --size full || exit 1; done
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

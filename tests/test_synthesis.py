@@ -39,7 +39,8 @@ def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
     def run(subject: str = "flow", **settings: Any) -> synthesis.SynthesisResult:
         with models.quiet():
-            return synthesis.run("anywhere", synthesis.Settings(subject, **{"repeats": 1, "tokens": 2, **settings}))
+            settings = {"repeats": 1, "tokens": 2, "memory": False, **settings}
+            return synthesis.run("anywhere", synthesis.Settings(subject, **settings))
 
     monkeypatch.setattr(synthesis, "load", lambda source, device: tts)
     configure(OFF)
@@ -277,3 +278,19 @@ def test_generate_that_speaks_other_tokens_is_a_failure(
     assert result.tokens_identical is False
     assert not result.passed
     assert "NO" in str(result)
+
+
+def test_memory_of_generate_is_that_of_fresh_processes(
+    bench: Bench, babbling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def measure(source: str, side: str, *, tokens: int | None, **_: Any) -> dict[str, Any]:
+        asked.append((side, tokens))
+        return {"process": 4 * 2**30, "call": (2 if side == "stock" else 3) * 2**30, "how": "guessed"}
+
+    monkeypatch.setattr(synthesis.memory, "measure_in_child", measure)
+    result = bench.run("e2e", text="A.", memory=True)
+    assert asked == [("stock", None), ("compiled", None)]
+    assert "1.500 of stock's" in str(result)
+    assert result.to_dict()["peaks"]["compiled"]["call"] == 3 * 2**30

@@ -29,6 +29,9 @@ class _Outcome(NamedTuple):
     success: bool
 
 
+_NO_MEMORY = "leave out the memory of two fresh processes"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 means success, 1 a failure that the message explains, 2 a wrong command line."""
     parser = _parser()
@@ -72,7 +75,13 @@ def _bench_t3(args: argparse.Namespace) -> _Outcome:
 
 def _bench_synthesis(args: argparse.Namespace) -> _Outcome:
     settings = bench_synthesis.Settings(
-        args.subject, args.device, args.repeats, args.tokens, getattr(args, "text", bench_synthesis.TEXT), args.seed
+        args.subject,
+        args.device,
+        args.repeats,
+        args.tokens,
+        getattr(args, "text", bench_synthesis.TEXT),
+        args.seed,
+        memory=not getattr(args, "no_memory", True),
     )
     with _checkpoint(args, speech_tokens=args.tokens) as source:
         result = bench_synthesis.run(source, settings)
@@ -140,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     command = benches.add_parser("t3", parents=[measured], help="the token loop")
     command.add_argument("--tokens", type=_at_least(8), default=64, metavar="N", help="speech tokens; default: 64")
     command.add_argument("--text", default=bench_t3.TEXT)
-    command.add_argument("--no-memory", action="store_true", help="leave out the memory of two fresh processes")
+    command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
     command.set_defaults(run=_bench_t3)
 
     for subject, about in (
@@ -153,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--tokens", type=_at_least(8), default=125, metavar="N", help=f"{how}; default: 125")
         if subject == "e2e":
             command.add_argument("--text", default=bench_synthesis.TEXT)
+            command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
         command.set_defaults(run=_bench_synthesis, subject=subject)
 
     command = benches.add_parser("voice", parents=[measured], help="the reference voice, in fresh processes")

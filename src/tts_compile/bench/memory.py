@@ -1,4 +1,4 @@
-"""Peak memory of a fresh process that loads a model and runs T3 once.
+"""Peak memory of a fresh process that loads a model and runs T3, or the whole ``generate``, once.
 
 Run as ``python -m tts_compile.bench.memory SOURCE --side stock|compiled ...``; prints one JSON object.
 """
@@ -25,7 +25,7 @@ _RESET = Path("/proc/self/clear_refs")
 
 
 def measure_in_child(
-    source: str, side: str, *, device: str, tokens: int, text: str, seed: int, cache_dir: str
+    source: str, side: str, *, device: str, tokens: int | None, text: str, seed: int, cache_dir: str
 ) -> dict[str, Any]:
     """Peak memory in bytes of a fresh process; keys ``process``, ``call`` (or None), ``how``.
 
@@ -33,12 +33,13 @@ def measure_in_child(
         source: see :func:`tts_compile.bench.models.load`.
         side: ``"stock"`` or ``"compiled"``.
         device: where the model is loaded to.
-        tokens: speech tokens of the one T3 call.
+        tokens: speech tokens of the one T3 call; None for ``generate`` instead.
         text: of that call.
         seed: of that call.
         cache_dir: the folder for compiled code.
     """
     options = {"side": side, "device": device, "tokens": tokens, "text": text, "seed": seed, "cache-dir": cache_dir}
+    options = {name: value for name, value in options.items() if value is not None}
     command = [sys.executable, "-m", __name__, source, *(f"--{name}={value}" for name, value in options.items())]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode != 0:
@@ -46,6 +47,17 @@ def measure_in_child(
         raise TTSCompileError(f"measuring the {side} side's memory failed: {reason}")
     result: dict[str, Any] = json.loads(child.stdout)
     return result
+
+
+def table_rows(peaks: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, str, str]]:
+    """Rows of a bench's table for the peaks of both sides, as far as they could be measured."""
+    rows = []
+    for key, what in (("process", "peak memory with loading, GiB"), ("call", "peak memory of the call, GiB")):
+        if peaks and peaks["stock"][key] and peaks["compiled"][key]:
+            of_stock, of_compiled = peaks["stock"][key], peaks["compiled"][key]
+            cells = (f"{of_stock / 2**30:.2f}", f"{of_compiled / 2**30:.2f}")
+            rows.append((what, *cells, f"{of_compiled / of_stock:.3f} of stock's"))
+    return rows
 
 
 def peak_bytes() -> tuple[int, str]:
@@ -75,12 +87,12 @@ def _reset_peak() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Load, run T3 once on one side, print the peaks."""
-    parser = argparse.ArgumentParser(description="Peak memory of loading a model and one T3 call.")
+    """Load, speak once on one side, print the peaks."""
+    parser = argparse.ArgumentParser(description="Peak memory of loading a model and one call.")
     parser.add_argument("source", help="checkpoint folder, or 'pretrained'")
     parser.add_argument("--side", choices=("stock", "compiled"), required=True)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, help="of T3 alone; without it, the whole generate runs")
     parser.add_argument("--text", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache-dir")
@@ -90,9 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         while_loading, how = peak_bytes()
         reset = _reset_peak()
         if args.side == "compiled":
-            compile_model(tts, only("t3", CompileConfig.from_env()).replace(cache_dir=args.cache_dir))
+            config = CompileConfig.from_env()
+            config = config if args.tokens is None else only("t3", config)
+            compile_model(tts, config.replace(cache_dir=args.cache_dir))
         torch.manual_seed(args.seed)
-        tts.t3.inference(**t3_inputs(tts, args.text), max_new_tokens=args.tokens)
+        if args.tokens is None:
+            tts.generate(args.text)
+        else:
+            tts.t3.inference(**t3_inputs(tts, args.text), max_new_tokens=args.tokens)
         after, _ = peak_bytes()
     # Loading stock's way peaks far above running, so that a copy of the weights would hide below it.
     print(json.dumps({"process": max(while_loading, after), "call": after if reset else None, "how": how}))

@@ -7,7 +7,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..api import CompiledTTS, compile_model
 from ..components.seam import Seam
 from ..config import CompileConfig
 from ..errors import InputError
-from . import machine
+from . import machine, memory
 from .models import Progress, describe, generator_states, load, only, timed_call
 from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes
 from .wave import signal_to_error_db
@@ -41,6 +41,7 @@ class Settings:
         tokens: speech tokens, 25 a second; for ``"e2e"`` the model decides.
         text: what is spoken, ``"e2e"`` only.
         seed: of every call.
+        memory: measure it in fresh processes, ``"e2e"`` only.
     """
 
     subject: str
@@ -49,6 +50,7 @@ class Settings:
     tokens: int = 125
     text: str = TEXT
     seed: int = 0
+    memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class SynthesisResult:
         first_call_seconds: ``compile_model`` and the first call of all, with an empty compile cache.
         warmup_seconds: :meth:`CompiledTTS.warmup` after it.
         later_graphs: graphs compiled for 20 other lengths after the warm-up; None for ``"e2e"``.
+        peaks: peak memory in bytes of fresh processes by side, None where not measured.
         report: the execution report as plain values.
     """
 
@@ -83,6 +86,7 @@ class SynthesisResult:
     warmup_seconds: float
     later_graphs: int | None
     report: dict[str, Any]
+    peaks: dict[str, dict[str, Any]] | None = None
 
     @property
     def compile_seconds(self) -> float:
@@ -116,6 +120,7 @@ class SynthesisResult:
         rows = [
             (title, "stock", "compiled", "gain (95% interval)"),
             ("seconds", spread(self.stock), spread(self.compiled), str(self.gain)),
+            *memory.table_rows(self.peaks),
             ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
             ("signal to error", "", "shapes differ" if ratio is None else f"{ratio:.1f} dB", ""),
             ("generator state identical", "", yes(self.generator_identical), f"{self.settings.repeats} repeats"),
@@ -159,7 +164,7 @@ def run(source: str, settings: Settings) -> SynthesisResult:
         raise InputError(f"unknown subject {settings.subject!r}; there are {', '.join(SUBJECTS)}")
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-cache-", ignore_cleanup_errors=True) as cache_dir,
-        Progress(4 + settings.repeats) as progress,
+        Progress(5 + settings.repeats) as progress,
     ):
         with progress.step("loading"):
             tts = load(source, settings.device)
@@ -168,7 +173,24 @@ def run(source: str, settings: Settings) -> SynthesisResult:
             config = only(settings.subject, config)
         fast, attach_seconds = timed_call(settings.device, functools.partial(compile_model, tts, config))
         with fast:
-            return _measure(tts, fast, settings, config, attach_seconds, progress)
+            result = _measure(tts, fast, settings, config, attach_seconds, progress)
+        if settings.subject != "e2e" or not settings.memory:
+            return result
+        del tts, fast
+        with progress.step("memory of fresh processes"):
+            peaks = {
+                side: memory.measure_in_child(
+                    source,
+                    side,
+                    device=settings.device,
+                    tokens=None,
+                    text=settings.text,
+                    seed=settings.seed,
+                    cache_dir=cache_dir,
+                )
+                for side in ("stock", "compiled")
+            }
+        return replace(result, peaks=peaks)
 
 
 def _measure(

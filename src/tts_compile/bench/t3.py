@@ -138,11 +138,7 @@ class T3Result:
             ("prompt to first token, s", spread(stock.prefill), spread(compiled.prefill), str(gains["prefill"])),
             (f"call of {n} tokens, s", spread(stock.full), spread(compiled.full), str(gains["call"])),
         ]
-        for key, what in (("process", "peak memory with loading, GiB"), ("call", "peak memory of the call, GiB")):
-            if self.peaks and self.peaks["stock"][key] and self.peaks["compiled"][key]:
-                of_stock, of_compiled = self.peaks["stock"][key], self.peaks["compiled"][key]
-                cells = (f"{of_stock / 2**30:.2f}", f"{of_compiled / 2**30:.2f}")
-                rows.append((what, *cells, f"{of_compiled / of_stock:.3f} of stock's"))
+        rows += memory.table_rows(self.peaks)
         rows += [
             ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
             (f"graphs compiled by {len(_LENGTHS)} later texts", "", str(self.later_graphs), ""),
