@@ -241,3 +241,24 @@ def test_shifted_distances_against_an_index() -> None:
 def test_mish_against_torch() -> None:
     x = torch.linspace(-100, 100, 2001)
     assert torch.allclose(mish(x), torch.nn.functional.mish(x), rtol=1e-5, atol=1e-7)
+
+
+def test_a_flow_of_another_make_stays_stock(tts: Any) -> None:
+    tts.s3gen.flow.encoder.static_chunk_size = 25
+    try:
+        row = tc.compile_model(tts, QUICK).report().components["flow"]
+    finally:
+        tts.s3gen.flow.encoder.static_chunk_size = 0
+    assert (row.ran, row.note) == ("stock", "this flow attends in chunks or normalises its input")
+    assert "inference" not in vars(tts.s3gen.flow)
+
+
+def test_a_reference_longer_than_its_tokens(quick: Any) -> None:
+    with pytest.raises(tc.InputError, match="mel frames leave none"):
+        flow(quick.s3gen.flow.inference, 2, prompt_feat=torch.randn(1, 40, 80))
+
+
+def test_a_reference_without_a_batch_dimension(quick: Any, tts: Any) -> None:
+    known = voice(10)
+    changes = {"prompt_token": known["prompt_token"][0], "prompt_feat": known["prompt_feat"][0]}
+    assert_alike(flow(quick.s3gen.flow.inference, 9, **changes), flow(stock(tts), 9))

@@ -267,7 +267,10 @@ def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
         elif policy.execution == "stock":
             components[name] = StockComponent(name, policy, config.fallback)
         else:
-            components[name] = makers[name]()
+            try:
+                components[name] = makers[name]()
+            except UnsupportedModelError as error:
+                components[name] = StockComponent(name, policy, config.fallback, str(error))
     return components
 
 

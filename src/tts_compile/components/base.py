@@ -28,7 +28,7 @@ class Component(Protocol):
 
 
 class StockComponent:
-    """A component that stays as ``chatterbox-tts`` ships it, by choice or because the model has none.
+    """A component that stays as ``chatterbox-tts`` ships it, by choice or because nothing else fits the model.
 
     Args:
         name: the component's.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ... import _compat
 from ...bucketing import Ladder
-from ...errors import InputError
+from ...errors import InputError, UnsupportedModelError
 from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
@@ -32,6 +32,9 @@ class FlowEngine:
         operators: native or torch.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+
+    Raises:
+        UnsupportedModelError: for a flow of another make than the released ones.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class FlowEngine:
         cache_dir: str | None = None,
         **compile_options: Any,
     ) -> None:
+        if reason := _another_make(flow):
+            raise UnsupportedModelError(f"this flow {reason}")
         self.flow = flow
         self._cache_dir = cache_dir
         device = flow.input_embedding.weight.device
@@ -92,6 +97,8 @@ class FlowEngine:
             given = (token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding)
             token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding = (t.clone() for t in given)
             batch = len(token)
+            prompt_token = torch.atleast_2d(prompt_token)
+            prompt_feat = prompt_feat if prompt_feat.ndim == 3 else prompt_feat[None]
             speech = torch.cat([_rows(prompt_token, batch).long(), token.long()], dim=1)
             lengths = (prompt_token_len + token_len).long().expand(batch)
             self._check(token, speech)
@@ -100,6 +107,8 @@ class FlowEngine:
             mu = self._encode(speech, lengths)  # (batch, rung, 80)
             ahead = 0 if finalize else self.flow.pre_lookahead_len
             frames = (speech.shape[1] - ahead) * self.flow.token_mel_ratio
+            if prompt_feat.shape[1] >= frames:
+                raise InputError(f"the reference's {prompt_feat.shape[1]} mel frames leave none of {frames} to make")
             lengths = (lengths * self.flow.token_mel_ratio).clamp(max=frames)
             mel = self._solve(
                 mu, frames, lengths, speaker, _rows(prompt_feat, batch), n_timesteps, noised_mels, meanflow
@@ -173,6 +182,19 @@ class FlowEngine:
             start = estimator.time_embed_mixer(torch.cat([start, end], dim=1))
         by_stage = [to_shift(start) for to_shift in weights.times]  # each (steps, channels)
         return (list(shifts) for shifts in zip(*by_stage))
+
+
+def _another_make(flow: Any) -> str | None:
+    """What the engine was not written for, if anything."""
+    encoder, estimator = flow.encoder, flow.decoder.estimator
+    layer = encoder.encoders[0]
+    if len(estimator.down_blocks) != 1 or not estimator.causal:
+        return "has an estimator of several resolutions, or one that looks ahead"
+    if layer.conv_module is not None or layer.feed_forward_macaron is not None or not layer.normalize_before:
+        return "has an encoder with other layers"
+    if encoder.static_chunk_size or encoder.use_dynamic_chunk or estimator.static_chunk_size or encoder.global_cmvn:
+        return "attends in chunks or normalises its input"
+    return None
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:
