@@ -230,7 +230,7 @@ def _measure(
         settings=settings,
         model=describe(tts),
         machine=machine.describe(),
-        config=config.to_dict(),
+        config=config.replace(cache_dir=None).to_dict(),  # it was a temporary one
         stock=seconds["stock"],
         compiled=seconds["compiled"],
         audio_seconds=subject.audio_seconds(made["stock"]),

@@ -237,7 +237,7 @@ def _measure(
         "settings": settings,
         "model": describe(tts),
         "machine": machine.describe(),
-        "config": config.to_dict(),
+        "config": config.replace(cache_dir=None).to_dict(),  # it was a temporary one
         "stock": sides["stock"],
         "compiled": sides["compiled"],
         "tokens_identical": tokens_identical,
