@@ -94,7 +94,9 @@ def test_no_graph_for_twenty_other_lengths(fast: Any) -> None:
     after = fast.report().components["vocoder"]
     assert after.ran == "inductor"
     assert after.compiled_calls == after.calls > before.calls
-    assert (after.graphs, after.recompiles_after_warmup, after.graph_breaks) == (before.graphs, 0, 0)
+    # batches of other tests have graphs of their own
+    assert (after.graphs, after.recompiles_after_warmup) == (before.graphs, before.recompiles_after_warmup)
+    assert after.graph_breaks == 0
 
 
 def test_warm_up_draws_nothing(quick: Any) -> None:

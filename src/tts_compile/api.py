@@ -181,7 +181,7 @@ class CompiledTTS:
         vars(self)["_attached"] = False
 
     def _attach(self) -> None:
-        if _HANDLE in vars(self.wrapped):
+        if vars(self.wrapped).get(_HANDLE) is not None:  # a copied model has None
             raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
         attached: list[Component] = []
         try:
