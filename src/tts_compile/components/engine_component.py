@@ -65,6 +65,9 @@ class EngineComponent:
     def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
+    def _warm_up_engine(self) -> None:
+        raise NotImplementedError
+
     def _customised(self) -> str | None:
         """Why the engine would not do what the stock modules do, if so."""
         raise NotImplementedError
@@ -72,6 +75,12 @@ class EngineComponent:
     def notes(self) -> list[str]:
         """Sentences for the report's row."""
         return []
+
+    def warm_up(self) -> None:
+        """Compile whatever later calls may need, unless they would be left to stock."""
+        if self._customised() is None:
+            self._warm_up_engine()
+            self._mark_warm()
 
     def attach(self) -> None:
         """Replace the method on this instance."""

@@ -34,10 +34,8 @@ class FlowComponent(EngineComponent):
         """Encoder layers, stages of the estimator, ends of solver steps."""
         return self.engine.parts
 
-    def warm_up(self) -> None:
-        """Compile every function; the global generators are left as they were."""
+    def _warm_up_engine(self) -> None:
         self.engine.warm_up()
-        self._mark_warm()
 
     def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine.inference(*args, **kwargs)

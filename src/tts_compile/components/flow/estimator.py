@@ -2,8 +2,8 @@
 
 Stock's estimator is a U-net of one resolution: an entry stage, middle stages, and an exit stage that sees the entry
 stage's result again. A stage is a causal residual block followed by transformer blocks; its function is compiled once
-and reused. Every convolution looks back only and attention ends at a sequence's length, so that frames beyond it
-never reach those before it: padding needs no masks.
+for each of the three kinds and reused. Every convolution looks back only and attention ends at a sequence's length, so
+that frames beyond it never reach those before it: padding needs no masks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...execution import Region
-from ...execution.operators import Operators, PackedBlock
+from ...execution.operators import Operators, PackedBlock, before
 from ...execution.transformer import Block
 from ...fallback import FallbackManager
 
@@ -134,18 +134,28 @@ class Estimator:
             return x, convolve(x, *last) if last else x
 
         def end(
-            x: Tensor, state: Tensor, length_of_step: Tensor, guidance: Tensor, final: tuple[Tensor, ...]
+            x: Tensor,
+            state: Tensor,
+            lengths: Tensor,
+            length_of_step: Tensor,
+            guidance: Tensor,
+            final: tuple[Tensor, ...],
         ) -> Tensor:
             conv, bias, norm, norm_bias, projection, projection_bias = final
             change = convolve(activated(convolve(x, conv, bias), norm, norm_bias), projection, projection_bias)
             if len(change) != len(state):
                 conditional, unconditional = change.chunk(2)
                 change = (1 + guidance) * conditional - guidance * unconditional
-            return state + length_of_step * change
+            moving = before(lengths[: len(state)], state.shape[1])[..., None]
+            return state + length_of_step * torch.where(moving, change, 0)
 
-        self._stage = Region("estimator stage", stage, fallback, device, **compile_options)
+        # torch gives up on a function after eight graphs; widths, batches, numbers of threads have graphs of their own
+        self._stages = {
+            kind: Region(f"estimator's {kind} stage", stage, fallback, device, **compile_options)
+            for kind in ("entry", "middle", "exit")
+        }
         self._end = Region("end of a solver step", end, fallback, device, **compile_options)
-        self.regions = [self._stage, self._end]
+        self.regions = [*self._stages.values(), self._end]
 
     def step(
         self,
@@ -175,16 +185,18 @@ class Estimator:
         x = torch.cat([state.repeat(len(condition) // len(state), 1, 1), condition], dim=2)
         entered = x
         for number, (stage, shift) in enumerate(zip(weights.stages, shifts)):
+            kind = "entry" if number == 0 else "middle"
             if number == len(weights.stages) - 1:
+                kind = "exit"
                 x = torch.cat([x, entered], dim=2)
             torch._dynamo.maybe_mark_dynamic(x, 1)
             blocks = [block.arguments for block in stage.blocks]
-            before_last, x = self._stage(x, shift, lengths, stage.resnet, blocks, stage.last)
-            if number == 0:
+            before_last, x = self._stages[kind](x, shift, lengths, stage.resnet, blocks, stage.last)
+            if kind == "entry":
                 entered = before_last
         for tensor in (x, state):
             torch._dynamo.maybe_mark_dynamic(tensor, 1)
-        result: Tensor = self._end(x, state, length_of_step, guidance, weights.final)
+        result: Tensor = self._end(x, state, lengths, length_of_step, guidance, weights.final)
         return result
 
 

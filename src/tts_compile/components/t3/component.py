@@ -52,11 +52,9 @@ class T3Component(EngineComponent):
         engine = self.engine
         return [f"{engine.accepted} of {engine.guessed} guessed tokens were verified"] if engine.guessed else []
 
-    def warm_up(self) -> None:
-        """Compile every pass, with and without guidance."""
-        for sequences in (2, 1):
+    def _warm_up_engine(self) -> None:
+        for sequences in (2, 1):  # with and without guidance
             self.engine.warm_up(sequences)
-        self._mark_warm()
 
     def _engine_call(self, **kwargs: Any) -> torch.Tensor:
         return self.engine.inference(**kwargs)

@@ -51,15 +51,16 @@ class VocoderEngine:
             return Region(name, function, fallback, vocoder.conv_pre.bias.device, **compile_options)
 
         self._pitch = region("pitch", pitch)
-        self._entered = region("rate change", entered)
+        rates = range(len(vocoder.ups))
+        self._entered = [region(f"change to rate {i}", entered) for i in rates]
         # one for each stage: torch gives up on a function after eight graphs, and kernels and channels both vary
-        self._units = [region(f"residual unit at rate {i}", residual_unit) for i in range(len(vocoder.ups))]
+        self._units = [region(f"residual unit at rate {i}", residual_unit) for i in rates]
         self._spectrum = region("spectrum", spectrum)
 
     @property
     def parts(self) -> list[Region]:
         """Every function that is compiled."""
-        return [self._pitch, self._entered, *self._units, self._spectrum]
+        return [self._pitch, *self._entered, *self._units, self._spectrum]
 
     def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
@@ -98,11 +99,11 @@ class VocoderEngine:
         before = self._convolved(mel, *weights.before, rows=mel.shape[1])
         parts: tuple[Tensor, ...] = (_dynamic(before),)
         slope = self.vocoder.lrelu_slope
-        for stage, unit in zip(weights.stages, self._units):
+        for stage, unit, enter in zip(weights.stages, self._units, self._entered):
             rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
             source = self._convolved(heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride)
             source = self._block(unit, source, stage.source)
-            x = self._entered(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
+            x = enter(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
             parts = tuple(_dynamic(self._block(unit, x, block)) for block in stage.residuals)
         magnitude, phase = self._spectrum(parts, weights.after)
         return magnitude, phase
