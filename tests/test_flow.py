@@ -130,6 +130,7 @@ def test_rows_of_a_batch_speak_as_if_alone(speaker: Any) -> None:
     for row, count in enumerate(counts):
         alone = flow(inference, count, prompt, noised_mels=noise[row : row + 1, :, : 2 * (prompt + count)])
         assert signal_to_error_db(alone.mel, together.mel[row : row + 1, :, : 2 * count]) > 100
+    assert torch.equal(together.mel[1, :, 2 * counts[1] :], noise[1, :, 2 * (prompt + counts[1]) :])  # as in stock
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,7 @@ def test_another_dtype_is_left_to_stock(tts: Any) -> None:
     copied = copy.deepcopy(tts)
     fast = tc.compile_model(copied, QUICK)
     copied.s3gen.flow.bfloat16()
+    fast.warmup()
     changes = {name: value.bfloat16() for name, value in voice(10).items() if name in ("prompt_feat", "embedding")}
     expected = flow(stock(copied), 9, **changes)
     assert torch.equal(flow(fast.s3gen.flow.inference, 9, **changes).mel, expected.mel)
@@ -264,3 +266,27 @@ def test_a_reference_without_a_batch_dimension(quick: Any, tts: Any) -> None:
     known = voice(10)
     changes = {"prompt_token": known["prompt_token"][0], "prompt_feat": known["prompt_feat"][0]}
     assert_alike(flow(quick.s3gen.flow.inference, 9, **changes), flow(stock(tts), 9))
+
+
+def test_what_a_warm_up_has_copied_serves_the_first_call(quick: Any) -> None:
+    copies = quick._components["flow"].engine.copies
+    quick.warmup()
+    made = copies.current()
+    flow(quick.s3gen.flow.inference, 9)
+    assert copies.current() is made
+
+
+def test_a_patch_from_before_goes_on_being_called(tts: Any) -> None:
+    expected = flow(stock(tts), 9)
+    own = tts.s3gen.flow.inference
+    tts.s3gen.flow.inference = lambda **kwargs: [2 * own(**kwargs)[0], *own(**kwargs)[1:]]
+    with tc.compile_model(tts, QUICK) as fast:
+        torch.manual_seed(5)
+        found, *_ = fast.s3gen.flow.inference(
+            token=tokens(9), token_len=torch.tensor([9]), finalize=True, n_timesteps=3, **voice(10)
+        )
+        assert torch.equal(found, 2 * expected.mel)
+        fast.warmup()
+        row = fast.report().components["flow"]
+    assert (row.ran, len(row.fallbacks)) == ("stock", 1)
+    assert "replaced before compile_model" in row.fallbacks[0].error

@@ -151,3 +151,25 @@ def test_hooks_are_left_to_stock(quick: Any, tts: Any) -> None:
     row = quick.report().components["vocoder"]
     assert row.ran == "stock"
     assert "forward hook" in row.fallbacks[0].error
+
+
+def test_what_a_warm_up_has_copied_serves_the_first_call(quick: Any) -> None:
+    copies = quick._components["vocoder"].engine.copies
+    quick.warmup()
+    made = copies.current()
+    vocode(quick.s3gen.mel2wav.inference, 9)
+    assert copies.current() is made
+
+
+def test_a_patch_from_before_goes_on_being_called(tts: Any) -> None:
+    expected = vocode(stock(tts), 9)
+    own = tts.s3gen.mel2wav.inference
+    tts.s3gen.mel2wav.inference = lambda **kwargs: [2 * own(**kwargs)[0], *own(**kwargs)[1:]]
+    with tc.compile_model(tts, QUICK) as fast:
+        torch.manual_seed(5)
+        found, *_ = fast.s3gen.mel2wav.inference(speech_feat=mel(9))
+        assert torch.equal(found, 2 * expected.wave)
+        fast.warmup()
+        row = fast.report().components["vocoder"]
+    assert (row.ran, len(row.fallbacks)) == ("stock", 1)
+    assert "replaced before compile_model" in row.fallbacks[0].error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..config import ComponentPolicy
+from ..execution import Region
 from ..fallback import FallbackManager
 from ..report import ComponentReport
 from .seam import Seam
+from .weights import Copies
 
 
 class Counted(Protocol):
@@ -31,7 +34,7 @@ class Counted(Protocol):
         """Graph breaks while doing so."""
 
 
-class EngineComponent:
+class EngineComponent(ABC):
     """A component that replaces one stock method by an engine's, or leaves the call to stock.
 
     Args:
@@ -55,22 +58,23 @@ class EngineComponent:
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
         self._warm_graphs: int | None = None
         self._left_to_stock = 0
+        self._patch = vars(owner).get(method)  # somebody else's, made before: it goes on being called
         self._seam = Seam(owner, method, self._call)
 
     @property
+    @abstractmethod
     def parts(self) -> Sequence[Counted]:
         """What is counted; a step of each counts as one call."""
-        raise NotImplementedError
 
-    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _engine_call(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    def _warm_up_engine(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _warm_up_engine(self) -> None: ...
 
+    @abstractmethod
     def _customised(self) -> str | None:
         """Why the engine would not do what the stock modules do, if so."""
-        raise NotImplementedError
 
     def notes(self) -> list[str]:
         """Sentences for the report's row."""
@@ -78,7 +82,7 @@ class EngineComponent:
 
     def warm_up(self) -> None:
         """Compile whatever later calls may need, unless they would be left to stock."""
-        if self._customised() is None:
+        if self._unfit() is None:
             self._warm_up_engine()
             self._mark_warm()
 
@@ -131,11 +135,16 @@ class EngineComponent:
 
     @property
     def _stock(self) -> Callable[..., Any]:
-        method: Callable[..., Any] = getattr(type(self._owner), self._method).__get__(self._owner)
+        method: Callable[..., Any] = self._patch or getattr(type(self._owner), self._method).__get__(self._owner)
         return method
 
+    def _unfit(self) -> str | None:
+        if self._patch is not None:
+            return f"{type(self._owner).__name__}.{self._method} had been replaced before compile_model"
+        return self._customised()
+
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if reason := self._customised():
+        if reason := self._unfit():
             if all(event.error != reason for event in self._fallback.events):  # once, not for every chunk of a book
                 self._fallback.note("call", reason, "stock for such calls")
             self._left_to_stock += 1
@@ -144,3 +153,39 @@ class EngineComponent:
         if self._warm_graphs is None:  # without a warm-up, the first utterance is one
             self._mark_warm()
         return result
+
+
+class CopyingEngine(Protocol):
+    """An engine that reads copies of a module's weights."""
+
+    copies: Copies[Any]
+
+    @property
+    def parts(self) -> list[Region]:
+        """Every function that is compiled."""
+
+    def inference(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the stock method."""
+
+    def warm_up(self) -> None:
+        """Compile every function; the global generators are left as they were."""
+
+
+class CopyingComponent(EngineComponent):
+    """A component whose engine keeps copies; a subclass makes the engine."""
+
+    engine: CopyingEngine
+
+    @property
+    def parts(self) -> list[Region]:
+        """The engine's compiled functions."""
+        return self.engine.parts
+
+    def _warm_up_engine(self) -> None:
+        self.engine.warm_up()
+
+    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine.inference(*args, **kwargs)
+
+    def _customised(self) -> str | None:
+        return self.engine.copies.unfit()

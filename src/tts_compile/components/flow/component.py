@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import CompileConfig
-from ...execution import Region, transformer
-from ..engine_component import EngineComponent
+from ...execution import transformer
+from ..engine_component import CopyingComponent
 from ..operators import choose_operators
 from .engine import FlowEngine
 
 
-class FlowComponent(EngineComponent):
+class FlowComponent(CopyingComponent):
     """Replaces ``s3gen.flow.inference`` by the engine's."""
 
     def __init__(self, s3gen: Any, config: CompileConfig) -> None:
         policy, flow = config.flow, s3gen.flow
         super().__init__("flow", policy, config.fallback, flow, "inference")
-        self._s3gen = s3gen
         operators = choose_operators(flow.parameters(), _native_applies(flow), self._fallback, config.cache_dir)
         self.engine = FlowEngine(
             flow,
@@ -28,20 +27,6 @@ class FlowComponent(EngineComponent):
             mode=policy.mode,
             dynamic=policy.dynamic,
         )
-
-    @property
-    def parts(self) -> list[Region]:
-        """Encoder layers, stages of the estimator, ends of solver steps."""
-        return self.engine.parts
-
-    def _warm_up_engine(self) -> None:
-        self.engine.warm_up()
-
-    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine.inference(*args, **kwargs)
-
-    def _customised(self) -> str | None:
-        return self.engine.copies.unfit()
 
 
 def _native_applies(flow: Any) -> bool:

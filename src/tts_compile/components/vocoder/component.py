@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import CompileConfig
-from ...execution import Region
-from ..engine_component import EngineComponent
+from ..engine_component import CopyingComponent
 from ..operators import choose_operators
 from .engine import VocoderEngine
 
 
-class VocoderComponent(EngineComponent):
+class VocoderComponent(CopyingComponent):
     """Replaces ``s3gen.mel2wav.inference`` by the engine's."""
 
     def __init__(self, s3gen: Any, config: CompileConfig) -> None:
@@ -26,17 +25,3 @@ class VocoderComponent(EngineComponent):
             mode=policy.mode,
             dynamic=policy.dynamic,
         )
-
-    @property
-    def parts(self) -> list[Region]:
-        """Pitch, rate changes, residual blocks, spectrum."""
-        return self.engine.parts
-
-    def _warm_up_engine(self) -> None:
-        self.engine.warm_up()
-
-    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine.inference(*args, **kwargs)
-
-    def _customised(self) -> str | None:
-        return self.engine.copies.unfit()

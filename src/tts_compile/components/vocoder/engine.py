@@ -14,7 +14,7 @@ from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ..weights import Copies
-from .functions import entered, pitch, residual_unit, spectrum
+from .functions import centred, entered, pitch, residual_unit, spectrum
 from .weights import UnitWeights, VocoderWeights
 
 
@@ -96,24 +96,19 @@ class VocoderEngine:
             self.inference(mel)
 
     def _trunk(self, weights: VocoderWeights, mel: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-        before = self._convolved(mel, *weights.before, rows=mel.shape[1])
-        parts: tuple[Tensor, ...] = (_dynamic(before),)
+        operators = self._operators
+        parts: tuple[Tensor, ...] = (_dynamic(centred(operators, mel, weights.before)),)
         slope = self.vocoder.lrelu_slope
         for stage, unit, enter in zip(weights.stages, self._units, self._entered):
             rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
-            source = self._convolved(heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride)
+            source = operators.convolve(
+                heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
+            )
             source = self._block(unit, source, stage.source)
             x = enter(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
             parts = tuple(_dynamic(self._block(unit, x, block)) for block in stage.residuals)
         magnitude, phase = self._spectrum(parts, weights.after)
         return magnitude, phase
-
-    def _convolved(
-        self, x: Tensor, weight: Tensor, bias: Tensor, rows: int, left: int | None = None, stride: int = 1
-    ) -> Tensor:
-        if left is None:
-            left = (self._operators.taps(weight, x.shape[2]) - 1) // 2
-        return self._operators.convolve(x, weight, bias, rows=rows, left=left, stride=stride)
 
     def _block(self, unit: Region, x: Tensor, units: tuple[UnitWeights, ...]) -> Tensor:
         for weights, dilation in zip(units, self._dilations):
