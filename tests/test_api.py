@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable
@@ -298,3 +299,8 @@ def test_model_in_training_mode_is_refused(tts: Any) -> None:
         tc.compile_model(tts, EAGER)
     tts.t3.eval()
     assert identities(*instances(tts)) == before
+
+
+def test_a_shallow_copy_is_refused(tts: Any) -> None:
+    with tc.compile_model(tts, EAGER), pytest.raises(tc.ModelStateError, match="deepcopy"):
+        tc.compile_model(copy.copy(tts), EAGER)

@@ -247,14 +247,100 @@ def test_mish_against_torch() -> None:
     assert torch.allclose(mish(x), torch.nn.functional.mish(x), rtol=1e-5, atol=1e-7)
 
 
-def test_a_flow_of_another_make_stays_stock(tts: Any) -> None:
-    tts.s3gen.flow.encoder.static_chunk_size = 25
+class OtherLinear(torch.nn.Linear):
+    """As an adapter that adds something would be."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def other_linear(like: torch.nn.Linear) -> OtherLinear:
+    other = OtherLinear(like.in_features, like.out_features, like.bias is not None)
+    other.load_state_dict(like.state_dict())
+    return other.eval()
+
+
+def chunks(flow: Any) -> None:
+    flow.encoder.static_chunk_size = 25
+
+
+def macaron(flow: Any) -> None:
+    layer = flow.encoder.up_encoders[1]
+    layer.feed_forward_macaron = layer.feed_forward
+
+
+def tanh(flow: Any) -> None:
+    flow.decoder.estimator.mid_blocks[-1][1][-1].ff.net[0].approximate = "tanh"
+
+
+def attention_bias(flow: Any) -> None:
+    query = flow.decoder.estimator.mid_blocks[-1][1][-1].attn1.to_q
+    query.bias = torch.nn.Parameter(torch.ones(query.out_features))
+
+
+def epsilon(flow: Any) -> None:
+    flow.decoder.estimator.up_blocks[0][1][0].norm3.eps = 1e-2
+
+
+def adapter(flow: Any) -> None:
+    attention = flow.decoder.estimator.mid_blocks[0][1][0].attn1
+    attention.to_q = other_linear(attention.to_q)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (chunks, "attends in chunks"),
+        (macaron, "layers of another kind"),
+        (tanh, "MLP is of another kind"),
+        (attention_bias, "attention is of another kind"),
+        (epsilon, "blocks differ"),
+        (adapter, "OtherLinear"),
+    ],
+)
+def test_a_flow_of_another_make_stays_stock(tts: Any, change: Any, reason: str) -> None:
+    copied = copy.deepcopy(tts)
+    change(copied.s3gen.flow)
+    fast = tc.compile_model(copied, QUICK)
+    row = fast.report().components["flow"]
+    assert row.ran == "stock"
+    assert reason in row.note
+    assert "inference" not in vars(copied.s3gen.flow)
+
+
+def test_an_adapter_put_in_later_is_left_to_stock(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    adapter(copied.s3gen.flow)
+    expected = flow(stock(copied), 9)
+    assert torch.equal(flow(fast.s3gen.flow.inference, 9).mel, expected.mel)
+    row = fast.report().components["flow"]
+    assert row.ran == "stock"
+    assert "OtherLinear" in row.fallbacks[0].error
+
+
+def test_a_method_of_a_part_replaced_later_is_left_to_stock(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    embed = copied.s3gen.flow.encoder.embed
+    forward = embed.forward
+    embed.forward = lambda x, *others: forward(2 * x, *others)
+    assert torch.equal(flow(fast.s3gen.flow.inference, 9).mel, flow(stock(copied), 9).mel)
+    assert "forward has been replaced" in fast.report().components["flow"].fallbacks[0].error
+
+
+def test_batches_and_threads_stay_below_the_recompile_limit(fast: tc.CompiledTTS) -> None:
+    threads = torch.get_num_threads()
+    inference = fast.s3gen.flow.inference
     try:
-        row = tc.compile_model(tts, QUICK).report().components["flow"]
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            for rows in (1, 2, 3, 5):
+                flow(inference, 7, token=tokens(7, rows), token_len=torch.full((rows,), 7))
     finally:
-        tts.s3gen.flow.encoder.static_chunk_size = 0
-    assert (row.ran, row.note) == ("stock", "this flow attends in chunks or normalises its input")
-    assert "inference" not in vars(tts.s3gen.flow)
+        torch.set_num_threads(threads)
+    row = fast.report().components["flow"]
+    assert (row.ran, row.fallbacks) == ("inductor", ())
 
 
 def test_a_reference_longer_than_its_tokens(quick: Any) -> None:
@@ -289,4 +375,4 @@ def test_a_patch_from_before_goes_on_being_called(tts: Any) -> None:
         fast.warmup()
         row = fast.report().components["flow"]
     assert (row.ran, len(row.fallbacks)) == ("stock", 1)
-    assert "replaced before compile_model" in row.fallbacks[0].error
+    assert "not chatterbox's own" in row.fallbacks[0].error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -172,4 +173,56 @@ def test_a_patch_from_before_goes_on_being_called(tts: Any) -> None:
         fast.warmup()
         row = fast.report().components["vocoder"]
     assert (row.ran, len(row.fallbacks)) == ("stock", 1)
-    assert "replaced before compile_model" in row.fallbacks[0].error
+    assert "not chatterbox's own" in row.fallbacks[0].error
+
+
+def test_every_unit_has_its_own_dilation(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    convolution = copied.s3gen.mel2wav.resblocks[4].convs1[2]
+    convolution.dilation, convolution.padding = (2,), (convolution.kernel_size[0] - 1,)
+    expected = vocode(stock(copied), 12)
+    fast = tc.compile_model(copied, QUICK)
+    assert_alike(vocode(fast.s3gen.mel2wav.inference, 12), expected)
+    assert signal_to_error_db(expected.wave, vocode(stock(tts), 12).wave) < LEAST_DB
+
+
+def logarithms(vocoder: Any) -> None:
+    vocoder.source_resblocks[1].activations2[0].alpha_logscale = True
+
+
+def another_activation(vocoder: Any) -> None:
+    vocoder.f0_predictor.condnet[3] = torch.nn.ReLU().eval()
+
+
+@pytest.mark.parametrize(("change", "reason"), [(logarithms, "logarithms"), (another_activation, "ReLU")])
+def test_a_vocoder_of_another_make_stays_stock(tts: Any, change: Callable[[Any], None], reason: str) -> None:
+    copied = copy.deepcopy(tts)
+    change(copied.s3gen.mel2wav)
+    row = tc.compile_model(copied, QUICK).report().components["vocoder"]
+    assert row.ran == "stock"
+    assert reason in row.note
+
+
+def test_an_activation_exchanged_later_is_left_to_stock(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    another_activation(copied.s3gen.mel2wav)
+    assert torch.equal(vocode(fast.s3gen.mel2wav.inference, 9).wave, vocode(stock(copied), 9).wave)
+    row = fast.report().components["vocoder"]
+    assert row.ran == "stock"
+    assert "ReLU" in row.fallbacks[0].error
+
+
+def test_a_subclass_is_left_to_stock(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    vocoder = copied.s3gen.mel2wav
+
+    class Louder(type(vocoder)):  # type: ignore[misc]
+        def inference(self, **kwargs: Any) -> Any:
+            wave, source = super().inference(**kwargs)
+            return 2 * wave, source
+
+    vocoder.__class__ = Louder
+    fast = tc.compile_model(copied, QUICK)
+    assert torch.equal(vocode(fast.s3gen.mel2wav.inference, 9).wave, 2 * vocode(stock(tts), 9).wave)
+    assert fast.report().components["vocoder"].ran == "stock"

@@ -242,6 +242,12 @@ def test_inference_mode(voiced: Any, wavs: dict[str, Path]) -> None:
     assert "1 of 2" in row(voiced).note
 
 
+def test_waves_from_a_generator(voiced: Any) -> None:
+    wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    known = type(voiced.ve).embeds_from_wavs(voiced.ve, [wave], 16_000)
+    assert np.allclose(voiced.ve.embeds_from_wavs((w for w in [wave]), 16_000), known, atol=1e-5)
+
+
 def test_autocast_is_another_question(voiced: Any) -> None:
     plain = voiced.s3gen.embed_ref(LOUD, 24_000)["embedding"]
     with torch.autocast("cpu", dtype=torch.bfloat16):

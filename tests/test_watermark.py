@@ -121,6 +121,7 @@ def test_a_watermarker_of_another_kind_is_left_as_it_is(tts: Any) -> None:
         assert "apply_watermark" not in vars(tts.watermarker)
         fast.warmup()
         assert row(fast).ran == "stock"
+        assert "DummyWatermarker" in row(fast).note
 
 
 def test_a_wish_to_compile_is_answered_with_a_reason(tts: Any) -> None:

@@ -47,7 +47,8 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
     Raises:
         UnsupportedModelError: for any other object.
         ConfigError: when ``config`` is no :class:`CompileConfig`.
-        ModelStateError: for a model in training mode, or one compiled with another configuration.
+        ModelStateError: for a model in training mode, one compiled with another configuration, or a shallow copy of
+            a compiled one.
     """
     if isinstance(tts, CompiledTTS):
         tts = tts.wrapped
@@ -64,6 +65,8 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
         config = CompileConfig.off()
     existing = vars(tts).get(_HANDLE)
     if existing is not None:
+        if existing.wrapped is not tts:
+            raise ModelStateError("a shallow copy of a compiled model sets the original's voice; use copy.deepcopy")
         if existing.config == config:
             return existing  # type: ignore[no-any-return]
         raise ModelStateError("this model is already compiled with another configuration; call restore() first")

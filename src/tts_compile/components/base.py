@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..config import ComponentPolicy
 from ..fallback import FallbackManager
 from ..report import ComponentReport
-from .seam import Seam
+from .seam import Seam, not_its_own
 
 
 class Component(Protocol):
@@ -107,9 +107,7 @@ class EagerComponent:
 
     def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str = "chatterbox") -> bool:
         """Make a seam, and say so, where the method is the one that this component was written for."""
-        stock = getattr(type(owner), name)
-        if name in vars(owner) or stock.__module__.partition(".")[0] != package:
-            reason = f"{type(owner).__name__}.{name} is not {package}'s own"
+        if reason := not_its_own(owner, name, package):
             self._fallback.note("attach", reason, "left as it is")
             return False
         self._seams.append(Seam(owner, name, replacement))

@@ -10,7 +10,7 @@ from ..config import ComponentPolicy
 from ..execution import Region
 from ..fallback import FallbackManager
 from ..report import ComponentReport
-from .seam import Seam
+from .seam import Seam, not_its_own
 from .weights import Copies
 
 
@@ -49,7 +49,6 @@ class EngineComponent(ABC):
         self._asked = policy.execution
         self._backend = policy.backend
         self._owner = owner
-        self._method = method
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
         self._fallback = FallbackManager(name, levels, fallback_policy)
         if policy.execution == "cuda_graph":
@@ -58,7 +57,8 @@ class EngineComponent(ABC):
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
         self._warm_graphs: int | None = None
         self._left_to_stock = 0
-        self._patch = vars(owner).get(method)  # somebody else's, made before: it goes on being called
+        self._replaced = not_its_own(owner, method)
+        self._stock: Callable[..., Any] = getattr(owner, method)  # a patch from before goes on being called
         self._seam = Seam(owner, method, self._call)
 
     @property
@@ -133,15 +133,8 @@ class EngineComponent(ABC):
     def _graphs(self) -> int:
         return sum(part.graphs for part in self.parts)
 
-    @property
-    def _stock(self) -> Callable[..., Any]:
-        method: Callable[..., Any] = self._patch or getattr(type(self._owner), self._method).__get__(self._owner)
-        return method
-
     def _unfit(self) -> str | None:
-        if self._patch is not None:
-            return f"{type(self._owner).__name__}.{self._method} had been replaced before compile_model"
-        return self._customised()
+        return self._replaced or self._customised()
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if reason := self._unfit():

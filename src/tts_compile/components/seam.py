@@ -11,6 +11,13 @@ from ..errors import ModelStateError
 _ABSENT = object()
 
 
+def not_its_own(owner: object, name: str, package: str = "chatterbox") -> str | None:
+    """That a method was replaced, or overridden by a subclass, if it was."""
+    if name in vars(owner) or getattr(type(owner), name).__module__.partition(".")[0] != package:
+        return f"{type(owner).__name__}.{name} is not {package}'s own"
+    return None
+
+
 class Seam:
     """One method of one object, replaced by an instance attribute; class and module stay as they are.
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import CompileConfig
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from .audio import resample
 from .base import EagerComponent
 
@@ -18,14 +18,18 @@ class WatermarkComponent(EagerComponent):
     """Replaces ``tts.watermarker.apply_watermark`` by the same with the resampling done around it.
 
     perth resamples to its own rate and back through librosa, whose imports the first utterance would wait for.
+
+    Raises:
+        UnsupportedModelError: for a watermarker that is not perth's network.
     """
 
     def __init__(self, watermarker: Any, config: CompileConfig) -> None:
         reason = "it takes a hundredth of an utterance's time: there is nothing to gain from compiling it"
         super().__init__("watermark", config.watermark, config.fallback, reason)
         self._watermarker = watermarker
-        if hasattr(watermarker, "perth_net"):
-            self._replace(watermarker, "apply_watermark", self._apply_watermark, package="perth")
+        if not hasattr(watermarker, "perth_net"):
+            raise UnsupportedModelError(f"a {type(watermarker).__name__} has no network to prepare a wave for")
+        self._replace(watermarker, "apply_watermark", self._apply_watermark, package="perth")
 
     def warm_up(self) -> None:
         """Mark a second of silence at another rate than perth's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,25 +23,35 @@ class WeightWatch:
 
     def __init__(self, modules: Callable[[], list[nn.Module]]) -> None:
         self._modules = modules  # asked anew each time: a module may be exchanged for another
-        self._seen: list[tuple[int, int, int]] = []
+        self._seen: tuple[set[type], list[tuple[int, int, int]]] = (set(), [])
+        self._attributes = 0
+        self._replaced: str | None = None
         self._storages: list[StorageWeakRef] = []
 
     def look(self) -> tuple[bool, str | None]:
-        """Whether all weights are those of the last look, and why nothing may be kept, if so."""
+        """Whether weights and kinds of modules are those of the last look, and why nothing may be kept, if so."""
         found: list[Tensor | None] = []
+        kinds: set[type] = set()
         modules = self._modules()
-        reason = _replaced(modules)
+        attributes = 0
+        reason: str | None = None
         pending: list[nn.Module | None] = list(modules)
         while pending:  # some 900 modules: nn.Module.modules() takes several times as long
             module = pending.pop()
             if module is None:
                 continue
             parts = module.__dict__
-            if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"] or "forward" in parts:
+            kinds.add(type(module))
+            attributes += len(parts)
+            if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"]:
                 reason = reason or _altered(module)
             found += parts["_parameters"].values()
             found += parts["_buffers"].values()
             pending += parts["_modules"].values()
+        if attributes != self._attributes:  # a replaced method is one more
+            self._attributes = attributes
+            self._replaced = next(filter(None, (_replaced(m) for top in modules for m in top.modules())), None)
+        reason = reason or self._replaced
         weights = [weight for weight in found if weight is not None]
         if strange := set(map(type, weights)) - {Tensor, nn.Parameter}:
             reason = f"there is a weight of type {strange.pop().__name__}"
@@ -49,7 +59,7 @@ class WeightWatch:
             reason = "weights made in inference mode do not count what is written to them"
         if reason:
             return False, reason
-        seen = [(w.untyped_storage()._cdata, w.data_ptr(), w._version) for w in weights]
+        seen = kinds, [(w.untyped_storage()._cdata, w.data_ptr(), w._version) for w in weights]
         if seen == self._seen:
             return True, None
         self._seen = seen
@@ -71,11 +81,14 @@ class Copies(Generic[T]):
     Args:
         module: the stock module, in evaluation mode.
         make: gives the copies.
+        another_make: why the engine would not do what the module does, if so.
     """
 
-    def __init__(self, module: nn.Module, make: Callable[[], T]) -> None:
+    def __init__(self, module: nn.Module, make: Callable[[], T], another_make: Callable[[Any], str | None]) -> None:
         self._module = module
         self._make = make
+        self._another_make = another_make
+        self._mismatch: str | None = None
         self._watch = WeightWatch(lambda: [module])
         self._made_for = self._kinds()
         self._made: T | None = None
@@ -85,9 +98,10 @@ class Copies(Generic[T]):
         unchanged, reason = self._watch.look()
         if not unchanged:
             self._made = None
+            self._mismatch = self._another_make(self._module)
         if self._kinds() != self._made_for:
             return "the model was moved or cast after compile_model"
-        return reason or autocast(next(self._module.parameters()).device)
+        return reason or self._mismatch or autocast(next(self._module.parameters()).device)
 
     def current(self) -> T:
         """The copies, made now if there are none."""
@@ -115,20 +129,35 @@ def customised(modules: Iterable[tuple[str, nn.Module]], harmless: Callable[[Any
     return None
 
 
+def classes(**by_package: str) -> frozenset[str]:
+    """Names of classes, with their top-level package in front: ``classes(torch="Linear SiLU")``."""
+    return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
+
+
+def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
+    """What classes of modules there are beside the known ones, if any.
+
+    Args:
+        kinds: of modules.
+        known: top-level package and name of classes, as in ``"torch.Linear"``.
+    """
+    for kind in kinds:
+        if f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" not in known:
+            return f"it holds a {kind.__module__}.{kind.__qualname__}"
+    return None
+
+
 def autocast(device: torch.device) -> str | None:
     """The same for autocast."""
     return "autocast is on" if torch.is_autocast_enabled(device.type) else None
 
 
-def _replaced(modules: list[nn.Module]) -> str | None:
-    for module in modules:
-        for name, value in vars(module).items():
-            if callable(getattr(type(module), name, None)) and not isinstance(value, Replacement):
-                return f"{type(module).__name__}.{name} has been replaced"
-    return None
-
-
 def _altered(module: nn.Module) -> str:
-    if module.training:
-        return "a module is in training mode"
-    return f"a {type(module).__name__} has a forward {'method of its own' if 'forward' in vars(module) else 'hook'}"
+    return "a module is in training mode" if module.training else f"a {type(module).__name__} has a forward hook"
+
+
+def _replaced(module: nn.Module) -> str | None:
+    for name, value in vars(module).items():
+        if callable(getattr(type(module), name, None)) and not isinstance(value, Replacement):
+            return f"{type(module).__name__}.{name} has been replaced"
+    return None

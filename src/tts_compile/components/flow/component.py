@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import CompileConfig
+from ...errors import UnsupportedModelError
 from ...execution import transformer
 from ..engine_component import CopyingComponent
 from ..operators import choose_operators
 from .engine import FlowEngine
+from .supported import another_make
 
 
 class FlowComponent(CopyingComponent):
-    """Replaces ``s3gen.flow.inference`` by the engine's."""
+    """Replaces ``s3gen.flow.inference`` by the engine's.
+
+    Raises:
+        UnsupportedModelError: for a flow of another make than the released ones.
+    """
 
     def __init__(self, s3gen: Any, config: CompileConfig) -> None:
         policy, flow = config.flow, s3gen.flow
+        if reason := another_make(flow):
+            raise UnsupportedModelError(reason)
         super().__init__("flow", policy, config.fallback, flow, "inference")
         operators = choose_operators(flow.parameters(), _native_applies(flow), self._fallback, config.cache_dir)
         self.engine = FlowEngine(

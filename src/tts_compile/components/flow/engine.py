@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from ... import _compat
 from ...bucketing import Ladder
-from ...errors import InputError, UnsupportedModelError
+from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ..weights import Copies
 from .encoder import Encoder
 from .estimator import Estimator, EstimatorWeights, Sizes
+from .supported import another_make
 
 # Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
 TOKENS = Ladder.regular(step=64, last=32_768)
@@ -32,9 +33,6 @@ class FlowEngine:
         operators: native or torch.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
-
-    Raises:
-        UnsupportedModelError: for a flow of another make than the released ones.
     """
 
     def __init__(
@@ -45,15 +43,13 @@ class FlowEngine:
         cache_dir: str | None = None,
         **compile_options: Any,
     ) -> None:
-        if reason := _another_make(flow):
-            raise UnsupportedModelError(f"this flow {reason}")
         self.flow = flow
         self._cache_dir = cache_dir
         device = flow.input_embedding.weight.device
         self._encoder = Encoder(flow.encoder, fallback, device, **compile_options)
         estimator = flow.decoder.estimator
         self._estimator = Estimator(Sizes.of(estimator), operators, fallback, device, **compile_options)
-        self.copies = Copies(flow, lambda: EstimatorWeights.of(estimator, operators))
+        self.copies = Copies(flow, lambda: EstimatorWeights.of(estimator, operators), another_make)
 
     @property
     def parts(self) -> list[Region]:
@@ -99,7 +95,8 @@ class FlowEngine:
             batch = len(token)
             prompt_token = torch.atleast_2d(prompt_token)
             prompt_feat = prompt_feat if prompt_feat.ndim == 3 else prompt_feat[None]
-            speech = torch.cat([_rows(prompt_token, batch).long(), token.long()], dim=1)
+            # as stock: a model in half precision casts the prompt's tokens, and all are rounded with them
+            speech = torch.cat([_rows(prompt_token, batch), token], dim=1).long()
             lengths = (prompt_token_len + token_len).long().expand(batch)
             self._check(token, speech)
             speaker = F.normalize(torch.atleast_2d(embedding), dim=1)
@@ -182,19 +179,6 @@ class FlowEngine:
             start = estimator.time_embed_mixer(torch.cat([start, end], dim=1))
         by_stage = [to_shift(start) for to_shift in weights.times]  # each (steps, channels)
         return (list(shifts) for shifts in zip(*by_stage))
-
-
-def _another_make(flow: Any) -> str | None:
-    """What the engine was not written for, if anything."""
-    encoder, estimator = flow.encoder, flow.decoder.estimator
-    layer = encoder.encoders[0]
-    if len(estimator.down_blocks) != 1 or not estimator.causal:
-        return "has an estimator of several resolutions, or one that looks ahead"
-    if layer.conv_module is not None or layer.feed_forward_macaron is not None or not layer.normalize_before:
-        return "has an encoder with other layers"
-    if encoder.static_chunk_size or encoder.use_dynamic_chunk or estimator.static_chunk_size or encoder.global_cmvn:
-        return "attends in chunks or normalises its input"
-    return None
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:

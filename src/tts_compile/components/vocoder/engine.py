@@ -15,6 +15,7 @@ from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ..weights import Copies
 from .functions import centred, entered, pitch, residual_unit, spectrum
+from .supported import another_make
 from .weights import UnitWeights, VocoderWeights
 
 
@@ -43,8 +44,7 @@ class VocoderEngine:
         self.vocoder = vocoder
         self._operators = operators
         self._cache_dir = cache_dir
-        self.copies = Copies(vocoder, lambda: VocoderWeights.of(vocoder, operators))
-        self._dilations = tuple(convolution.dilation[0] for convolution in vocoder.resblocks[0].convs1)
+        self.copies = Copies(vocoder, lambda: VocoderWeights.of(vocoder, operators), another_make)
 
         def region(name: str, function: Any) -> Region:
             function = functools.partial(function, operators)
@@ -111,8 +111,8 @@ class VocoderEngine:
         return magnitude, phase
 
     def _block(self, unit: Region, x: Tensor, units: tuple[UnitWeights, ...]) -> Tensor:
-        for weights, dilation in zip(units, self._dilations):
-            x = unit(_dynamic(x), weights, dilation)
+        for weights in units:
+            x = unit(_dynamic(x), weights)
         return x
 
 

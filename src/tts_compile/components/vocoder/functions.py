@@ -27,9 +27,9 @@ def pitch(operators: Operators, mel: Tensor, kernels: tuple[Kernel, ...], classi
     return centred(operators, x, classifier)[..., 0].abs()
 
 
-def residual_unit(operators: Operators, x: Tensor, unit: UnitWeights, dilation: int) -> Tensor:
+def residual_unit(operators: Operators, x: Tensor, unit: UnitWeights) -> Tensor:
     """Snake, dilated convolution, Snake, convolution, and x again."""
-    y = centred(operators, snake(x, unit.alpha1), unit.kernel1, dilation)
+    y = centred(operators, snake(x, unit.alpha1), unit.kernel1, unit.dilation)
     return centred(operators, snake(y, unit.alpha2), unit.kernel2, residual=x)
 
 

@@ -21,6 +21,7 @@ class UnitWeights(NamedTuple):
 
     alpha1: Tensor  # (channels,)
     kernel1: Kernel
+    dilation: int  # of the first
     alpha2: Tensor
     kernel2: Kernel
 
@@ -56,7 +57,7 @@ class VocoderWeights(NamedTuple):
 
         def units(block: Any) -> tuple[UnitWeights, ...]:
             parts = zip(block.activations1, block.convs1, block.activations2, block.convs2)
-            return tuple(UnitWeights(a.alpha, kernel(b), c.alpha, kernel(d)) for a, b, c, d in parts)
+            return tuple(UnitWeights(a.alpha, kernel(b), b.dilation[0], c.alpha, kernel(d)) for a, b, c, d in parts)
 
         stages = []
         for i, (up, down, source) in enumerate(zip(vocoder.ups, vocoder.source_downs, vocoder.source_resblocks)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class VoiceEncoderComponent(EagerComponent):
 
     def _embeds_from_wavs(
         self,
-        wavs: list[npt.NDArray[Any]],
+        wavs: Iterable[npt.NDArray[Any]],
         sample_rate: float,
         as_spk: bool = False,
         batch_size: int = 32,
@@ -41,6 +42,7 @@ class VoiceEncoderComponent(EagerComponent):
         **kwargs: Any,
     ) -> npt.NDArray[np.float32]:
         encoder = self._encoder
+        wavs = list(wavs)  # stock reads them once: they may come from a generator
         ours = plain(encoder.hp) and sample_rate == encoder.hp.sample_rate and all(map(_is_plain_wave, wavs))
         if not ours:
             self.left_to_stock += 1

@@ -1,0 +1,57 @@
+"""What the flow's engine was written for: it reads the modules' weights and does their work itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..weights import classes, unknown_class
+
+CLASSES = classes(
+    chatterbox=(
+        "BasicTransformerBlock CausalBlock1D CausalConditionalCFM CausalConv1d CausalMaskedDiffWithXvec "
+        "CausalResnetBlock1D ConditionalDecoder ConformerEncoderLayer EspnetRelPositionalEncoding "
+        "FeedForward LinearNoSubsampling PositionwiseFeedForward PreLookaheadLayer "
+        "RelPositionMultiHeadedAttention SinusoidalPosEmb TimestepEmbedding Transpose Upsample1D "
+        "UpsampleConformerEncoder"
+    ),
+    diffusers="Attention GELU LoRACompatibleLinear",
+    torch="Conv1d Dropout Embedding LayerNorm Linear Mish ModuleList Sequential SiLU",
+)
+
+
+def another_make(flow: Any) -> str | None:
+    """Why the engine would not do what this flow does, if so."""
+    return unknown_class(map(type, flow.modules()), CLASSES) or _encoder(flow.encoder) or _estimator(flow)
+
+
+def _encoder(encoder: Any) -> str | None:
+    layers = [*encoder.encoders, *encoder.up_encoders]
+    if any(layer.conv_module or layer.feed_forward_macaron or not layer.normalize_before for layer in layers):
+        return "its encoder has layers of another kind"
+    if len({norm.eps for layer in layers for norm in (layer.norm_mha, layer.norm_ff)}) != 1:
+        return "the norms of its encoder's layers differ"
+    if encoder.static_chunk_size or encoder.use_dynamic_chunk or encoder.global_cmvn:
+        return "its encoder attends in chunks or normalises its input"
+    return None
+
+
+def _estimator(flow: Any) -> str | None:
+    estimator = flow.decoder.estimator
+    if len(estimator.down_blocks) != 1 or not estimator.causal or estimator.static_chunk_size:
+        return "its estimator has several resolutions, looks ahead or attends in chunks"
+    stages = [*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks]
+    blocks = [block for stage in stages for block in stage[1]]
+    for block in blocks:
+        attention, mlp = block.attn1, block.ff.net
+        if attention.to_q.bias is not None or block.attn2 is not None or block.norm1.weight is None:
+            return "its estimator's attention is of another kind"
+        if type(attention.processor).__name__ not in ("AttnProcessor", "AttnProcessor2_0"):
+            return f"its estimator attends by {type(attention.processor).__name__}"
+        if len(mlp) != 3 or mlp[0].approximate != "none":
+            return "its estimator's MLP is of another kind"
+    kinds = {
+        (block.attn1.heads, block.ff.net[0].proj.out_features, block.norm1.eps, block.norm3.eps) for block in blocks
+    }
+    if len(kinds) != 1:
+        return "its estimator's blocks differ in their sizes"
+    return None
