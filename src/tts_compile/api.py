@@ -23,6 +23,7 @@ from .components.voice import ReferenceComponent, VoiceEncoderComponent
 from .components.watermark import WatermarkComponent
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
+from .execution import cuda_graph
 from .report import ExecutionReport, format_table
 from .timing import Stopwatch
 
@@ -89,7 +90,9 @@ class CompiledTTS:
         own = vars(self)  # plain assignment would reach the wrapped model
         own["wrapped"] = tts
         own["config"] = config
-        own["_components"] = _components(tts, config)
+        device = next(tts.s3gen.parameters()).device
+        recorder = cuda_graph.recorder_for(device)
+        own["_components"] = _components(tts, config, cuda_graph.GraphCache(recorder) if recorder else None)
         own["_attached"] = False
         own["_suspended"] = False
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
@@ -176,6 +179,8 @@ class CompiledTTS:
         vars(self)["_suspended"] = False
         if self._attached:
             self._detach()
+        for component in self._components.values():
+            component.release()
 
     def _detach(self) -> None:
         for component in self._components.values():
@@ -251,7 +256,7 @@ class WarmupReport:
         return format_table([("component", "seconds", "graphs"), *rows])
 
 
-def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
+def _components(tts: Any, config: CompileConfig, graphs: cuda_graph.GraphCache | None) -> dict[str, Component]:
     makers: dict[str, Callable[[], Component]] = {
         "flow": lambda: FlowComponent(tts.s3gen, config),
         "vocoder": lambda: VocoderComponent(tts.s3gen, config),
@@ -259,7 +264,7 @@ def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
         "watermark": lambda: WatermarkComponent(tts.watermarker, config),
     }
     if hasattr(tts, "t3"):  # a voice converter has neither
-        makers["t3"] = lambda: T3Component(tts.t3, config)
+        makers["t3"] = lambda: T3Component(tts.t3, config, graphs)
         makers["voice_encoder"] = lambda: VoiceEncoderComponent(tts.ve, config)
     components: dict[str, Component] = {}
     for name in COMPONENTS:

@@ -20,6 +20,9 @@ class Component(Protocol):
     def detach(self) -> None:
         """Give the seam back."""
 
+    def release(self) -> None:
+        """Give back memory that only a compiled model needs."""
+
     def warm_up(self) -> None:
         """Compile whatever later calls may need."""
 
@@ -48,6 +51,9 @@ class StockComponent:
         """Nothing to replace."""
 
     def detach(self) -> None:
+        """Nothing to give back."""
+
+    def release(self) -> None:
         """Nothing to give back."""
 
     def warm_up(self) -> None:
@@ -87,6 +93,9 @@ class EagerComponent:
         """Give the seams back."""
         for seam in self._seams:
             seam.detach()
+
+    def release(self) -> None:
+        """Nothing to give back."""
 
     def warm_up(self) -> None:
         """Nothing to compile."""

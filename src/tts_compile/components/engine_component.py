@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ..config import ComponentPolicy
 from ..execution import Region
+from ..execution.cuda_graph import GraphCache
 from ..fallback import FallbackManager
 from ..report import ComponentReport
 from .seam import Seam, not_its_own
@@ -16,6 +17,10 @@ from .weights import Copies
 
 class Counted(Protocol):
     """A compiled function, or several that are called together, with its counts; a Region is one."""
+
+    @property
+    def execution(self) -> str:
+        """What it ran as if it ran compiled."""
 
     @property
     def calls(self) -> int:
@@ -43,16 +48,29 @@ class EngineComponent(ABC):
         fallback_policy: see :class:`tts_compile.FallbackManager`.
         owner: the stock module.
         method: of the owner, to be replaced.
+        graphs: for CUDA graphs, in whose keys ``name`` comes first; None where there are none.
     """
 
-    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str, owner: Any, method: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        policy: ComponentPolicy,
+        fallback_policy: str,
+        owner: Any,
+        method: str,
+        graphs: GraphCache | None = None,
+    ) -> None:
+        self._name = name
+        self._recordings = graphs
         self._asked = policy.execution
         self._backend = policy.backend
         self._owner = owner
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
+        if graphs is not None and policy.execution in ("auto", "cuda_graph"):
+            levels.insert(0, "cuda_graph")
         self._fallback = FallbackManager(name, levels, fallback_policy)
-        if policy.execution == "cuda_graph":
-            self._fallback.note("attach", f"this version has no CUDA graphs for {name}", f"{levels[0]} instead")
+        if policy.execution == "cuda_graph" and graphs is None:
+            self._fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
         if policy.dtype != "model":
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
         self._warm_graphs: int | None = None
@@ -94,6 +112,11 @@ class EngineComponent(ABC):
         """Give the stock method back."""
         self._seam.detach()
 
+    def release(self) -> None:
+        """Give back the memory of what was recorded."""
+        if self._recordings is not None:
+            self._recordings.drop(lambda key: key[0] == self._name)
+
     def report(self) -> ComponentReport:
         """Calls asked for, and those counted inside compiled code."""
         calls = sum(part.calls for part in self.parts)
@@ -104,8 +127,9 @@ class EngineComponent(ABC):
             if not self._left_to_stock:
                 notes.append("the engine has not been reached yet")
         elif compiled == calls:
-            ran = "inductor"
-            if self._backend != "inductor":
+            kinds = {part.execution for part in self.parts if part.calls}
+            ran = kinds.pop() if len(kinds) == 1 else "inductor"
+            if ran == "inductor" and self._backend != "inductor":
                 notes.append(f"through the torch.compile backend {self._backend!r}")
         else:
             ran = "eager"

@@ -34,6 +34,8 @@ class Region:
         backend, mode, dynamic: passed to ``torch.compile``.
     """
 
+    execution = "inductor"
+
     def __init__(
         self,
         name: str,
@@ -50,6 +52,7 @@ class Region:
         self.graphs = 0
         self.graph_breaks = 0
         self._fallback = fallback
+        self._function = function
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
 
         def counted(counts: torch.Tensor, *args: Any) -> Any:
@@ -72,6 +75,8 @@ class Region:
         return int(self._counts[1])
 
     def __call__(self, *args: Any) -> Any:
+        if self._fallback.level == "cuda_graph":
+            return self._function(*args)  # it is part of a recording, which counts its replays itself
         self.calls += 1
         if self._fallback.level != "inductor":
             return self._eager(self._counts, *args)

@@ -30,11 +30,23 @@ class KVCache:
         self.sequences = sequences
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.layer_keys, self.layer_values = self.keys.unbind(), self.values.unbind()
-        self._capacity = capacity
+        self.capacity = capacity
         self._attended = attended
         self._cleared = 0
         for tensor in (self.keys, self.values, *self.layer_keys, *self.layer_values):
             torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2)
+
+    def take(self, other: KVCache) -> None:
+        """Go on where a smaller cache has come to its end."""
+        self.clear()
+        for tensor, before in ((self.keys, other.keys), (self.values, other.values)):
+            tensor[..., : other.capacity, :].copy_(before)
+
+    def clear(self) -> None:
+        """Begin another utterance in the same memory."""
+        for tensor in (self.keys, self.values):
+            tensor.zero_()
+        self._cleared = self.capacity
 
     def attend(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Make room for positions ``start`` to ``start + count``.
@@ -43,7 +55,7 @@ class KVCache:
             positions, int64 (count,): where keys and values go;
             mask, bool (count, rung): what each new position may see.
         """
-        rung = min(self._attended.capacity(start + count), self._capacity)
+        rung = min(self._attended.capacity(start + count), self.capacity)
         if rung > self._cleared:  # masked entries still enter as 0 * value, which must not be 0 * nan
             for tensor in (self.keys, self.values):
                 tensor[..., self._cleared : rung, :].zero_()

@@ -9,8 +9,10 @@ import torch
 from ...config import CompileConfig
 from ...errors import CompilationError
 from ...execution import native
+from ...execution.cuda_graph import GraphCache
 from ..engine_component import EngineComponent
 from .engine import T3Engine
+from .graph_loop import GraphLoop
 from .step import DecoderPass
 from .weights import customised
 
@@ -21,9 +23,9 @@ CPU_GUESSES = 4
 class T3Component(EngineComponent):
     """Replaces ``tts.t3.inference`` by the engine's."""
 
-    def __init__(self, t3: Any, config: CompileConfig) -> None:
+    def __init__(self, t3: Any, config: CompileConfig, graphs: GraphCache | None = None) -> None:
         policy = config.t3
-        super().__init__("t3", policy, config.fallback, t3, "inference")
+        super().__init__("t3", policy, config.fallback, t3, "inference", graphs)
         use_native = self._fallback.level == "inductor" and _native_applies(t3)
         if use_native:
             try:
@@ -36,6 +38,7 @@ class T3Component(EngineComponent):
             self._fallback,
             use_native,
             CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens,
+            graphs,
             config.cache_dir,
             backend=policy.backend,
             mode=policy.mode,
@@ -43,7 +46,7 @@ class T3Component(EngineComponent):
         )
 
     @property
-    def parts(self) -> list[DecoderPass]:
+    def parts(self) -> list[DecoderPass | GraphLoop]:
         """Passes over the decoder."""
         return self.engine.passes
 
@@ -58,6 +61,11 @@ class T3Component(EngineComponent):
 
     def _engine_call(self, **kwargs: Any) -> torch.Tensor:
         return self.engine.inference(**kwargs)
+
+    def release(self) -> None:
+        """Give the recordings back, and the caches that they use."""
+        super().release()
+        self.engine.release()
 
     def _customised(self) -> str | None:
         return customised(self._owner)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import logging
 import operator
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from ... import _compat
 from ...bucketing import Ladder
-from ...errors import InputError, ModelStateError
+from ...errors import CompilationError, InputError, ModelStateError
+from ...execution.cuda_graph import GraphCache
 from ...fallback import FallbackManager
 from .cache import KVCache
 from .decoder import decoder_layer, head
+from .graph_loop import RUNGS, GraphLoop
 from .noise import NoiseStream
 from .sampling import SamplingSettings, choose, guide, probabilities
 from .step import DecoderPass, LayeredPass, NativePass, embedded, run_layers
@@ -54,6 +57,7 @@ class T3Engine:
         fallback: decides between compiled and eager passes.
         use_native: decode with the native decoder, which must be loaded and made for this model.
         guesses: tokens guessed ahead; only the native decoder can read the copy.
+        graphs: for CUDA graphs; None where there are none.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
@@ -64,10 +68,12 @@ class T3Engine:
         fallback: FallbackManager,
         use_native: bool = False,
         guesses: int = 0,
+        graphs: GraphCache | None = None,
         cache_dir: str | None = None,
         **compile_options: Any,
     ) -> None:
         self.t3 = t3
+        self._fallback = fallback
         self.guessed = 0
         self.accepted = 0
         self._cache_dir = cache_dir
@@ -82,14 +88,17 @@ class T3Engine:
                 copies["draft"] = int8_copy(self._weights)
             for name, copy in copies.items():
                 self._native.append(NativePass(name, self._weights, copy, fallback, **compile_options))
+        self._graph_loop = GraphLoop(self._weights, graphs, self._new_cache) if graphs is not None else None
+        self._lock = graphs.lock if graphs is not None else contextlib.nullcontext()
         self._decode: DecoderPass = self._layered  # what this utterance uses
         self._draft: DecoderPass | None = None
         self._wanted_guesses = guesses
 
     @property
-    def passes(self) -> list[DecoderPass]:
-        """Every pass that the engine may use."""
-        return [self._layered, *self._native]
+    def passes(self) -> list[DecoderPass | GraphLoop]:
+        """Every kind of step that the engine may use."""
+        loops = [self._graph_loop] if self._graph_loop else []
+        return [*loops, self._layered, *self._native]
 
     @_without_gradients
     def inference(
@@ -130,12 +139,17 @@ class T3Engine:
         if initial_speech_tokens is None:
             initial_speech_tokens = torch.full_like(text_tokens[:, :1], self.t3.hp.start_speech_token)
         self._choose_passes()
-        with _compat.using_cache_dir(self._cache_dir):
+        with _compat.using_cache_dir(self._cache_dir), self._lock:
             prompt = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
+            if loop := self._loop():
+                try:
+                    return self._speak_replayed(loop, prompt, budget, settings)
+                except CompilationError as error:
+                    self._fallback.fall("compile", error)
             cache = self._cache(len(prompt), prompt.shape[1] + budget)
             logits = self._prefill(prompt, cache)
             utterance = _Utterance(self.t3.hp.start_speech_token, budget + self._guesses, settings, logits[0])
-            return self._speak(utterance, logits, prompt.shape[1], budget, cache)
+            return self._speak(utterance, budget, self._stream(utterance, logits, prompt.shape[1], budget, cache))
 
     def _choose_passes(self) -> None:
         """Native ones as long as the model's weights are what they read: a module can be cast or moved any time.
@@ -155,11 +169,24 @@ class T3Engine:
     def _guesses(self) -> int:
         return self._wanted_guesses if self._draft else 0
 
+    def release(self) -> None:
+        """Give the caches of CUDA graphs back; their recordings must be gone."""
+        if self._graph_loop:
+            self._graph_loop.release()
+
     @_without_gradients
     def warm_up(self, sequences: int) -> None:
         """Compile every pass for a number of sequences; speaks nothing and draws no random number."""
         self._choose_passes()
-        with _compat.using_cache_dir(self._cache_dir):
+        with _compat.using_cache_dir(self._cache_dir), self._lock:
+            if loop := self._loop():
+                try:
+                    cache = loop.cache(sequences, length=1)
+                    self._fit_rotary(RUNGS.rungs[-1])
+                    loop.warm_up(self._rotary, cache)
+                    return
+                except CompilationError as error:
+                    self._fallback.fall("compile", error)
             cache = self._cache(sequences, length=1)
             cfg_weight = torch.zeros((), dtype=cache.keys.dtype, device=cache.keys.device)
             self._step(self._decode, [0] * (1 + self._guesses), 0, 0, cache, cfg_weight)
@@ -205,14 +232,28 @@ class T3Engine:
         start = embedded(weights.speech_embedding, weights.speech_positions, token, 0, len(embeddings))
         return torch.cat([embeddings, start], dim=1)
 
+    def _loop(self) -> GraphLoop | None:
+        loop = self._graph_loop
+        return loop if loop and self._fallback.level == "cuda_graph" and loop.ready() else None
+
     def _cache(self, sequences: int, length: int) -> KVCache:
-        weights = self._weights
-        capacity = CAPACITY.capacity(length + self._guesses)
-        like = weights.final_norm  # a model can be cast or moved at any time
+        cache = self._new_cache(sequences, length + self._guesses)
+        self._fit_rotary(cache.capacity)
+        return cache
+
+    def _fit_rotary(self, length: int) -> None:
+        capacity = CAPACITY.capacity(length)
+        like = self._weights.final_norm  # a model can be cast or moved at any time
         if (self._rotary.dtype, self._rotary.device) != (like.dtype, like.device) or self._rotary.shape[1] < capacity:
             self._rotary = rotary_table(self.t3, capacity)
             torch._dynamo.maybe_mark_dynamic(self._rotary, 1)
-        return KVCache(len(weights.layers), sequences, weights.heads, weights.head_dim, capacity, ATTENDED, like)
+
+    def _new_cache(self, sequences: int, length: int) -> KVCache:
+        weights = self._weights
+        capacity = CAPACITY.capacity(length)
+        return KVCache(
+            len(weights.layers), sequences, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
+        )
 
     def _prefill(self, prompt: Tensor, cache: KVCache) -> Tensor:
         """Fill the cache with the prompt; logits (rows, 1, vocabulary) after its last position.
@@ -224,12 +265,30 @@ class T3Engine:
         x = run_layers(self._eager_layer, self._weights, prompt, self._rotary, 0, cache)
         return head(self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
-    def _speak(self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache) -> Tensor:
+    def _speak_replayed(self, loop: GraphLoop, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
+        """As :meth:`_speak`, by CUDA graphs.
+
+        Raises:
+            CompilationError: with the generator as it was before.
+        """
+        start, place = self.t3.hp.start_speech_token, prompt.shape[1]
+        cache = loop.cache(len(prompt), place + 1)
+        self._fit_rotary(RUNGS.rungs[-1])  # for good: recordings know it by its address
+        logits = self._prefill(prompt, cache)
+        utterance = _Utterance(start, 1, settings, logits[0])
+        try:
+            first = utterance.sample(guide(logits, utterance.cfg_weight), 0)
+            rest = loop.speak(first, place, budget, self._rotary, cache, utterance.noise, settings, start)
+            return self._speak(utterance, budget, itertools.chain([first], rest))
+        except CompilationError:
+            utterance.noise.rewind()
+            raise
+
+    def _speak(self, utterance: _Utterance, budget: int, stream: Iterator[int]) -> Tensor:
         """Tokens until the stop token or the budget; int64 (1, n)."""
         from tqdm import tqdm  # stock shows the same bar
 
         tokens: list[int] = []
-        stream = self._stream(utterance, logits, prompt_length, budget, cache)
         try:
             for token in tqdm(stream, total=budget, desc="Sampling", dynamic_ncols=True):
                 tokens.append(token)
@@ -240,7 +299,7 @@ class T3Engine:
                     break
         finally:
             utterance.noise.settle(len(tokens))
-        return torch.tensor([tokens], device=logits.device)
+        return torch.tensor([tokens], device=utterance.cfg_weight.device)
 
     def _stream(
         self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache
@@ -255,7 +314,7 @@ class T3Engine:
             padding = [0] * (self._guesses - len(guesses))  # one shape for all passes; overwritten by the next
             block = [token, *guesses, *padding]
             rows = self._step(self._decode, block, index + 1, prompt_length + index, cache, utterance.cfg_weight)
-            for row, guess in zip_longest(rows[: len(guesses) + 1], guesses):
+            for row, guess in itertools.zip_longest(rows[: len(guesses) + 1], guesses):
                 index += 1
                 token = utterance.sample(row[None], index)
                 yield token

@@ -22,6 +22,7 @@ class NoiseStream:
             self._generator = torch.default_generator
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}  # token index -> generator state before, noise
         self._next = 0
+        self._first = self._generator.get_state()
 
     def __getitem__(self, index: int) -> Tensor:
         """The noise (1, vocabulary) of token ``index``; indices below one that was settled are gone."""
@@ -35,6 +36,12 @@ class NoiseStream:
         """Forget the noise of tokens below an index: their choice stands."""
         for index in [index for index in self._drawn if index < below]:
             del self._drawn[index]
+
+    def rewind(self) -> None:
+        """Leave the generator as if nothing had been drawn, and begin anew."""
+        self._generator.set_state(self._first)
+        self._drawn.clear()
+        self._next = 0
 
     def settle(self, used: int) -> None:
         """Leave the generator as if noise had been drawn for the first ``used`` tokens only."""

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
+
+
+class Numbers(NamedTuple):
+    """What the processors compute with: numbers, or 0-dimensional tensors where they may vary in recorded launches."""
+
+    repetition_penalty: float | Tensor
+    temperature: float | Tensor
+    min_p: float | Tensor
+    tail: float | Tensor  # what top-p may drop
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,14 @@ class SamplingSettings:
         if mistakes:
             raise InputError("; ".join(mistakes))
 
+    def numbers(self) -> Numbers:
+        """Those of the processors."""
+        return Numbers(self.repetition_penalty, self.temperature, self.min_p, 1 - self.top_p)
+
+    def kinds(self) -> tuple[bool, bool, bool]:
+        """Which of temperature, min-p and top-p can change the probabilities."""
+        return self.temperature != 1.0, self.min_p > 0, self.top_p < 1
+
 
 def finite_number(name: str, value: object) -> float:
     """``value`` as a float; any real number passes, numpy's too.
@@ -79,30 +97,39 @@ def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
     return conditional + cfg_weight * (conditional - unconditional)
 
 
-def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings) -> Tensor:
+def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings, numbers: Numbers | None = None) -> Tensor:
     """Next-token probabilities after penalty, temperature, min-p and top-p, in stock's order.
 
     Args:
         logits: (1, vocabulary).
         seen: int64 (1, n), tokens that the repetition penalty applies to; repeats count once.
+        settings: say which processors there are.
+        numbers: what they compute with; None takes the settings' own.
 
     A processor that cannot change the probabilities is skipped: min-p of 0 and top-p of 1 remove only tokens of
     probability 0, so the sort of the vocabulary that stock does at every step is needed for ``top_p < 1`` alone.
     """
+    penalty, temperature, min_p, tail = numbers or settings.numbers()
+    divides, drops_small, drops_tail = settings.kinds()
     picked = logits.gather(1, seen)
-    penalised = torch.where(picked < 0, picked * settings.repetition_penalty, picked / settings.repetition_penalty)
+    penalised = torch.where(picked < 0, picked * penalty, _divided(picked, penalty))
     logits = logits.scatter(1, seen, penalised)
-    if settings.temperature != 1.0:
-        logits = logits / settings.temperature
-    if settings.min_p > 0:
+    if divides:
+        logits = _divided(logits, temperature)
+    if drops_small:
         shares = logits.softmax(-1)
-        logits = logits.masked_fill(shares < settings.min_p * shares.amax(-1, keepdim=True), -math.inf)
-    if settings.top_p < 1:
+        logits = logits.masked_fill(shares < min_p * shares.amax(-1, keepdim=True), -math.inf)
+    if drops_tail:
         ascending, order = logits.sort(descending=False)
-        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - settings.top_p
+        dropped = ascending.softmax(-1).cumsum(-1) <= tail
         dropped[..., -1] = False  # the most probable token always stays
         logits = logits.masked_fill(dropped.scatter(1, order, dropped), -math.inf)
     return logits.softmax(-1)
+
+
+def _divided(x: Tensor, by: float | Tensor) -> Tensor:
+    """On a GPU, torch divides by a number as a product with its reciprocal; with a tensor, this gives the same bits."""
+    return x * by.reciprocal() if isinstance(by, Tensor) else x / by
 
 
 def choose(weights: Tensor, noise: Tensor) -> tuple[int, bool]:

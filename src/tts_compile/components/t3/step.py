@@ -28,6 +28,8 @@ class LayeredPass:
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
 
+    execution = "inductor"
+
     def __init__(self, name: str, weights: DecoderWeights, fallback: FallbackManager, **compile_options: Any) -> None:
         self.calls = 0
         self._weights = weights
@@ -87,6 +89,8 @@ class NativePass:
         fallback: decides between compiled and eager.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
+
+    execution = "inductor"
 
     def __init__(
         self,

@@ -1,0 +1,246 @@
+"""The token loop on a GPU: everything of a step but its random numbers is one CUDA graph.
+
+The host draws the noise of a step, launches the graph, and reads the token a few steps later, so that neither waits
+for the other. What was launched beyond the last token is thrown away, and its noise given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...bucketing import Ladder
+from ...errors import ModelStateError
+from ...execution.cuda_graph import GraphCache
+from .cache import KVCache
+from .decoder import decoder_layer, head
+from .noise import NoiseStream
+from .sampling import Numbers, SamplingSettings, guide, probabilities
+from .step import embedded
+from .weights import DecoderWeights
+
+# Steps launched before a token is read: long enough for its way to the host, short against an utterance.
+AHEAD = 4
+# A graph attends to a whole rung. At 128 positions a rung's waste is under 3% of what a step of the full model reads.
+RUNGS = Ladder.regular(step=128, last=16_384)
+
+
+class Board(NamedTuple):
+    """What the steps of an utterance read and write, on the device; it stays where it is."""
+
+    token: Tensor  # int64 (1,), the last one chosen
+    place: Tensor  # int64 (1,), where its key and value go
+    spoken: Tensor  # int64 (1,), its position among the speech tokens
+    history: Tensor  # int64 (1, n), tokens so far, filled up with the start token
+    heard: Tensor  # int64 (1,), for the host: the token, or -1 for logits that are not finite
+    noise: Tensor  # (1, vocabulary), of the token to be chosen
+    numbers: Tensor  # (5,), settings of the utterance
+
+    @classmethod
+    def like(cls, weights: DecoderWeights) -> Board:
+        """For one utterance of any length."""
+        embedding = weights.speech_embedding
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=embedding.device)
+
+        noise = weights.head.new_ones(1, len(weights.head))
+        history = zeros(1, len(weights.speech_positions) + AHEAD + 2)
+        return cls(zeros(1), zeros(1), zeros(1), history, zeros(1), noise, weights.head.new_zeros(5))
+
+    def start(self, token: int, first: int, place: int, settings: SamplingSettings) -> None:
+        """Set up after the first token has been chosen.
+
+        Args:
+            token: the start token.
+            first: the first chosen one.
+            place: its position in the cache.
+            settings: of the utterance.
+        """
+        self.token.fill_(first)
+        self.place.fill_(place)
+        self.spoken.fill_(1)
+        self.history.fill_(token)
+        self.history[:, 1] = first
+        self.numbers.copy_(torch.tensor([settings.cfg_weight, *settings.numbers()], dtype=torch.float64))
+
+    def written(self) -> tuple[Tensor, ...]:
+        """What a step changes."""
+        return self.token, self.place, self.spoken, self.history, self.heard
+
+
+class GraphLoop:
+    """Steps of one model, replayed.
+
+    Args:
+        weights: the model's.
+        graphs: where recordings are kept.
+        make_cache: of a number of sequences and a capacity.
+
+    Attributes:
+        calls: steps launched.
+        graphs: recordings made.
+    """
+
+    execution = "cuda_graph"
+    graph_breaks = 0
+
+    def __init__(self, weights: DecoderWeights, graphs: GraphCache, make_cache: Callable[[int, int], KVCache]) -> None:
+        self.calls = 0
+        self.graphs = 0
+        self._weights = weights
+        self._recordings = graphs
+        self._make_cache = make_cache
+        self._caches: dict[int, KVCache] = {}
+        self._addresses: tuple[int, ...] = ()
+        self._replayed = torch.zeros((), dtype=torch.int64, device=weights.head.device)
+        self._board = Board.like(weights)
+        self._readback = _Readback(weights.head.device)
+
+    @property
+    def compiled_calls(self) -> int:
+        """Steps counted on the device by the replays themselves; reading it waits for the device."""
+        return int(self._replayed)
+
+    def ready(self) -> bool:
+        """Look up where the weights lie; False where they are of another dtype or on another device than at first."""
+        noise = self._board.noise
+        if any((w.dtype, w.device) != (noise.dtype, noise.device) for w in self._weights.tensors()):
+            return False
+        addresses = tuple(weight.data_ptr() for weight in self._weights.tensors())
+        if addresses != self._addresses:
+            self._recordings.drop(lambda key: key[0] == "t3")
+            self._addresses = addresses
+        return True
+
+    def cache(self, sequences: int, length: int) -> KVCache:
+        """An empty cache for at least ``length`` positions, the same one as long as it is large enough.
+
+        :meth:`speak` exchanges it for a larger one when an utterance goes on beyond its end.
+        """
+        cache = self._caches.get(sequences)
+        if cache is None or cache.capacity < length:
+            cache = self._caches[sequences] = self._make_cache(sequences, length)
+        cache.clear()
+        return cache
+
+    def speak(
+        self,
+        first: int,
+        place: int,
+        budget: int,
+        rotary: Tensor,
+        cache: KVCache,
+        noise: NoiseStream,
+        settings: SamplingSettings,
+        start: int,
+    ) -> Iterator[int]:
+        """Tokens after the first, up to the budget; the caller decides when to stop.
+
+        Args:
+            first: the first token, already chosen.
+            place: its position in the cache.
+            budget: tokens, the first included.
+            rotary: (2, positions, head_dim), for every position that the budget reaches.
+            cache: of :meth:`cache`, holding the prompt.
+            noise: of the utterance.
+            settings: of the utterance.
+            start: the token that stands in front of the first.
+
+        Raises:
+            CompilationError: when a step cannot be recorded.
+            ModelStateError: for logits that are not finite.
+        """
+        self._board.start(start, first, place, settings)
+        launched = 0
+        for index in range(1, budget):
+            while launched < min(index + AHEAD - 1, budget - 1):
+                if place + launched == cache.capacity:
+                    cache = self._grown(cache)
+                launched += 1
+                self._board.noise.copy_(noise[launched])
+                self._launch(place + launched - 1, rotary, cache, settings)
+                self._readback.send(launched, self._board.heard)
+            token = self._readback.receive(index)
+            if token < 0:
+                raise ModelStateError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
+            noise.release(index)
+            yield token
+
+    def warm_up(self, rotary: Tensor, cache: KVCache) -> None:
+        """Record a step for every rung of a cache."""
+        settings = SamplingSettings()
+        for rung in range(RUNGS.rungs[0], cache.capacity + 1, RUNGS.rungs[0]):
+            self._board.start(0, 0, rung - 1, settings)
+            self._launch(rung - 1, rotary, cache, settings)
+
+    def release(self) -> None:
+        """Give the caches back; their recordings must be gone."""
+        self._caches.clear()
+
+    def _grown(self, cache: KVCache) -> KVCache:
+        larger = self._make_cache(cache.sequences, cache.capacity + 1)
+        larger.take(cache)
+        self._caches[cache.sequences] = larger
+        self._recordings.drop(lambda key: key[:2] == _place_of(cache))
+        return larger
+
+    def _launch(self, place: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
+        rung = min(RUNGS.capacity(place + 1), cache.capacity)
+        key = (*_place_of(cache), rung, rotary.data_ptr(), settings.kinds())
+        self.graphs += key not in self._recordings
+        self.calls += 1
+        self._recordings.replay(
+            key,
+            lambda: self._step(rung, rotary, cache, settings),
+            changed=(self._replayed, *self._board.written()),
+        )
+
+    def _step(self, rung: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
+        self._replayed.add_(1)
+        weights, board = self._weights, self._board
+        cfg_weight, *numbers = board.numbers.unbind()
+        x = embedded(weights.speech_embedding, weights.speech_positions, board.token, board.spoken, cache.sequences)
+        mask = torch.arange(rung, device=x.device) <= board.place[:, None]
+        cos, sin = rotary[:, board.place]
+        for layer, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
+            x = decoder_layer(weights.eps, x, cos, sin, board.place, mask, keys, values, layer)
+        logits = guide(head(weights.eps, x, weights.final_norm, weights.head), cfg_weight)
+        chances = probabilities(logits, board.history, settings, Numbers(*numbers))
+        best, token = (chances / board.noise).max(-1)
+        board.token.copy_(token)
+        board.heard.copy_(torch.where(best.isnan(), -1, token))
+        board.history.scatter_(1, (board.spoken + 1)[None], token[None])
+        board.place.add_(1)
+        board.spoken.add_(1)
+
+
+def _place_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
+    """In a recording's key: launches know a cache by its address and shape."""
+    return "t3", (cache.keys.data_ptr(), cache.values.data_ptr(), *cache.keys.shape)
+
+
+class _Readback:
+    """Tokens on their way from the device to the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self._host = torch.empty(AHEAD, dtype=torch.int64, pin_memory=on_gpu)
+        self._sent = [torch.cuda.Event() for _ in range(AHEAD)] if on_gpu else []
+
+    def send(self, index: int, token: Tensor) -> None:
+        """Copy a token without waiting; at most ``AHEAD`` are under way."""
+        slot = index % AHEAD
+        self._host[slot : slot + 1].copy_(token, non_blocking=True)
+        if self._sent:
+            self._sent[slot].record()
+
+    def receive(self, index: int) -> int:
+        """Wait for a token."""
+        slot = index % AHEAD
+        if self._sent:
+            self._sent[slot].synchronize()
+        return int(self._host[slot])

@@ -1,0 +1,190 @@
+"""CUDA graphs: what a function launches, recorded once and launched as one from then on.
+
+A recording reads and writes the memory that it was made with. So its inputs are tensors that stay where they are, its
+results are overwritten by the next replay, and all numbers that vary are tensors on the device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import CompilationError
+
+T = TypeVar("T")
+
+# Lazy initialisation of libraries, and their choice of algorithms, must not end up in a recording.
+WARM_UPS = 3
+
+
+class Recording(Protocol):
+    """Launches that were recorded."""
+
+    def replay(self) -> None:
+        """Launch them on the current stream."""
+
+    def reset(self) -> None:
+        """Give its memory back to the pool."""
+
+
+class Recorder(Protocol):
+    """Makes recordings on one device, whose memory comes from one pool."""
+
+    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Recording, T]:
+        """Record ``function``; its results are there after a replay, not before.
+
+        It may run beforehand, with ``undo`` after every run.
+        """
+
+    def release(self) -> None:
+        """Give the memory of recordings that were reset back to the device."""
+
+
+class CudaRecorder:
+    """Torch's.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Recording, T]:
+        """As :meth:`Recorder.record`, on a stream beside the current one, which waits for it.
+
+        Other threads may use the device meanwhile. A failure leaves the current stream as it was.
+        """
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # torch.cuda.graph alone leaves its stream the current one when the end of a capture raises
+                with torch.cuda.stream(self._stream):
+                    for _ in range(WARM_UPS):
+                        function()
+                        undo()
+                    with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                        results = function()
+            except BaseException:
+                graph.reset()
+                self._pool = torch.cuda.graph_pool_handle()  # the old one may still count as being captured into
+                self.release()
+                raise
+            current.wait_stream(self._stream)
+            return graph, results
+
+    def release(self) -> None:
+        """As :meth:`Recorder.release`."""
+        with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records on a device; None where nothing does."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+@dataclass
+class _Kept:
+    recording: Recording
+    inputs: tuple[Tensor, ...]
+    results: Any
+
+
+class GraphCache:
+    """The recordings of one model, of which the least recently used is given up beyond a ceiling.
+
+    One replay runs at a time, so that all recordings share their memory. Threads take turns: whoever replays holds
+    :attr:`lock` until the results have been read.
+
+    Args:
+        recorder: makes them.
+        ceiling: on their number.
+
+    Attributes:
+        lock: reentrant.
+    """
+
+    def __init__(self, recorder: Recorder, ceiling: int = 64) -> None:
+        self.lock = threading.RLock()
+        self._recorder = recorder
+        self._ceiling = ceiling
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    def replay(
+        self,
+        key: Hashable,
+        function: Callable[..., T],
+        inputs: Sequence[Tensor] = (),
+        changed: Sequence[Tensor] = (),
+    ) -> T:
+        """``function(*inputs)``, recorded at the first call with a key and replayed at every call.
+
+        Args:
+            key: everything that the launches depend on besides the values of ``inputs``.
+            function: launches only; reads nothing else that moves, and waits for nothing.
+            inputs: of the same shapes for equal keys; they are copied.
+            changed: tensors that stay where they are and that ``function`` writes to. Recording runs it several times;
+                they are put back after every run but the replay, which counts.
+
+        Returns:
+            What ``function`` returned while it was recorded; overwritten by the next replay of any key.
+
+        Raises:
+            CompilationError: when recording fails; its memory has been given back.
+        """
+        with self.lock:
+            kept = self._kept.get(key)
+            if kept is None:
+                kept = self._kept[key] = self._record(function, inputs, changed)
+                while len(self._kept) > self._ceiling:
+                    self._give_up(next(iter(self._kept)))
+            else:
+                self._kept.move_to_end(key)
+                for buffer, value in zip(kept.inputs, inputs):
+                    buffer.copy_(value)
+            kept.recording.replay()
+            results: T = kept.results
+            return results
+
+    def drop(self, condition: Callable[[Any], bool]) -> None:
+        """Give up the recordings whose keys meet the condition, and their memory."""
+        with self.lock:
+            for key in [key for key in self._kept if condition(key)]:
+                self._give_up(key)
+            self._recorder.release()
+
+    def _record(self, function: Callable[..., T], inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> _Kept:
+        buffers = tuple(value.clone() for value in inputs)
+        before = [value.clone() for value in changed]
+
+        def undo() -> None:
+            for value, old in zip(changed, before):
+                value.copy_(old)
+
+        try:
+            recording, results = self._recorder.record(lambda: function(*buffers), undo)
+        except RuntimeError as error:  # torch's own errors, out of memory among them
+            raise CompilationError(f"a CUDA graph could not be recorded: {error}") from error
+        finally:
+            undo()
+        return _Kept(recording, buffers, results)
+
+    def _give_up(self, key: Hashable) -> None:
+        self._kept.pop(key).recording.reset()
