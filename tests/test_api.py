@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -304,3 +305,62 @@ def test_model_in_training_mode_is_refused(tts: Any) -> None:
 def test_a_shallow_copy_is_refused(tts: Any) -> None:
     with tc.compile_model(tts, EAGER), pytest.raises(tc.ModelStateError, match="deepcopy"):
         tc.compile_model(copy.copy(tts), EAGER)
+
+
+def test_a_handle_is_not_copied(eager: tc.CompiledTTS) -> None:
+    with pytest.raises(tc.ModelStateError, match="cannot be copied"):
+        copy.copy(eager)
+
+
+def test_a_deep_copy_can_be_compiled(tts: Any) -> None:
+    with tc.compile_model(tts, EAGER):
+        copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, EAGER)
+    assert speak(fast, SHORT) == speak_stock(tts, SHORT)
+    report = fast.report()
+    assert report.components["t3"].ran == "eager"
+    assert [row.fallbacks for row in report.components.values()] == [()] * len(report.components)
+    assert not any("left" in row.note for row in report.components.values())
+
+
+def test_a_pickled_part_is_stock(tts: Any) -> None:
+    with tc.compile_model(tts, EAGER):
+        stored = io.BytesIO()
+        torch.save(tts.s3gen.flow, stored)
+    stored.seek(0)
+    loaded = torch.load(stored, weights_only=False)
+    assert loaded.inference.__func__ is type(loaded).inference
+    assert loaded.inference.__self__ is loaded
+
+
+def test_a_restore_that_fails_changes_nothing(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    ours = tts.s3gen.mel2wav.inference
+    before = identities(*instances(tts))
+    tts.s3gen.mel2wav.inference = lambda **kwargs: ours(**kwargs)
+    patched = identities(*instances(tts))
+    for give_back in (fast.restore, lambda: fast.stock().__enter__()):
+        with pytest.raises(tc.ModelStateError, match="replaced after"):
+            give_back()
+        assert identities(*instances(tts)) == patched != before
+        assert fast.report().attached
+    tts.s3gen.mel2wav.inference = ours
+    fast.restore()
+    assert "inference" not in vars(tts.s3gen.flow)
+
+
+def test_a_patch_made_while_stock_goes_on_being_called(tts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    with fast.stock():
+        tts.t3.inference = lambda **kwargs: "patched"
+    assert tts.t3.inference() == "patched"
+    assert "not chatterbox's own" in fast.report().components["t3"].fallbacks[0].error
+
+
+@pytest.mark.parametrize("texts", ["Hello.", ["Hello."]])
+def test_a_warm_up_checks_its_texts_first(tts: Any, texts: Any) -> None:
+    tts.conds = None
+    fast = tc.compile_model(tts, EAGER)
+    with pytest.raises(tc.InputError, match="voice" if isinstance(texts, list) else "a list of texts"):
+        fast.warmup(texts)
+    assert fast.report().components["t3"].calls == 0

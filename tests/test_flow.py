@@ -242,9 +242,13 @@ def test_shifted_distances_against_an_index() -> None:
     assert torch.equal(shifted(table), table[:, :, i, n - 1 - i + j])
 
 
-def test_mish_against_torch() -> None:
-    x = torch.linspace(-100, 100, 2001)
-    assert torch.allclose(mish(x), torch.nn.functional.mish(x), rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [(torch.float32, 1e-5, 1e-7), (torch.float16, 2e-3, 1e-5), (torch.bfloat16, 1e-2, 1e-5)]
+)
+def test_mish_against_torch(dtype: torch.dtype, rtol: float, atol: float) -> None:
+    x = torch.linspace(-100, 100, 2001).to(dtype)
+    assert mish(x).dtype == dtype
+    assert torch.allclose(mish(x), torch.nn.functional.mish(x), rtol=rtol, atol=atol)
 
 
 class OtherLinear(torch.nn.Linear):
@@ -282,6 +286,25 @@ def epsilon(flow: Any) -> None:
     flow.decoder.estimator.up_blocks[0][1][0].norm3.eps = 1e-2
 
 
+def stage_epsilon(flow: Any) -> None:
+    flow.decoder.estimator.mid_blocks[0][0].block1.block[2].eps = 1.0
+
+
+class Processor:
+    """As diffusers lets one exchange."""
+
+    def __call__(self, attention: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+def processor(flow: Any) -> None:
+    flow.decoder.estimator.mid_blocks[0][1][0].attn1.set_processor(Processor())
+
+
+def mixed(flow: Any) -> None:
+    flow.decoder.estimator.bfloat16()
+
+
 def adapter(flow: Any) -> None:
     attention = flow.decoder.estimator.mid_blocks[0][1][0].attn1
     attention.to_q = other_linear(attention.to_q)
@@ -295,6 +318,9 @@ def adapter(flow: Any) -> None:
         (tanh, "MLP is of another kind"),
         (attention_bias, "attention is of another kind"),
         (epsilon, "blocks differ"),
+        (stage_epsilon, "blocks differ"),
+        (processor, "attends by Processor"),
+        (mixed, "several dtypes"),
         (adapter, "OtherLinear"),
     ],
 )
@@ -308,15 +334,58 @@ def test_a_flow_of_another_make_stays_stock(tts: Any, change: Any, reason: str) 
     assert "inference" not in vars(copied.s3gen.flow)
 
 
-def test_an_adapter_put_in_later_is_left_to_stock(tts: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (adapter, "OtherLinear"),
+        (processor, "attends by Processor"),
+        (chunks, "attends in chunks"),
+        (stage_epsilon, "blocks differ"),
+    ],
+)
+def test_what_is_changed_later_is_left_to_stock(tts: Any, change: Any, reason: str) -> None:
     copied = copy.deepcopy(tts)
     fast = tc.compile_model(copied, QUICK)
-    adapter(copied.s3gen.flow)
+    assert_alike(flow(fast.s3gen.flow.inference, 60), flow(stock(copied), 60))
+    change(copied.s3gen.flow)
+    assert torch.equal(flow(fast.s3gen.flow.inference, 60).mel, flow(stock(copied), 60).mel)
+    assert reason in fast.report().components["flow"].fallbacks[0].error
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder.estimator"])
+def test_an_exchanged_part_is_the_one_that_speaks(tts: Any, part: str) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    before = flow(fast.s3gen.flow.inference, 9)
+    other = copy.deepcopy(copied.s3gen.flow.get_submodule(part))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    owner, _, name = part.rpartition(".")
+    setattr(copied.s3gen.flow.get_submodule(owner), name, other)
     expected = flow(stock(copied), 9)
-    assert torch.equal(flow(fast.s3gen.flow.inference, 9).mel, expected.mel)
-    row = fast.report().components["flow"]
-    assert row.ran == "stock"
-    assert "OtherLinear" in row.fallbacks[0].error
+    assert_alike(flow(fast.s3gen.flow.inference, 9), expected)
+    assert signal_to_error_db(expected.mel, before.mel) < LEAST_DB
+    assert fast.report().components["flow"].fallbacks == ()
+
+
+def test_global_hooks_are_left_to_stock(quick: Any, tts: Any) -> None:
+    def louder(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        return 1.5 * output if isinstance(module, torch.nn.Mish) else None
+
+    hook = torch.nn.modules.module.register_module_forward_hook(louder)
+    try:
+        assert torch.equal(flow(quick.s3gen.flow.inference, 9).mel, flow(stock(tts), 9).mel)
+    finally:
+        hook.remove()
+    assert "global forward hooks" in quick.report().components["flow"].fallbacks[0].error
+
+
+@pytest.mark.parametrize("length", [-1, 21, 30])
+def test_lengths_that_do_not_fit(quick: Any, length: int) -> None:
+    prompt = voice(10)["prompt_token_len"]
+    with pytest.raises(tc.InputError, match="do not fit"):
+        flow(quick.s3gen.flow.inference, 20, token_len=torch.tensor([length]) - (prompt if length < 0 else 0))
 
 
 def test_a_method_of_a_part_replaced_later_is_left_to_stock(tts: Any) -> None:

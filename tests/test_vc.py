@@ -79,3 +79,8 @@ def test_training_mode(converter: Any) -> None:
     converter.s3gen.train()
     with pytest.raises(tc.ModelStateError, match="training mode"):
         tc.compile_model(converter, QUICK)
+
+
+def test_a_missing_recording_is_named_before_any_work(converter: Any) -> None:
+    with tc.compile_model(converter, QUICK) as fast, pytest.raises(tc.InputError, match=r"nothing\.wav does not exist"):
+        fast.generate("nothing.wav")

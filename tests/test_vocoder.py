@@ -226,3 +226,20 @@ def test_a_subclass_is_left_to_stock(tts: Any) -> None:
     fast = tc.compile_model(copied, QUICK)
     assert torch.equal(vocode(fast.s3gen.mel2wav.inference, 9).wave, 2 * vocode(stock(tts), 9).wave)
     assert fast.report().components["vocoder"].ran == "stock"
+
+
+def test_the_synthetic_voice_is_voiced(tts: Any) -> None:
+    """Else the source would be noise alone, whatever the pitch."""
+    pitch = tts.s3gen.mel2wav.f0_predictor(mel(101))
+    threshold = tts.s3gen.mel2wav.m_source.l_sin_gen.voiced_threshold
+    assert (pitch > threshold).float().mean() > 0.5
+    assert pitch.std() > 1
+
+
+def test_a_dilation_that_changes_later_is_seen(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    vocode(fast.s3gen.mel2wav.inference, 12)
+    convolution = copied.s3gen.mel2wav.resblocks[4].convs1[2]
+    convolution.dilation, convolution.padding = (2,), (convolution.kernel_size[0] - 1,)
+    assert_alike(vocode(fast.s3gen.mel2wav.inference, 12), vocode(stock(copied), 12))

@@ -86,6 +86,12 @@ def using_cache_dir(path: str | None) -> Iterator[None]:
             os.environ[name] = before
 
 
+def has_global_forward_hooks() -> bool:
+    """Whether hooks stand in front of or behind every module's forward."""
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
 def cpu_name() -> str:
     """The processor's model name and features as the system gives them; empty where it gives none."""
     try:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from .components.audio import Recording
 from .components.base import Component, StockComponent
 from .components.flow import FlowComponent
+from .components.seam import attach_all, detach_all
 from .components.t3 import SamplingSettings, T3Component, check_text, finite_number
 from .components.vocoder import VocoderComponent
 from .components.voice import ReferenceComponent, VoiceEncoderComponent
@@ -124,18 +127,24 @@ class CompiledTTS:
             texts: spoken too, where given; the voice must be set then.
 
         The global random generators and the model's voice are left as they were.
+
+        Raises:
+            InputError: for texts without a voice, a single text, or a model that speaks none.
         """
+        if isinstance(texts, str):
+            raise InputError("texts must be a list of texts, not a single one")
+        if texts is not None:
+            if not hasattr(self.wrapped, "t3"):
+                raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
+            _check_voice(self.wrapped, None)
         seconds: dict[str, float] = {}
         for name, component in self._components.items():
             with Stopwatch() as watch:
                 component.warm_up()
             seconds[name] = watch.seconds
         spoken = 0
-        if texts is not None and not hasattr(self.wrapped, "t3"):
-            raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
         with torch.random.fork_rng():
             for text in texts or ():
-                _check_voice(self.wrapped, None)
                 # at the voice's own exaggeration: another would replace it
                 self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
                 spoken += 1
@@ -183,23 +192,14 @@ class CompiledTTS:
             component.release()
 
     def _detach(self) -> None:
-        for component in self._components.values():
-            component.detach()
+        detach_all(self._components.values())
         delattr(self.wrapped, _HANDLE)
         vars(self)["_attached"] = False
 
     def _attach(self) -> None:
         if vars(self.wrapped).get(_HANDLE) is not None:  # a copied model has None
             raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
-        attached: list[Component] = []
-        try:
-            for component in self._components.values():
-                component.attach()
-                attached.append(component)
-        except BaseException:
-            for component in attached:
-                component.detach()
-            raise
+        attach_all(self._components.values())
         setattr(self.wrapped, _HANDLE, self)
         vars(self)["_attached"] = True
 
@@ -233,6 +233,14 @@ class CompiledTTS:
         """
         if id(self.wrapped) not in memo:
             raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
+
+    def __copy__(self) -> None:
+        """A handle belongs to one model.
+
+        Raises:
+            ModelStateError: always.
+        """
+        raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "restored"
@@ -294,6 +302,8 @@ def _check_request(tts: Any, given: dict[str, Any]) -> None:
         _check_voice(tts, given["audio_prompt_path"])
     else:
         _check_voice(tts, given["target_voice_path"])
+        if isinstance(given["audio"], (str, os.PathLike)):
+            Recording(given["audio"])  # raises where there is none
     _check_mode(tts)
 
 

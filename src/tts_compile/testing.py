@@ -77,6 +77,7 @@ def write_checkpoint(
         save_file(t3.state_dict(), directory / "t3_cfg.safetensors")
         del t3
         s3gen = S3Gen()
+        _shape_pitch(s3gen.mel2wav.f0_predictor)
         save_file(_without_shared_storage(s3gen.state_dict()), directory / "s3gen.safetensors")
         del s3gen
         torch.save(_conditionals(seconds=10 if size == "full" else 2), directory / "conds.pt")
@@ -193,6 +194,12 @@ def _shape_token_distribution(t3: Any, speech_tokens: int) -> None:
     attention = t3.tfmr.layers[0].self_attn
     attention.v_proj.weight[0] = 0.06 * crossing * text  # about 8 times the share of text, after the norm
     attention.o_proj.weight[:, 0] = -end
+
+
+def _shape_pitch(predictor: Any) -> None:
+    """A pitch of some 50 to 250 Hz: random weights give 0.1 Hz, and all below 10 Hz counts as unvoiced."""
+    predictor.classifier.weight *= 800
+    predictor.classifier.bias.fill_(150)
 
 
 def _residual_level(t3: Any) -> float:

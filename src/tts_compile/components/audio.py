@@ -126,7 +126,7 @@ def _opened(source: Any) -> Any:
 
 def _name(source: Any) -> str:
     if isinstance(source, (str, bytes, os.PathLike)):
-        return os.fsdecode(source)
+        return os.fsdecode(source) or "an empty path"
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else f"the {type(source).__name__}"
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..config import ComponentPolicy
 from ..fallback import FallbackManager
 from ..report import ComponentReport
-from .seam import Seam, not_its_own
+from .seam import Seam, attach_all, detach_all, not_its_own
 
 
 class Component(Protocol):
@@ -86,13 +86,11 @@ class EagerComponent:
 
     def attach(self) -> None:
         """Replace the seams."""
-        for seam in self._seams:
-            seam.attach()
+        attach_all(self._seams)
 
     def detach(self) -> None:
         """Give the seams back."""
-        for seam in self._seams:
-            seam.detach()
+        detach_all(self._seams)
 
     def release(self) -> None:
         """Nothing to give back."""

@@ -75,8 +75,9 @@ class EngineComponent(ABC):
             self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
         self._warm_graphs: int | None = None
         self._left_to_stock = 0
-        self._replaced = not_its_own(owner, method)
-        self._stock: Callable[..., Any] = getattr(owner, method)  # a patch from before goes on being called
+        self._method = method
+        self._replaced: str | None = None
+        self._stock: Callable[..., Any] = getattr(owner, method)
         self._seam = Seam(owner, method, self._call)
 
     @property
@@ -105,7 +106,9 @@ class EngineComponent(ABC):
             self._mark_warm()
 
     def attach(self) -> None:
-        """Replace the method on this instance."""
+        """Replace the method on this instance; a patch that is there goes on being called."""
+        self._replaced = not_its_own(self._owner, self._method)
+        self._stock = getattr(self._owner, self._method)
         self._seam.attach()
 
     def detach(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from ..errors import ModelStateError
 
@@ -13,9 +13,52 @@ _ABSENT = object()
 
 def not_its_own(owner: object, name: str, package: str = "chatterbox") -> str | None:
     """That a method was replaced, or overridden by a subclass, if it was."""
-    if name in vars(owner) or getattr(type(owner), name).__module__.partition(".")[0] != package:
+    if not is_its_classes(owner, name) or getattr(type(owner), name).__module__.partition(".")[0] != package:
         return f"{type(owner).__name__}.{name} is not {package}'s own"
     return None
+
+
+def is_its_classes(owner: object, name: str) -> bool:
+    """Whether an object's method is what its class says; a copy of a compiled model holds such methods itself."""
+    method = vars(owner).get(name)
+    own = method is not None and getattr(method, "__self__", None) is owner
+    return method is None or (own and getattr(method, "__func__", None) is getattr(type(owner), name))
+
+
+class Detachable(Protocol):
+    """A seam, or what has some."""
+
+    def attach(self) -> None:
+        """Put in place."""
+
+    def detach(self) -> None:
+        """Give back; may raise, and has done nothing then."""
+
+
+def attach_all(parts: Iterable[Detachable]) -> None:
+    """All or none."""
+    done: list[Detachable] = []
+    try:
+        for part in parts:
+            part.attach()
+            done.append(part)
+    except BaseException:
+        for part in reversed(done):
+            part.detach()
+        raise
+
+
+def detach_all(parts: Iterable[Detachable]) -> None:
+    """All or none."""
+    done: list[Detachable] = []
+    try:
+        for part in parts:
+            part.detach()
+            done.append(part)
+    except BaseException:
+        for part in reversed(done):
+            part.attach()
+        raise
 
 
 class Seam:
@@ -69,7 +112,11 @@ class Replacement:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """The copied owner's own method: the copy of a compiled model is stock, and shares nothing with it."""
-        owner = memo[id(self._owner)]
-        return getattr(type(owner), self._name).__get__(owner)
+    def __reduce__(self) -> Any:
+        """The owner's own method: a copy of a compiled model, or what was pickled of it, is stock."""
+        return own_method, (self._owner, self._name)
+
+
+def own_method(owner: object, name: str) -> Any:
+    """What an object's class makes of a method."""
+    return getattr(type(owner), name).__get__(owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .seam import Replacement
+from .. import _compat
+from .seam import Replacement, is_its_classes
 
 T = TypeVar("T")
 
@@ -17,24 +19,25 @@ T = TypeVar("T")
 class WeightWatch:
     """Tells whether what some modules compute may be kept, and whether what was kept still holds.
 
-    A weight is known by its storage, its place in it and torch's count of writes to it. What is written past that
-    count, through ``.data`` or a shared numpy array, is not seen.
+    A weight is known by its storage, its place in it and torch's count of writes to it, everything else that a module
+    keeps by its identity. What is written past that count, through ``.data`` or a shared numpy array, is not seen, nor
+    what changes inside a list or an object of settings.
     """
 
     def __init__(self, modules: Callable[[], list[nn.Module]]) -> None:
         self._modules = modules  # asked anew each time: a module may be exchanged for another
         self._seen: tuple[set[type], list[tuple[int, int, int]]] = (set(), [])
-        self._attributes = 0
+        self._attributes: list[Any] = []
         self._replaced: str | None = None
         self._storages: list[StorageWeakRef] = []
 
     def look(self) -> tuple[bool, str | None]:
-        """Whether weights and kinds of modules are those of the last look, and why nothing may be kept, if so."""
+        """Whether weights and attributes are those of the last look, and why nothing may be kept, if so."""
         found: list[Tensor | None] = []
         kinds: set[type] = set()
         modules = self._modules()
-        attributes = 0
-        reason: str | None = None
+        attributes: list[Any] = []
+        reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else None
         pending: list[nn.Module | None] = list(modules)
         while pending:  # some 900 modules: nn.Module.modules() takes several times as long
             module = pending.pop()
@@ -42,13 +45,14 @@ class WeightWatch:
                 continue
             parts = module.__dict__
             kinds.add(type(module))
-            attributes += len(parts)
+            attributes += parts.values()
             if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"]:
                 reason = reason or _altered(module)
             found += parts["_parameters"].values()
             found += parts["_buffers"].values()
             pending += parts["_modules"].values()
-        if attributes != self._attributes:  # a replaced method is one more
+        same = len(attributes) == len(self._attributes) and all(map(operator.is_, attributes, self._attributes))
+        if not same:
             self._attributes = attributes
             self._replaced = next(filter(None, (_replaced(m) for top in modules for m in top.modules())), None)
         reason = reason or self._replaced
@@ -60,7 +64,7 @@ class WeightWatch:
         if reason:
             return False, reason
         seen = kinds, [(w.untyped_storage()._cdata, w.data_ptr(), w._version) for w in weights]
-        if seen == self._seen:
+        if same and seen == self._seen:
             return True, None
         self._seen = seen
         # While a weak reference lives, no other storage gets the address.
@@ -120,6 +124,8 @@ def customised(modules: Iterable[tuple[str, nn.Module]], harmless: Callable[[Any
         modules: names and modules, as ``named_modules`` gives them.
         harmless: says of a forward hook that it changes nothing.
     """
+    if _compat.has_global_forward_hooks():
+        return "there are global forward hooks"
     for name, module in modules:
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if not all(harmless is not None and harmless(hook) for hook in hooks):
@@ -147,6 +153,12 @@ def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
     return None
 
 
+def several_dtypes(module: nn.Module) -> str | None:
+    """That its weights are of more than one dtype, if so."""
+    found = {parameter.dtype for parameter in module.parameters()}
+    return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None
+
+
 def autocast(device: torch.device) -> str | None:
     """The same for autocast."""
     return "autocast is on" if torch.is_autocast_enabled(device.type) else None
@@ -158,6 +170,7 @@ def _altered(module: nn.Module) -> str:
 
 def _replaced(module: nn.Module) -> str | None:
     for name, value in vars(module).items():
-        if callable(getattr(type(module), name, None)) and not isinstance(value, Replacement):
+        method = callable(getattr(type(module), name, None))
+        if method and not isinstance(value, Replacement) and not is_its_classes(module, name):
             return f"{type(module).__name__}.{name} has been replaced"
     return None

@@ -60,33 +60,30 @@ class Encoder:
     """Runs a stock encoder's weights; a layer is compiled once and reused.
 
     Args:
-        encoder: the stock module.
+        eps: of the layers' norms.
         fallback: decides between compiled and eager.
         device: of the model.
         compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
     """
 
-    def __init__(self, encoder: Any, fallback: FallbackManager, device: torch.device, **compile_options: Any) -> None:
-        self._encoder = encoder
-        eps = encoder.encoders[0].norm_mha.eps
-
+    def __init__(self, eps: float, fallback: FallbackManager, device: torch.device, **compile_options: Any) -> None:
         def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
             return conformer_layer(x, positions, seen, LayerWeights(*weights), eps)
 
         self._layer = Region("encoder layer", layer, fallback, device, **compile_options)
         self.regions = [self._layer]
 
-    def __call__(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, encoder: Any, x: Tensor, lengths: Tensor) -> Tensor:
         """Encode.
 
         Args:
+            encoder: the stock module.
             x: (batch, positions, 512), embedded tokens.
             lengths: int64 (batch,), positions that count.
 
         Returns:
             (batch, 2 * positions, 512).
         """
-        encoder = self._encoder
         seen = before(lengths, x.shape[1])
         x, positions, _ = encoder.embed(x, seen[:, None])
         x = encoder.pre_lookahead_layer(x * seen[..., None])

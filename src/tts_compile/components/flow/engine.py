@@ -46,10 +46,11 @@ class FlowEngine:
         self.flow = flow
         self._cache_dir = cache_dir
         device = flow.input_embedding.weight.device
-        self._encoder = Encoder(flow.encoder, fallback, device, **compile_options)
-        estimator = flow.decoder.estimator
-        self._estimator = Estimator(Sizes.of(estimator), operators, fallback, device, **compile_options)
-        self.copies = Copies(flow, lambda: EstimatorWeights.of(estimator, operators), another_make)
+        self._sizes = Sizes.of(flow)
+        self._encoder = Encoder(self._sizes.encoder_eps, fallback, device, **compile_options)
+        self._estimator = Estimator(self._sizes, operators, fallback, device, **compile_options)
+        # read off the flow each time: its parts may be exchanged
+        self.copies = Copies(flow, lambda: EstimatorWeights.of(flow.decoder.estimator, operators), self._changed)
 
     @property
     def parts(self) -> list[Region]:
@@ -99,6 +100,8 @@ class FlowEngine:
             speech = torch.cat([_rows(prompt_token, batch), token], dim=1).long()
             lengths = (prompt_token_len + token_len).long().expand(batch)
             self._check(token, speech)
+            if int(lengths.min()) < 0 or int(lengths.max()) > speech.shape[1]:
+                raise InputError(f"lengths {lengths.tolist()} do not fit {speech.shape[1]} tokens")
             speaker = F.normalize(torch.atleast_2d(embedding), dim=1)
             speaker = _rows(self.flow.spk_embed_affine_layer(speaker), batch)  # (batch, 80)
             mu = self._encode(speech, lengths)  # (batch, rung, 80)
@@ -124,6 +127,10 @@ class FlowEngine:
         with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
             self.inference(token, length, token, length, prompt, None, embedding, True, 2, meanflow=meanflow)
 
+    def _changed(self, flow: Any) -> str | None:
+        reason = another_make(flow)
+        return reason or (None if Sizes.of(flow) == self._sizes else "its sizes have changed")
+
     def _check(self, token: Tensor, speech: Tensor) -> None:
         if token.shape[1] == 0:
             raise InputError("there are no speech tokens to make a wave from")
@@ -135,7 +142,7 @@ class FlowEngine:
     def _encode(self, speech: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, 80) for (batch, tokens), padded to a rung."""
         speech = F.pad(speech, (0, TOKENS.capacity(speech.shape[1]) - speech.shape[1]))
-        encoded = self._encoder(self.flow.input_embedding(speech), lengths)
+        encoded = self._encoder(self.flow.encoder, self.flow.input_embedding(speech), lengths)
         mu: Tensor = self.flow.encoder_proj(encoded)
         return mu
 

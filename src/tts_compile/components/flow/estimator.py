@@ -80,15 +80,21 @@ class Sizes(NamedTuple):
     inner: int
     block_eps: float
     norm_eps: float
+    encoder_eps: float
 
     @classmethod
-    def of(cls, estimator: Any) -> Sizes:
-        """Read off a stock estimator."""
+    def of(cls, flow: Any) -> Sizes:
+        """Read off a stock flow."""
+        estimator = flow.decoder.estimator
         resnet, blocks, _ = estimator.down_blocks[0]
         block = blocks[0]
         return cls(
-            block.attn1.heads, block.ff.net[0].proj.out_features, block.norm1.eps, resnet.block1.block[2].eps
-        )  # fmt: skip
+            heads=block.attn1.heads,
+            inner=block.ff.net[0].proj.out_features,
+            block_eps=block.norm1.eps,
+            norm_eps=resnet.block1.block[2].eps,
+            encoder_eps=flow.encoder.encoders[0].norm_mha.eps,
+        )
 
 
 class Estimator:
@@ -202,6 +208,6 @@ class Estimator:
 
 def mish(x: Tensor) -> Tensor:
     """``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
-    e = torch.exp(x.clamp(max=20))  # beyond, the quotient is 1
+    e = torch.exp(x.float().clamp(max=20))  # beyond, the quotient is 1; squares do not fit half precision
     n = e * (e + 2)
-    return x * (n / (n + 2))
+    return x * (n / (n + 2)).to(x.dtype)

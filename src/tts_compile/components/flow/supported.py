@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..weights import classes, unknown_class
+from ..weights import classes, several_dtypes, unknown_class
 
 CLASSES = classes(
     chatterbox=(
@@ -21,7 +21,8 @@ CLASSES = classes(
 
 def another_make(flow: Any) -> str | None:
     """Why the engine would not do what this flow does, if so."""
-    return unknown_class(map(type, flow.modules()), CLASSES) or _encoder(flow.encoder) or _estimator(flow)
+    reason = unknown_class(map(type, flow.modules()), CLASSES) or several_dtypes(flow)
+    return reason or _encoder(flow.encoder) or _estimator(flow.decoder.estimator)
 
 
 def _encoder(encoder: Any) -> str | None:
@@ -35,8 +36,7 @@ def _encoder(encoder: Any) -> str | None:
     return None
 
 
-def _estimator(flow: Any) -> str | None:
-    estimator = flow.decoder.estimator
+def _estimator(estimator: Any) -> str | None:
     if len(estimator.down_blocks) != 1 or not estimator.causal or estimator.static_chunk_size:
         return "its estimator has several resolutions, looks ahead or attends in chunks"
     stages = [*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks]
@@ -52,6 +52,7 @@ def _estimator(flow: Any) -> str | None:
     kinds = {
         (block.attn1.heads, block.ff.net[0].proj.out_features, block.norm1.eps, block.norm3.eps) for block in blocks
     }
-    if len(kinds) != 1:
+    convolved = [estimator.final_block, *(block for stage in stages for block in (stage[0].block1, stage[0].block2))]
+    if len(kinds) != 1 or len({block.block[2].eps for block in convolved}) != 1:
         return "its estimator's blocks differ in their sizes"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..weights import classes, unknown_class
+from ..weights import classes, several_dtypes, unknown_class
 
 CLASSES = classes(
     chatterbox="ConvRNNF0Predictor HiFTGenerator ResBlock SineGen Snake SourceModuleHnNSF",
@@ -17,9 +17,14 @@ CLASSES = classes(
 
 def another_make(vocoder: Any) -> str | None:
     """Why the engine would not do what this vocoder does, if so."""
-    if reason := unknown_class(map(type, vocoder.modules()), CLASSES):
+    if reason := unknown_class(map(type, vocoder.modules()), CLASSES) or several_dtypes(vocoder):
         return reason
     blocks = [*vocoder.source_resblocks, *vocoder.resblocks]
     if any(snake.alpha_logscale for block in blocks for snake in (*block.activations1, *block.activations2)):
         return "its activations keep logarithms"
+    convolutions = [convolution for block in blocks for convolution in (*block.convs1, *block.convs2)]
+    if any(2 * c.padding[0] != c.dilation[0] * (c.kernel_size[0] - 1) for c in convolutions):
+        return "its convolutions change the length"
+    if any(getattr(activation, "alpha", 1) != 1 for activation in vocoder.f0_predictor.condnet):
+        return "its pitch predictor has other activations"
     return None

@@ -50,9 +50,8 @@ class ReferenceComponent(EagerComponent):
         elif type(tts).prepare_conditionals.__module__ in _ALIKE:
             self._replace(tts, "prepare_conditionals", self._prepare_conditionals)
 
-    def detach(self) -> None:
-        """Give the seams back and forget the voices."""
-        super().detach()
+    def release(self) -> None:
+        """Forget the voices."""
         self._memory.clear()
 
     def warm_up(self) -> None:
@@ -84,7 +83,9 @@ class ReferenceComponent(EagerComponent):
         stock = sys.modules[type(tts).prepare_conditionals.__module__]  # each has its own Conditionals
         recording = Recording(wav_fpath)
         prompt_tokens = tts.t3.hp.speech_cond_prompt_len
-        settings = (tts.ENC_COND_LEN, tts.DEC_COND_LEN, prompt_tokens)
+        hp = tts.ve.hp  # settings without a count of changes
+        read = tuple(getattr(hp, name) for name in dir(hp) if not name.startswith("_"))
+        settings = (tts.ENC_COND_LEN, tts.DEC_COND_LEN, prompt_tokens, read)
 
         def compute() -> tuple[Tensor, Tensor | None, dict[str, Any]]:
             wave, generator = self._heard(recording)
