@@ -107,7 +107,7 @@ def test_threads_take_turns() -> None:
 
     def speak(value: float) -> None:
         for _ in range(200):
-            with graphs.lock:
+            with graphs.turn():
                 result = graphs.replay("a", twice, [torch.full((8,), value)])
                 if result.tolist() != [2 * value] * 8:
                     wrong.append(result)

@@ -445,3 +445,15 @@ def test_a_patch_from_before_goes_on_being_called(tts: Any) -> None:
         row = fast.report().components["flow"]
     assert (row.ran, len(row.fallbacks)) == ("stock", 1)
     assert "not chatterbox's own" in row.fallbacks[0].error
+
+
+def test_what_changes_while_hooked_is_seen_after_it(tts: Any) -> None:
+    copied = copy.deepcopy(tts)
+    fast = tc.compile_model(copied, QUICK)
+    assert_alike(flow(fast.s3gen.flow.inference, 60), flow(stock(copied), 60))
+    hook = copied.s3gen.flow.encoder_proj.register_forward_hook(lambda *_: None)
+    flow(fast.s3gen.flow.inference, 60)
+    chunks(copied.s3gen.flow)
+    flow(fast.s3gen.flow.inference, 60)
+    hook.remove()
+    assert torch.equal(flow(fast.s3gen.flow.inference, 60).mel, flow(stock(copied), 60).mel)

@@ -155,3 +155,23 @@ def test_a_wish_for_graphs_on_a_cpu_is_answered_with_a_reason(tts: Any) -> None:
     with tc.compile_model(tts, ONLY) as handle:
         (event,) = row(handle).fallbacks
         assert "no CUDA graphs for t3 here" in event.error
+
+
+@pytest.mark.parametrize("backend", ["eager", "no such backend"])
+def test_kernels_inside_a_graph_can_be_compiled(
+    tts: Any, recorder: PretendRecorder, stock_speech: Callable[..., Speech], backend: str
+) -> None:
+    policy = tc.ComponentPolicy(execution="cuda_graph", fuse=True, backend=backend)
+    with tc.compile_model(tts, ONLY.replace(t3=policy)) as handle:
+        handle.warmup()
+        recorded = len(recorder.recorded)
+        for length in (20, 120):
+            assert speak(handle, TEXTS[length], 1) == stock_speech(TEXTS[length], 1)
+        found = row(handle)
+    assert (found.ran, found.compiled_calls, found.recompiles_after_warmup) == ("cuda_graph", found.calls, 0)
+    if backend == "eager":
+        assert found.graphs > recorded  # those that torch compiled
+        assert not found.fallbacks
+    else:
+        assert found.graphs == recorded
+        assert {event.action for event in found.fallbacks} == {"torch's own kernels inside the CUDA graph"}

@@ -50,6 +50,24 @@ def graph_counts() -> tuple[int, int]:
     return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
+def launch_settings() -> tuple[Any, ...]:
+    """What of torch's settings decides which kernels are launched on a GPU."""
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(torch.backends, "fp32_precision"):  # the older settings raise once these are in use
+        matmul: Any = torch.backends.cuda.matmul
+        precision = matmul.fp32_precision, cudnn.conv.fp32_precision
+    else:
+        precision = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    return *precision, cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+
+
+def has_triton() -> bool:
+    """Whether inductor can generate kernels for the GPU of this machine."""
+    from torch.utils._triton import has_triton as found
+
+    return bool(found())
+
+
 def cpp_compiler() -> str | None:
     """The C++ compiler that inductor would use on CPU, or None where it finds none that works."""
     from torch._inductor import cpp_builder

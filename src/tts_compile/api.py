@@ -266,7 +266,7 @@ class WarmupReport:
 
 def _components(tts: Any, config: CompileConfig, graphs: cuda_graph.GraphCache | None) -> dict[str, Component]:
     makers: dict[str, Callable[[], Component]] = {
-        "flow": lambda: FlowComponent(tts.s3gen, config),
+        "flow": lambda: FlowComponent(tts.s3gen, config, graphs),
         "vocoder": lambda: VocoderComponent(tts.s3gen, config),
         "reference": lambda: ReferenceComponent(tts, config),
         "watermark": lambda: WatermarkComponent(tts.watermarker, config),

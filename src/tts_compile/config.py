@@ -112,6 +112,7 @@ class ComponentPolicy:
         dtype: ``"model"`` keeps the model's own; others store weights in lower precision.
         draft_tokens: tokens that T3 guesses ahead with an int8 copy of itself and verifies in its own dtype, so that
             the result is the same; 0 switches guessing off, None leaves the number to the component.
+        fuse: whether the kernels inside a CUDA graph come from ``torch.compile``; None: where it can generate them.
     """
 
     execution: str = "auto"
@@ -120,6 +121,7 @@ class ComponentPolicy:
     dynamic: bool | None = None
     dtype: str = "model"
     draft_tokens: int | None = None
+    fuse: bool | None = None
 
     def __post_init__(self) -> None:
         _raise_all(self._mistakes())
@@ -132,8 +134,11 @@ class ComponentPolicy:
             for name, value in (("backend", self.backend), ("mode", self.mode))
             if not isinstance(value, str) or not value
         ]
-        if self.dynamic is not None and not isinstance(self.dynamic, bool):
-            mistakes.append(f"dynamic must be True, False or None, got {self.dynamic!r}")
+        mistakes += [
+            f"{name} must be True, False or None, got {value!r}"
+            for name, value in (("dynamic", self.dynamic), ("fuse", self.fuse))
+            if value is not None and not isinstance(value, bool)
+        ]
         if self.backend == "inductor" and isinstance(self.mode, str) and self.mode not in _INDUCTOR_MODES:
             mistakes.append(f"mode must be one of {', '.join(_INDUCTOR_MODES)} for inductor, got {self.mode!r}")
         if self.draft_tokens is not None and not (_is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):

@@ -107,6 +107,9 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
     if compiler is None and not torch.cuda.is_available():
         return Plan("eager", "inductor finds no C++ compiler that works; install g++ or clang++")
     asked = "the default" if policy.execution == "auto" else f"the configuration asks for {policy.execution}"
+    if torch.cuda.is_available() and name in ("t3", "flow") and policy.execution != "inductor":
+        on_cpu = "inductor" if compiler else "eager"
+        return Plan("cuda_graph", f"{asked}; a model on the GPU: recorded launches; on the CPU: {on_cpu}")
     if not compiler:
         return Plan("inductor", f"{asked}; on the GPU only")
     native = f"fp32 on a CPU: native {_NATIVE[name]} built by {compiler}"

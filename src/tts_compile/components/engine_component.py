@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from .. import _compat
 from ..config import ComponentPolicy
-from ..execution import Region
 from ..execution.cuda_graph import GraphCache
 from ..fallback import FallbackManager
 from ..report import ComponentReport
@@ -63,6 +63,13 @@ class EngineComponent(ABC):
         self._name = name
         self._recordings = graphs
         self._asked = policy.execution
+        fuse = _compat.has_triton() if policy.fuse is None and graphs is not None else bool(policy.fuse)
+        self._compile_options: dict[str, Any] = {
+            "backend": policy.backend,
+            "mode": policy.mode,
+            "dynamic": policy.dynamic,
+            "fuse": fuse,
+        }
         self._backend = policy.backend
         self._owner = owner
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
@@ -181,7 +188,7 @@ class CopyingEngine(Protocol):
     copies: Copies[Any]
 
     @property
-    def parts(self) -> list[Region]:
+    def parts(self) -> Sequence[Counted]:
         """Every function that is compiled."""
 
     def inference(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +204,7 @@ class CopyingComponent(EngineComponent):
     engine: CopyingEngine
 
     @property
-    def parts(self) -> list[Region]:
+    def parts(self) -> Sequence[Counted]:
         """The engine's compiled functions."""
         return self.engine.parts
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from .. import _compat
 from .seam import Replacement, is_its_classes
 
 T = TypeVar("T")
+
+_ADDRESS: Callable[[Any], int] = operator.attrgetter("_cdata")
+_WRITES: Callable[[Any], int] = operator.attrgetter("_version")
 
 
 class WeightWatch:
@@ -26,50 +30,90 @@ class WeightWatch:
 
     def __init__(self, modules: Callable[[], list[nn.Module]]) -> None:
         self._modules = modules  # asked anew each time: a module may be exchanged for another
-        self._seen: tuple[set[type], list[tuple[int, int, int]]] = (set(), [])
-        self._attributes: list[Any] = []
-        self._replaced: str | None = None
+        self._tree: _Tree | None = None
+        self._seen: list[list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
 
     def look(self) -> tuple[bool, str | None]:
         """Whether weights and attributes are those of the last look, and why nothing may be kept, if so."""
-        found: list[Tensor | None] = []
-        kinds: set[type] = set()
         modules = self._modules()
-        attributes: list[Any] = []
-        reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else None
-        pending: list[nn.Module | None] = list(modules)
-        while pending:  # some 900 modules: nn.Module.modules() takes several times as long
-            module = pending.pop()
-            if module is None:
-                continue
-            parts = module.__dict__
-            kinds.add(type(module))
-            attributes += parts.values()
-            if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"]:
-                reason = reason or _altered(module)
-            found += parts["_parameters"].values()
-            found += parts["_buffers"].values()
-            pending += parts["_modules"].values()
-        same = len(attributes) == len(self._attributes) and all(map(operator.is_, attributes, self._attributes))
-        if not same:
-            self._attributes = attributes
-            self._replaced = next(filter(None, (_replaced(m) for top in modules for m in top.modules())), None)
-        reason = reason or self._replaced
-        weights = [weight for weight in found if weight is not None]
-        if strange := set(map(type, weights)) - {Tensor, nn.Parameter}:
-            reason = f"there is a weight of type {strange.pop().__name__}"
-        elif any(map(Tensor.is_inference, weights)):
-            reason = "weights made in inference mode do not count what is written to them"
+        tree = self._tree
+        same = tree is not None and tree.stands(modules)
+        if tree is None or not same:
+            tree = self._tree = _Tree(modules)
+        reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else tree.reason
         if reason:
+            self._tree = self._seen = None  # what stood in the way may be taken away again
             return False, reason
-        seen = kinds, [(w.untyped_storage()._cdata, w.data_ptr(), w._version) for w in weights]
+        storages = list(map(Tensor.untyped_storage, tree.weights))
+        seen = [
+            list(map(_ADDRESS, storages)),
+            list(map(Tensor.data_ptr, tree.weights)),
+            list(map(_WRITES, tree.weights)),
+        ]
         if same and seen == self._seen:
             return True, None
         self._seen = seen
         # While a weak reference lives, no other storage gets the address.
-        self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
+        self._storages = list(map(StorageWeakRef, storages))
         return False, None
+
+
+class _Tree:
+    """Modules and all that they keep, at one time; to be compared in a millisecond for 800 modules."""
+
+    def __init__(self, roots: list[nn.Module]) -> None:
+        self._roots = roots
+        self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+        self._kinds = list(map(type, self._modules))
+        self._parts = list(map(vars, self._modules))
+        self._contents = [parts[name] for parts in self._parts for name in ("_parameters", "_buffers", "_modules")]
+        self._hooks = [parts[name] for parts in self._parts for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self._attributes = list(_values(self._parts))
+        self._kept = list(_values(self._contents))
+        self.weights = [value for value in self._kept if isinstance(value, Tensor)]
+        self.reason = next(filter(None, map(_altered, self._modules)), None) or _strange(self.weights)
+
+    def stands(self, roots: list[nn.Module]) -> bool:
+        """Whether nothing has been exchanged, added or taken away since."""
+        return (
+            roots == self._roots
+            and list(map(type, self._modules)) == self._kinds
+            and not any(self._hooks)
+            and _equal(self._attributes, self._parts)
+            and _equal(self._kept, self._contents)
+        )
+
+
+def _values(parts: list[dict[str, Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(dict.values, parts))
+
+
+def _equal(values: list[Any], parts: list[dict[str, Any]]) -> bool:
+    try:
+        return values == list(_values(parts))  # identity first: some 20,000 comparisons in a fraction of a millisecond
+    except (RuntimeError, ValueError):  # an exchanged tensor or array: their equality has no truth value
+        return False
+
+
+def _altered(module: nn.Module) -> str | None:
+    if module.training:
+        return "a module is in training mode"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"a {type(module).__name__} has a forward hook"
+    for name, value in vars(module).items():
+        method = callable(getattr(type(module), name, None))
+        if method and not isinstance(value, Replacement) and not is_its_classes(module, name):
+            return f"{type(module).__name__}.{name} has been replaced"
+    return None
+
+
+def _strange(weights: list[Tensor]) -> str | None:
+    if strange := set(map(type, weights)) - {Tensor, nn.Parameter}:
+        return f"there is a weight of type {strange.pop().__name__}"
+    if any(map(Tensor.is_inference, weights)):
+        return "weights made in inference mode do not count what is written to them"
+    return None
 
 
 def environment(device: Any) -> tuple[Any, ...]:
@@ -86,12 +130,16 @@ class Copies(Generic[T]):
         module: the stock module, in evaluation mode.
         make: gives the copies.
         another_make: why the engine would not do what the module does, if so.
+
+    Attributes:
+        generation: how often they were made.
     """
 
     def __init__(self, module: nn.Module, make: Callable[[], T], another_make: Callable[[Any], str | None]) -> None:
         self._module = module
         self._make = make
         self._another_make = another_make
+        self.generation = 0
         self._mismatch: str | None = None
         self._watch = WeightWatch(lambda: [module])
         self._made_for = self._kinds()
@@ -111,6 +159,7 @@ class Copies(Generic[T]):
         """The copies, made now if there are none."""
         if self._made is None:
             self._made = self._make()
+            self.generation += 1
         return self._made
 
     def _kinds(self) -> set[tuple[torch.device, torch.dtype]]:
@@ -162,15 +211,3 @@ def several_dtypes(module: nn.Module) -> str | None:
 def autocast(device: torch.device) -> str | None:
     """The same for autocast."""
     return "autocast is on" if torch.is_autocast_enabled(device.type) else None
-
-
-def _altered(module: nn.Module) -> str:
-    return "a module is in training mode" if module.training else f"a {type(module).__name__} has a forward hook"
-
-
-def _replaced(module: nn.Module) -> str | None:
-    for name, value in vars(module).items():
-        method = callable(getattr(type(module), name, None))
-        if method and not isinstance(value, Replacement) and not is_its_classes(module, name):
-            return f"{type(module).__name__}.{name} has been replaced"
-    return None

@@ -6,21 +6,28 @@ results are overwritten by the next replay, and all numbers that vary are tensor
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from .. import _compat
 from ..errors import CompilationError
 
 T = TypeVar("T")
 
 # Lazy initialisation of libraries, and their choice of algorithms, must not end up in a recording.
 WARM_UPS = 3
+
+# Torch records for one thread of a process at a time, and its generators draw nothing meanwhile.
+_turn = threading.RLock()
 
 
 class Recording(Protocol):
@@ -45,6 +52,9 @@ class Recorder(Protocol):
     def release(self) -> None:
         """Give the memory of recordings that were reset back to the device."""
 
+    def turn(self) -> AbstractContextManager[None]:
+        """What is launched inside comes after all that was launched inside before, from whatever stream."""
+
 
 class CudaRecorder:
     """Torch's.
@@ -55,13 +65,15 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _side_stream(device)
+        self._left: torch.cuda.Event | None = None
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Recording, T]:
         """As :meth:`Recorder.record`, on a stream beside the current one, which waits for it.
 
-        Other threads may use the device meanwhile. A failure leaves the current stream as it was.
+        The last run beforehand must not wait for the device: that would end a recording in a way from which torch does
+        not recover. A failure leaves the current stream as it was.
         """
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
@@ -70,8 +82,9 @@ class CudaRecorder:
             try:
                 # torch.cuda.graph alone leaves its stream the current one when the end of a capture raises
                 with torch.cuda.stream(self._stream):
-                    for _ in range(WARM_UPS):
-                        function()
+                    for number in range(1, WARM_UPS + 1):
+                        with _waiting_forbidden() if number == WARM_UPS else contextlib.nullcontext():
+                            function()
                         undo()
                     with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                         results = function()
@@ -87,6 +100,33 @@ class CudaRecorder:
         """As :meth:`Recorder.release`."""
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """As :meth:`Recorder.turn`."""
+        stream = torch.cuda.current_stream(self._device)
+        if self._left is not None:
+            stream.wait_event(self._left)
+        try:
+            yield
+        finally:
+            self._left = stream.record_event()
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all models: each stream keeps a workspace of cuBLAS for good."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def _waiting_forbidden() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -104,19 +144,15 @@ class _Kept:
 class GraphCache:
     """The recordings of one model, of which the least recently used is given up beyond a ceiling.
 
-    One replay runs at a time, so that all recordings share their memory. Threads take turns: whoever replays holds
-    :attr:`lock` until the results have been read.
+    One replay runs at a time, so that all recordings share their memory. Threads take turns: whoever replays does so
+    inside :meth:`turn`, until the last use of the results has been launched.
 
     Args:
         recorder: makes them.
         ceiling: on their number.
-
-    Attributes:
-        lock: reentrant.
     """
 
     def __init__(self, recorder: Recorder, ceiling: int = 64) -> None:
-        self.lock = threading.RLock()
         self._recorder = recorder
         self._ceiling = ceiling
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
@@ -126,6 +162,12 @@ class GraphCache:
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """The only thread of the process that records, replays or draws for a replay; may be nested."""
+        with _turn, self._recorder.turn():
+            yield
 
     def replay(
         self,
@@ -149,7 +191,7 @@ class GraphCache:
         Raises:
             CompilationError: when recording fails; its memory has been given back.
         """
-        with self.lock:
+        with _turn:
             kept = self._kept.get(key)
             if kept is None:
                 kept = self._kept[key] = self._record(function, inputs, changed)
@@ -165,7 +207,7 @@ class GraphCache:
 
     def drop(self, condition: Callable[[Any], bool]) -> None:
         """Give up the recordings whose keys meet the condition, and their memory."""
-        with self.lock:
+        with _turn:
             for key in [key for key in self._kept if condition(key)]:
                 self._give_up(key)
             self._recorder.release()
@@ -188,3 +230,48 @@ class GraphCache:
 
     def _give_up(self, key: Hashable) -> None:
         self._kept.pop(key).recording.reset()
+
+
+class Replays:
+    """The replays of one component, counted by the recordings themselves.
+
+    Args:
+        recordings: where they are kept.
+        device: of the model.
+
+    Attributes:
+        calls: replays asked for.
+        graphs: recordings made.
+    """
+
+    execution = "cuda_graph"
+    graph_breaks = 0
+
+    def __init__(self, recordings: GraphCache, device: torch.device) -> None:
+        self.recordings = recordings
+        self.calls = 0
+        self.graphs = 0
+        self._counted = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def compiled_calls(self) -> int:
+        """Replays counted on the device; reading it waits for the device."""
+        return int(self._counted)
+
+    def __call__(
+        self,
+        key: tuple[Hashable, ...],
+        function: Callable[..., T],
+        inputs: Sequence[Tensor] = (),
+        changed: Sequence[Tensor] = (),
+    ) -> T:
+        """As :meth:`GraphCache.replay`; the key also holds what of torch's settings decides about launches."""
+
+        def counted(*args: Tensor) -> T:
+            self._counted.add_(1)
+            return function(*args)
+
+        key = (*key, *_compat.launch_settings())
+        self.calls += 1
+        self.graphs += key not in self.recordings
+        return self.recordings.replay(key, counted, inputs, (self._counted, *changed))

@@ -14,6 +14,7 @@ from .. import _compat
 from ..fallback import FallbackManager
 
 _serial = itertools.count()
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 class Region:
@@ -32,6 +33,8 @@ class Region:
         fallback: decides the level; shared by the regions of one component.
         device: where the counts live.
         backend, mode, dynamic: passed to ``torch.compile``.
+        fuse: compile it at the level ``"cuda_graph"`` too; its launches are then recorded, so that modes with CUDA
+            graphs of their own lose those.
     """
 
     execution = "inductor"
@@ -46,12 +49,14 @@ class Region:
         backend: str = "inductor",
         mode: str = "default",
         dynamic: bool | None = None,
+        fuse: bool = False,
     ) -> None:
         self.name = name
         self.calls = 0
         self.graphs = 0
         self.graph_breaks = 0
         self._fallback = fallback
+        self._fuse = fuse
         self._function = function
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
 
@@ -61,6 +66,7 @@ class Region:
 
         self._eager = _with_own_code(counted)
         self._options: dict[str, Any] = {"fullgraph": True, "backend": backend, "dynamic": dynamic}
+        mode = _WITHOUT_GRAPHS.get(mode, mode) if fuse else mode
         if mode != "default":  # backends other than inductor know no modes, not even the default
             self._options["mode"] = mode
 
@@ -76,24 +82,40 @@ class Region:
 
     def __call__(self, *args: Any) -> Any:
         if self._fallback.level == "cuda_graph":
-            return self._function(*args)  # it is part of a recording, which counts its replays itself
+            return self._recorded(*args)
         self.calls += 1
         if self._fallback.level != "inductor":
             return self._eager(self._counts, *args)
-        graphs, breaks = _compat.graph_counts()
         try:
-            return self._compiled(self._counts, *args)
+            return self._run_compiled(*args)
         except Exception as error:
             if not _compat.is_compile_failure(error):
                 raise
             failure = error
+        result = self._eager(self._counts, *args)  # raises by itself where the arguments are at fault
+        self._fallback.fall("compile", failure)
+        return result
+
+    def _recorded(self, *args: Any) -> Any:
+        """As part of a recording, which counts its replays itself."""
+        if self._fuse:
+            try:
+                return self._run_compiled(*args)
+            except Exception as error:
+                if not _compat.is_compile_failure(error):
+                    raise
+                self._fuse = False
+                self._fallback.note("compile", f"{self.name}: {error}", "torch's own kernels inside the CUDA graph")
+        return self._function(*args)
+
+    def _run_compiled(self, *args: Any) -> Any:
+        graphs, breaks = _compat.graph_counts()
+        try:
+            return self._compiled(self._counts, *args)
         finally:
             graphs_after, breaks_after = _compat.graph_counts()
             self.graphs += graphs_after - graphs
             self.graph_breaks += breaks_after - breaks
-        result = self._eager(self._counts, *args)  # raises by itself where the arguments are at fault
-        self._fallback.fall("compile", failure)
-        return result
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from ...config import CompileConfig
 from ...errors import UnsupportedModelError
 from ...execution import transformer
+from ...execution.cuda_graph import GraphCache
 from ..engine_component import CopyingComponent
 from ..operators import choose_operators
 from .engine import FlowEngine
@@ -20,20 +21,19 @@ class FlowComponent(CopyingComponent):
         UnsupportedModelError: for a flow of another make than the released ones.
     """
 
-    def __init__(self, s3gen: Any, config: CompileConfig) -> None:
+    def __init__(self, s3gen: Any, config: CompileConfig, graphs: GraphCache | None = None) -> None:
         policy, flow = config.flow, s3gen.flow
         if reason := another_make(flow):
             raise UnsupportedModelError(reason)
-        super().__init__("flow", policy, config.fallback, flow, "inference")
+        super().__init__("flow", policy, config.fallback, flow, "inference", graphs)
         operators = choose_operators(flow.parameters(), _native_applies(flow), self._fallback, config.cache_dir)
         self.engine = FlowEngine(
             flow,
             self._fallback,
             operators,
+            graphs,
             config.cache_dir,
-            backend=policy.backend,
-            mode=policy.mode,
-            dynamic=policy.dynamic,
+            **self._compile_options,
         )
 
 

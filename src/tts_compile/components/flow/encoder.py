@@ -63,7 +63,7 @@ class Encoder:
         eps: of the layers' norms.
         fallback: decides between compiled and eager.
         device: of the model.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
     """
 
     def __init__(self, eps: float, fallback: FallbackManager, device: torch.device, **compile_options: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch.nn import functional as F
 
 from ... import _compat
 from ...bucketing import Ladder
-from ...errors import InputError
+from ...errors import CompilationError, InputError
 from ...execution import Region
+from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ..weights import Copies
@@ -22,6 +25,8 @@ from .supported import another_make
 
 # Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
 TOKENS = Ladder.regular(step=64, last=32_768)
+# Tokens up to which a warm-up records CUDA graphs: a reference of 10 s and as much speech.
+RECORDED_AHEAD = 512
 
 
 class FlowEngine:
@@ -31,8 +36,9 @@ class FlowEngine:
         flow: the stock module.
         fallback: decides between compiled and eager.
         operators: native or torch.
+        graphs: for CUDA graphs; None where there are none.
         cache_dir: folder for compiled code; None leaves torch's own.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
     """
 
     def __init__(
@@ -40,22 +46,32 @@ class FlowEngine:
         flow: Any,
         fallback: FallbackManager,
         operators: Operators,
+        graphs: GraphCache | None = None,
         cache_dir: str | None = None,
         **compile_options: Any,
     ) -> None:
         self.flow = flow
         self._cache_dir = cache_dir
+        self._fallback = fallback
+        for embed in (
+            flow.encoder.embed,
+            flow.encoder.up_embed,
+        ):  # a table that stock moves to the device when first used
+            embed.pos_enc.extend_pe(flow.encoder.after_norm.weight[None])
+        self._recorded_for = 0
         device = flow.input_embedding.weight.device
         self._sizes = Sizes.of(flow)
         self._encoder = Encoder(self._sizes.encoder_eps, fallback, device, **compile_options)
         self._estimator = Estimator(self._sizes, operators, fallback, device, **compile_options)
+        self._replays = Replays(graphs, device) if graphs is not None else None
         # read off the flow each time: its parts may be exchanged
         self.copies = Copies(flow, lambda: EstimatorWeights.of(flow.decoder.estimator, operators), self._changed)
 
     @property
-    def parts(self) -> list[Region]:
-        """Every function that is compiled."""
-        return [*self._encoder.regions, *self._estimator.regions]
+    def parts(self) -> list[Region | Replays]:
+        """Every function that is compiled, and what is recorded."""
+        replays = [self._replays] if self._replays else []
+        return [*replays, *self._encoder.regions, *self._estimator.regions]
 
     def inference(
         self,
@@ -104,28 +120,33 @@ class FlowEngine:
                 raise InputError(f"lengths {lengths.tolist()} do not fit {speech.shape[1]} tokens")
             speaker = F.normalize(torch.atleast_2d(embedding), dim=1)
             speaker = _rows(self.flow.spk_embed_affine_layer(speaker), batch)  # (batch, 80)
-            mu = self._encode(speech, lengths)  # (batch, rung, 80)
             ahead = 0 if finalize else self.flow.pre_lookahead_len
             frames = (speech.shape[1] - ahead) * self.flow.token_mel_ratio
             if prompt_feat.shape[1] >= frames:
                 raise InputError(f"the reference's {prompt_feat.shape[1]} mel frames leave none of {frames} to make")
-            lengths = (lengths * self.flow.token_mel_ratio).clamp(max=frames)
-            mel = self._solve(
-                mu, frames, lengths, speaker, _rows(prompt_feat, batch), n_timesteps, noised_mels, meanflow
-            )
+            with self._replays.recordings.turn() if self._replays else contextlib.nullcontext():
+                padded = self._padded(speech, lengths, frames, speaker, _rows(prompt_feat, batch), noised_mels)
+                mel = self._replayed(n_timesteps, meanflow, padded)
             return mel[:, prompt_feat.shape[1] : frames].transpose(1, 2).contiguous(), None
 
     def warm_up(self) -> None:
         """Compile everything that later calls may need; draws no random number from the global generators."""
         flow = self.flow
         like = flow.input_embedding.weight
-        token = torch.zeros(1, 8, dtype=torch.long, device=like.device)
-        length = torch.tensor([8], device=like.device)
-        prompt = torch.zeros(1, 16, flow.output_size, device=like.device, dtype=like.dtype)
-        embedding = torch.ones(1, flow.spk_embed_affine_layer.in_features, device=like.device, dtype=like.dtype)
         meanflow = flow.decoder.estimator.meanflow
+        steps, counts = 2, [8]
+        if self._replays and self._fallback.level == "cuda_graph":  # a graph for each rung and number of steps
+            steps = 2 if meanflow else 10  # stock's defaults
+            counts = [rung - 8 for rung in TOKENS.rungs if rung <= RECORDED_AHEAD]
+        length = torch.tensor([8], device=like.device)
+        prompt = torch.zeros(1, 8, dtype=torch.long, device=like.device)
+        feat = torch.zeros(1, 16, flow.output_size, device=like.device, dtype=like.dtype)
+        embedding = torch.ones(1, flow.spk_embed_affine_layer.in_features, device=like.device, dtype=like.dtype)
         with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
-            self.inference(token, length, token, length, prompt, None, embedding, True, 2, meanflow=meanflow)
+            for count in counts:
+                token = torch.zeros(1, count, dtype=torch.long, device=like.device)
+                n = torch.full_like(length, count)
+                self.inference(token, n, prompt, length, feat, None, embedding, True, steps, meanflow=meanflow)
 
     def _changed(self, flow: Any) -> str | None:
         reason = another_make(flow)
@@ -139,42 +160,77 @@ class FlowEngine:
             wrong = int(lowest if lowest < 0 else highest)
             raise InputError(f"speech token {wrong} is not in the range 0 to {self.flow.vocab_size - 1}")
 
-    def _encode(self, speech: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, 80) for (batch, tokens), padded to a rung."""
-        speech = F.pad(speech, (0, TOKENS.capacity(speech.shape[1]) - speech.shape[1]))
-        encoded = self._encoder(self.flow.encoder, self.flow.input_embedding(speech), lengths)
-        mu: Tensor = self.flow.encoder_proj(encoded)
-        return mu
-
-    def _solve(
-        self,
-        mu: Tensor,
-        frames: int,
-        lengths: Tensor,
-        speaker: Tensor,
-        prompt: Tensor,
-        steps: int,
-        noised: Tensor | None,
-        meanflow: bool,
-    ) -> Tensor:
-        batch, capacity, channels = mu.shape
-        noise = torch.randn(batch, channels, frames, dtype=mu.dtype, device=mu.device)  # as stock: before any padding
+    def _padded(
+        self, speech: Tensor, lengths: Tensor, frames: int, speaker: Tensor, prompt: Tensor, noised: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`_frames` takes: padded to a rung, the noise drawn."""
+        capacity = TOKENS.capacity(speech.shape[1])
+        ratio, channels = self.flow.token_mel_ratio, self.flow.output_size
+        noise = torch.randn(len(speech), channels, frames, dtype=speaker.dtype, device=speaker.device)  # as stock
         if noised is not None:
             noise[..., frames - noised.shape[2] :] = noised
-        state = F.pad(noise.transpose(1, 2), (0, 0, 0, capacity - frames)).contiguous()
-        known = F.pad(prompt, (0, 0, 0, capacity - prompt.shape[1])).to(mu)
+
+        def frame_padded(x: Tensor) -> Tensor:
+            return F.pad(x, (0, 0, 0, capacity * ratio - x.shape[1])).to(speaker)
+
+        speech = F.pad(speech, (0, capacity - speech.shape[1]))
+        known, state = frame_padded(prompt), frame_padded(noise.transpose(1, 2))
+        return speech, lengths, (lengths * ratio).clamp(max=frames), speaker, known, state
+
+    def _replayed(self, steps: int, meanflow: bool, given: tuple[Tensor, ...]) -> Tensor:
+        """:meth:`_frames`, by a CUDA graph where there are some."""
+        weights = self.copies.current()
+        if self._replays and self._fallback.level == "cuda_graph":
+            if self._recorded_for != self.copies.generation:
+                self._replays.recordings.drop(lambda key: key[0] == "flow")
+                self._recorded_for = self.copies.generation
+            key = ("flow", steps, meanflow, *(tuple(value.shape) for value in given))
+            try:
+                return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given).clone()
+            except CompilationError as error:
+                self._fallback.fall("compile", error)
+        return self._frames(weights, steps, meanflow, *given)
+
+    def _frames(
+        self,
+        weights: EstimatorWeights,
+        steps: int,
+        meanflow: bool,
+        speech: Tensor,
+        lengths: Tensor,
+        frame_lengths: Tensor,
+        speaker: Tensor,
+        known: Tensor,
+        state: Tensor,
+    ) -> Tensor:
+        """Encoder and solver; launches only, waits for nothing.
+
+        Args:
+            weights: of the estimator.
+            steps: of the solver.
+            meanflow: as :meth:`inference`.
+            speech: (batch, rung), tokens.
+            lengths: (batch,), tokens that count.
+            frame_lengths: (batch,), frames that count.
+            speaker: (batch, 80).
+            known: (batch, frames, 80), of the reference; 0 beyond.
+            state: (batch, frames, 80), noise.
+
+        Returns:
+            (batch, frames, 80).
+        """
+        mu = self.flow.encoder_proj(self._encoder(self.flow.encoder, self.flow.input_embedding(speech), lengths))
         condition = torch.cat([mu, speaker[:, None].expand_as(mu), known], dim=2)
         if not meanflow:
             condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance
-            lengths = lengths.repeat(2)
+            frame_lengths = frame_lengths.repeat(2)
         decoder = self.flow.decoder
         times = torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype)
         if not meanflow and decoder.t_scheduler == "cosine":
             times = 1 - torch.cos(times * 0.5 * torch.pi)
-        guidance = torch.tensor(decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
-        weights = self.copies.current()
+        guidance = torch.full((), decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
         for shifts, length_of_step in zip(self._shifts(weights, times), times.diff()):
-            state = self._estimator.step(weights, state, condition, shifts, lengths, length_of_step, guidance)
+            state = self._estimator.step(weights, state, condition, shifts, frame_lengths, length_of_step, guidance)
         return state
 
     def _shifts(self, weights: EstimatorWeights, times: Tensor) -> Iterator[list[Tensor]]:

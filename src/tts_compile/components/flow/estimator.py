@@ -105,7 +105,7 @@ class Estimator:
         operators: native or torch.
         fallback: decides between compiled and eager.
         device: of the model.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
     """
 
     def __init__(

@@ -9,10 +9,9 @@ import torch
 from ...config import CompileConfig
 from ...errors import CompilationError
 from ...execution import native
-from ...execution.cuda_graph import GraphCache
+from ...execution.cuda_graph import GraphCache, Replays
 from ..engine_component import EngineComponent
 from .engine import T3Engine
-from .graph_loop import GraphLoop
 from .step import DecoderPass
 from .weights import customised
 
@@ -40,13 +39,11 @@ class T3Component(EngineComponent):
             CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens,
             graphs,
             config.cache_dir,
-            backend=policy.backend,
-            mode=policy.mode,
-            dynamic=policy.dynamic,
+            **self._compile_options,
         )
 
     @property
-    def parts(self) -> list[DecoderPass | GraphLoop]:
+    def parts(self) -> list[DecoderPass | Replays]:
         """Passes over the decoder."""
         return self.engine.passes
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ... import _compat
 from ...bucketing import Ladder
 from ...errors import CompilationError, InputError, ModelStateError
-from ...execution.cuda_graph import GraphCache
+from ...execution.cuda_graph import GraphCache, Replays
 from ...fallback import FallbackManager
 from .cache import KVCache
 from .decoder import decoder_layer, head
@@ -59,7 +60,7 @@ class T3Engine:
         guesses: tokens guessed ahead; only the native decoder can read the copy.
         graphs: for CUDA graphs; None where there are none.
         cache_dir: folder for compiled code; None leaves torch's own.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
     """
 
     def __init__(
@@ -88,17 +89,20 @@ class T3Engine:
                 copies["draft"] = int8_copy(self._weights)
             for name, copy in copies.items():
                 self._native.append(NativePass(name, self._weights, copy, fallback, **compile_options))
-        self._graph_loop = GraphLoop(self._weights, graphs, self._new_cache) if graphs is not None else None
-        self._lock = graphs.lock if graphs is not None else contextlib.nullcontext()
+        self._graph_loop: GraphLoop | None = None
+        self._turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        if graphs is not None:
+            self._graph_loop = GraphLoop(self._weights, self._layered, graphs, self._new_cache)
+            self._turn = graphs.turn
         self._decode: DecoderPass = self._layered  # what this utterance uses
         self._draft: DecoderPass | None = None
         self._wanted_guesses = guesses
 
     @property
-    def passes(self) -> list[DecoderPass | GraphLoop]:
+    def passes(self) -> list[DecoderPass | Replays]:
         """Every kind of step that the engine may use."""
-        loops = [self._graph_loop] if self._graph_loop else []
-        return [*loops, self._layered, *self._native]
+        replays = [self._graph_loop.replays] if self._graph_loop else []
+        return [*replays, self._layered, *self._native]
 
     @_without_gradients
     def inference(
@@ -139,7 +143,7 @@ class T3Engine:
         if initial_speech_tokens is None:
             initial_speech_tokens = torch.full_like(text_tokens[:, :1], self.t3.hp.start_speech_token)
         self._choose_passes()
-        with _compat.using_cache_dir(self._cache_dir), self._lock:
+        with _compat.using_cache_dir(self._cache_dir), self._turn():
             prompt = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
             if loop := self._loop():
                 try:
@@ -178,7 +182,7 @@ class T3Engine:
     def warm_up(self, sequences: int) -> None:
         """Compile every pass for a number of sequences; speaks nothing and draws no random number."""
         self._choose_passes()
-        with _compat.using_cache_dir(self._cache_dir), self._lock:
+        with _compat.using_cache_dir(self._cache_dir), self._turn():
             if loop := self._loop():
                 try:
                     cache = loop.cache(sequences, length=1)

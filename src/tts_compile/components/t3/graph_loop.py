@@ -14,12 +14,11 @@ from torch import Tensor
 
 from ...bucketing import Ladder
 from ...errors import ModelStateError
-from ...execution.cuda_graph import GraphCache
+from ...execution.cuda_graph import GraphCache, Replays
 from .cache import KVCache
-from .decoder import decoder_layer, head
 from .noise import NoiseStream
 from .sampling import Numbers, SamplingSettings, guide, probabilities
-from .step import embedded
+from .step import LayeredPass, embedded
 from .weights import DecoderWeights
 
 # Steps launched before a token is read: long enough for its way to the host, short against an utterance.
@@ -77,33 +76,29 @@ class GraphLoop:
 
     Args:
         weights: the model's.
+        layered: a layer and the head, as functions of them.
         graphs: where recordings are kept.
         make_cache: of a number of sequences and a capacity.
 
     Attributes:
-        calls: steps launched.
-        graphs: recordings made.
+        replays: the steps, with their counts.
     """
 
-    execution = "cuda_graph"
-    graph_breaks = 0
-
-    def __init__(self, weights: DecoderWeights, graphs: GraphCache, make_cache: Callable[[int, int], KVCache]) -> None:
-        self.calls = 0
-        self.graphs = 0
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        layered: LayeredPass,
+        graphs: GraphCache,
+        make_cache: Callable[[int, int], KVCache],
+    ) -> None:
+        self.replays = Replays(graphs, weights.head.device)
         self._weights = weights
-        self._recordings = graphs
+        self._layered = layered
         self._make_cache = make_cache
         self._caches: dict[int, KVCache] = {}
         self._addresses: tuple[int, ...] = ()
-        self._replayed = torch.zeros((), dtype=torch.int64, device=weights.head.device)
         self._board = Board.like(weights)
         self._readback = _Readback(weights.head.device)
-
-    @property
-    def compiled_calls(self) -> int:
-        """Steps counted on the device by the replays themselves; reading it waits for the device."""
-        return int(self._replayed)
 
     def ready(self) -> bool:
         """Look up where the weights lie; False where they are of another dtype or on another device than at first."""
@@ -112,7 +107,7 @@ class GraphLoop:
             return False
         addresses = tuple(weight.data_ptr() for weight in self._weights.tensors())
         if addresses != self._addresses:
-            self._recordings.drop(lambda key: key[0] == "t3")
+            self.replays.recordings.drop(lambda key: key[0] == "t3")
             self._addresses = addresses
         return True
 
@@ -122,7 +117,10 @@ class GraphLoop:
         :meth:`speak` exchanges it for a larger one when an utterance goes on beyond its end.
         """
         cache = self._caches.get(sequences)
-        if cache is None or cache.capacity < length:
+        if cache is not None and cache.capacity < length:
+            self._drop(cache)
+            cache = None
+        if cache is None:
             cache = self._caches[sequences] = self._make_cache(sequences, length)
         cache.clear()
         return cache
@@ -185,34 +183,31 @@ class GraphLoop:
         larger = self._make_cache(cache.sequences, cache.capacity + 1)
         larger.take(cache)
         self._caches[cache.sequences] = larger
-        self._recordings.drop(lambda key: key[:2] == _place_of(cache))
+        self._drop(cache)
         return larger
+
+    def _drop(self, cache: KVCache) -> None:
+        self.replays.recordings.drop(lambda key: key[:2] == _place_of(cache))
 
     def _launch(self, place: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
         rung = min(RUNGS.capacity(place + 1), cache.capacity)
         key = (*_place_of(cache), rung, rotary.data_ptr(), settings.kinds())
-        self.graphs += key not in self._recordings
-        self.calls += 1
-        self._recordings.replay(
-            key,
-            lambda: self._step(rung, rotary, cache, settings),
-            changed=(self._replayed, *self._board.written()),
-        )
+        self.replays(key, lambda: self._step(rung, rotary, cache, settings), changed=self._board.written())
 
     def _step(self, rung: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
-        self._replayed.add_(1)
         weights, board = self._weights, self._board
         cfg_weight, *numbers = board.numbers.unbind()
         x = embedded(weights.speech_embedding, weights.speech_positions, board.token, board.spoken, cache.sequences)
         mask = torch.arange(rung, device=x.device) <= board.place[:, None]
+        torch._dynamo.maybe_mark_dynamic(mask, 1)
         cos, sin = rotary[:, board.place]
         for layer, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
-            x = decoder_layer(weights.eps, x, cos, sin, board.place, mask, keys, values, layer)
-        logits = guide(head(weights.eps, x, weights.final_norm, weights.head), cfg_weight)
+            x = self._layered.layer(x, cos, sin, board.place, mask, keys, values, layer)
+        logits = guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight)
         chances = probabilities(logits, board.history, settings, Numbers(*numbers))
         best, token = (chances / board.noise).max(-1)
         board.token.copy_(token)
-        board.heard.copy_(torch.where(best.isnan(), -1, token))
+        board.heard.copy_(token.masked_fill(best.isnan(), -1))
         board.history.scatter_(1, (board.spoken + 1)[None], token[None])
         board.place.add_(1)
         board.spoken.add_(1)
@@ -228,6 +223,7 @@ class _Readback:
 
     def __init__(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
+        self._device = device
         self._host = torch.empty(AHEAD, dtype=torch.int64, pin_memory=on_gpu)
         self._sent = [torch.cuda.Event() for _ in range(AHEAD)] if on_gpu else []
 
@@ -236,7 +232,7 @@ class _Readback:
         slot = index % AHEAD
         self._host[slot : slot + 1].copy_(token, non_blocking=True)
         if self._sent:
-            self._sent[slot].record()
+            self._sent[slot].record(torch.cuda.current_stream(self._device))
 
     def receive(self, index: int) -> int:
         """Wait for a token."""

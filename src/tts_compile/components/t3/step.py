@@ -25,7 +25,11 @@ class LayeredPass:
         name: for messages.
         weights: what to read.
         fallback: decides between compiled and eager.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
+
+    Attributes:
+        layer: :func:`decoder_layer`, compiled or not.
+        head: :func:`head` likewise.
     """
 
     execution = "inductor"
@@ -36,8 +40,8 @@ class LayeredPass:
         device = weights.final_norm.device
         layer_function = functools.partial(decoder_layer, weights.eps)
         head_function = functools.partial(head, weights.eps)
-        self._layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
-        self._head = Region(f"{name} head", head_function, fallback, device, **compile_options)
+        self.layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
+        self.head = Region(f"{name} head", head_function, fallback, device, **compile_options)
 
     def __call__(
         self, tokens: Tensor, speech_position: int, rotary: Tensor, start: int, cache: KVCache, cfg_weight: Tensor
@@ -58,23 +62,23 @@ class LayeredPass:
         self.calls += 1
         weights = self._weights
         x = embedded(weights.speech_embedding, weights.speech_positions, tokens, speech_position, cache.sequences)
-        x = run_layers(self._layer, weights, x, rotary, start, cache)
-        return guide(self._head(x, weights.final_norm, weights.head), cfg_weight)
+        x = run_layers(self.layer, weights, x, rotary, start, cache)
+        return guide(self.head(x, weights.final_norm, weights.head), cfg_weight)
 
     @property
     def compiled_calls(self) -> int:
         """Passes in which every call was counted inside compiled code."""
-        return min(self._layer.compiled_calls // len(self._weights.layers), self._head.compiled_calls)
+        return min(self.layer.compiled_calls // len(self._weights.layers), self.head.compiled_calls)
 
     @property
     def graphs(self) -> int:
         """Graphs that torch compiled for it."""
-        return self._layer.graphs + self._head.graphs
+        return self.layer.graphs + self.head.graphs
 
     @property
     def graph_breaks(self) -> int:
         """Graph breaks while doing so."""
-        return self._layer.graph_breaks + self._head.graph_breaks
+        return self.layer.graph_breaks + self.head.graph_breaks
 
 
 class NativePass:
@@ -87,7 +91,7 @@ class NativePass:
         weights: the model's, for the embeddings.
         decoder_weights: what the decoder reads.
         fallback: decides between compiled and eager.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
     """
 
     execution = "inductor"

@@ -29,7 +29,5 @@ class VocoderComponent(CopyingComponent):
             self._fallback,
             choose_operators(vocoder.parameters(), True, self._fallback, config.cache_dir),
             config.cache_dir,
-            backend=policy.backend,
-            mode=policy.mode,
-            dynamic=policy.dynamic,
+            **self._compile_options,
         )

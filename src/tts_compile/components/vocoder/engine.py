@@ -30,7 +30,7 @@ class VocoderEngine:
         fallback: decides between compiled and eager.
         operators: native or torch.
         cache_dir: folder for compiled code; None leaves torch's own.
-        compile_options: ``backend``, ``mode`` and ``dynamic`` for ``torch.compile``.
+        compile_options: of :class:`tts_compile.execution.Region`.
     """
 
     def __init__(
