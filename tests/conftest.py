@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
+from pretend import PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
 
 SPEECH_TOKENS = 16
@@ -72,6 +73,12 @@ def fast(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
     with tc.compile_model(tc.testing.load_checkpoint(checkpoint), tc.CompileConfig.exact()) as handle:
         handle.warmup()
         yield handle
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> PretendRecorder:
+    """Models compiled from now on find CUDA graphs, pretended, where they are."""
+    return pretend(monkeypatch)
 
 
 @pytest.fixture

@@ -18,11 +18,6 @@ ONLY = tc.CompileConfig.off().replace(flow=tc.ComponentPolicy(execution="cuda_gr
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> PretendRecorder:
-    return pretend(monkeypatch)
-
-
-@pytest.fixture
 def graphed(tts: Any, recorder: PretendRecorder) -> tc.CompiledTTS:
     return tc.compile_model(tts, ONLY)
 

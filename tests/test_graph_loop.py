@@ -20,11 +20,6 @@ ONLY = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(execution="cuda_grap
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> PretendRecorder:
-    return pretend(monkeypatch)
-
-
-@pytest.fixture
 def graphed(tts: Any, recorder: PretendRecorder) -> tc.CompiledTTS:
     return tc.compile_model(tts, ONLY)
 
