@@ -17,10 +17,10 @@ class ComponentReport:
         ran: ``"stock"``, ``"eager"``, ``"inductor"`` or ``"cuda_graph"``: what the counts prove, not what was
             planned. A compiled component counts as compiled only while all its calls were.
         calls: steps (T3) or calls that the component was asked for.
-        compiled_calls: those counted inside compiled code.
-        graphs: graphs that torch compiled for it.
+        compiled_calls: those counted inside compiled code or by replayed CUDA graphs.
+        graphs: graphs that torch compiled for it, and CUDA graphs that were recorded.
         graph_breaks: graph breaks while doing so.
-        recompiles_after_warmup: graphs compiled after the warm-up (or, without one, after the first utterance).
+        recompiles_after_warmup: graphs compiled or recorded after the warm-up (or, without one, after the first utterance).
         fallbacks: every event, oldest first.
         note: a sentence where the row needs one.
     """

@@ -36,7 +36,7 @@ class Board(NamedTuple):
     history: Tensor  # int64 (1, n), tokens so far, filled up with the start token
     heard: Tensor  # int64 (1,), for the host: the token, or -1 for logits that are not finite
     noise: Tensor  # (1, vocabulary), of the token to be chosen
-    numbers: Tensor  # (5,), settings of the utterance
+    numbers: Tensor  # float32 (5,), settings of the utterance
 
     @classmethod
     def like(cls, weights: DecoderWeights) -> Board:
@@ -48,7 +48,8 @@ class Board(NamedTuple):
 
         noise = weights.head.new_ones(1, len(weights.head))
         history = zeros(1, len(weights.speech_positions) + AHEAD + 2)
-        return cls(zeros(1), zeros(1), zeros(1), history, zeros(1), noise, weights.head.new_zeros(5))
+        numbers = torch.zeros(5, device=embedding.device)
+        return cls(zeros(1), zeros(1), zeros(1), history, zeros(1), noise, numbers)
 
     def start(self, token: int, first: int, place: int, settings: SamplingSettings) -> None:
         """Set up after the first token has been chosen.
@@ -203,7 +204,7 @@ class GraphLoop:
         cos, sin = rotary[:, board.place]
         for layer, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
             x = self._layered.layer(x, cos, sin, board.place, mask, keys, values, layer)
-        logits = guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight)
+        logits = guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight.to(x.dtype))
         chances = probabilities(logits, board.history, settings, Numbers(*numbers))
         best, token = (chances / board.noise).max(-1)
         board.token.copy_(token)
