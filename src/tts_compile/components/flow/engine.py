@@ -126,8 +126,9 @@ class FlowEngine:
                 raise InputError(f"the reference's {prompt_feat.shape[1]} mel frames leave none of {frames} to make")
             with self._replays.recordings.turn() if self._replays else contextlib.nullcontext():
                 padded = self._padded(speech, lengths, frames, speaker, _rows(prompt_feat, batch), noised_mels)
-                mel = self._replayed(n_timesteps, meanflow, padded)
-            return mel[:, prompt_feat.shape[1] : frames].transpose(1, 2).contiguous(), None
+                mel = self._replayed(n_timesteps, meanflow, padded)[:, prompt_feat.shape[1] : frames]
+                # a copy, and within the turn: the next replay overwrites what this one gave
+                return mel.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
 
     def warm_up(self) -> None:
         """Compile everything that later calls may need; draws no random number from the global generators."""
@@ -178,7 +179,7 @@ class FlowEngine:
         return speech, lengths, (lengths * ratio).clamp(max=frames), speaker, known, state
 
     def _replayed(self, steps: int, meanflow: bool, given: tuple[Tensor, ...]) -> Tensor:
-        """:meth:`_frames`, by a CUDA graph where there are some."""
+        """:meth:`_frames`, by a CUDA graph where there are some; the next call may overwrite the result."""
         weights = self.copies.current()
         if self._replays and self._fallback.level == "cuda_graph":
             if self._recorded_for != self.copies.generation:
@@ -186,7 +187,7 @@ class FlowEngine:
                 self._recorded_for = self.copies.generation
             key = ("flow", steps, meanflow, *(tuple(value.shape) for value in given))
             try:
-                return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given).clone()
+                return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given)
             except CompilationError as error:
                 self._fallback.fall("compile", error)
         return self._frames(weights, steps, meanflow, *given)
