@@ -20,7 +20,8 @@ class ComponentReport:
         compiled_calls: those counted inside compiled code or by replayed CUDA graphs.
         graphs: graphs that torch compiled for it, and CUDA graphs that were recorded.
         graph_breaks: graph breaks while doing so.
-        recompiles_after_warmup: graphs compiled or recorded after the warm-up (or, without one, after the first utterance).
+        recompiles_after_warmup: graphs compiled or recorded after the warm-up, or after the first utterance where
+            there was none.
         fallbacks: every event, oldest first.
         note: a sentence where the row needs one.
     """
