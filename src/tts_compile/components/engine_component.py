@@ -63,7 +63,7 @@ class EngineComponent(ABC):
         self._name = name
         self._recordings = graphs
         self._asked = policy.execution
-        fuse = _compat.has_triton() if policy.fuse is None and graphs is not None else bool(policy.fuse)
+        fuse = graphs is not None and (_compat.has_triton() if policy.fuse is None else policy.fuse)
         self._compile_options: dict[str, Any] = {
             "backend": policy.backend,
             "mode": policy.mode,
