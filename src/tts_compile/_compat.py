@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def launch_settings() -> tuple[Any, ...]:
 
 
 def has_triton() -> bool:
-    """Whether inductor can generate kernels for the GPU of this machine."""
+    """Whether inductor can generate kernels for the GPU of this machine; Triton's launchers need a C compiler."""
     from torch.utils._triton import has_triton as found
 
-    return bool(found())
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return bool(found()) and any(shutil.which(name) for name in compilers if name)
 
 
 def cpp_compiler() -> str | None:

@@ -95,7 +95,10 @@ class CompiledTTS:
         own["config"] = config
         device = next(tts.s3gen.parameters()).device
         recorder = cuda_graph.recorder_for(device)
-        own["_components"] = _components(tts, config, cuda_graph.GraphCache(recorder) if recorder else None)
+        graphs = cuda_graph.GraphCache(recorder) if recorder else None
+        own["_components"] = _components(tts, config, graphs)
+        # Whole utterances take turns where there are graphs: nobody may draw or wait while another thread records.
+        own["_turn"] = graphs.turn if graphs is not None else contextlib.nullcontext
         own["_attached"] = False
         own["_suspended"] = False
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
@@ -117,7 +120,8 @@ class CompiledTTS:
             given = self._signature.bind(*args, **kwargs)
             given.apply_defaults()
             _check_request(self.wrapped, given.arguments)
-        wave: Tensor = self.wrapped.generate(*args, **kwargs)
+        with self._turn():
+            wave: Tensor = self.wrapped.generate(*args, **kwargs)
         return wave
 
     def warmup(self, texts: Iterable[str] | None = None) -> WarmupReport:

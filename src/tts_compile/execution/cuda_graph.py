@@ -66,7 +66,6 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = _side_stream(device)
-        self._left: torch.cuda.Event | None = None
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Recording, T]:
@@ -89,6 +88,8 @@ class CudaRecorder:
                     with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                         results = function()
             except BaseException:
+                with contextlib.suppress(RuntimeError):  # what was launched may still write to what is undone next
+                    self._stream.synchronize()
                 graph.reset()
                 self._pool = torch.cuda.graph_pool_handle()  # the old one may still count as being captured into
                 self.release()
@@ -97,20 +98,25 @@ class CudaRecorder:
             return graph, results
 
     def release(self) -> None:
-        """As :meth:`Recorder.release`."""
+        """As :meth:`Recorder.release`; waits for replays under way."""
         with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """As :meth:`Recorder.turn`."""
         stream = torch.cuda.current_stream(self._device)
-        if self._left is not None:
-            stream.wait_event(self._left)
+        if self._device in _left:
+            stream.wait_event(_left[self._device])
         try:
             yield
         finally:
-            self._left = stream.record_event()
+            _left[self._device] = stream.record_event()
+
+
+# After the last turn on each device, of whatever model: all recordings share the workspaces of one stream.
+_left: dict[torch.device, torch.cuda.Event] = {}
 
 
 @functools.cache

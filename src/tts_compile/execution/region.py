@@ -59,6 +59,7 @@ class Region:
         self._fuse = fuse
         self._function = function
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
+        self._uncounted = torch.zeros_like(self._counts)  # of calls inside recordings
 
         def counted(counts: torch.Tensor, *args: Any) -> Any:
             counts[0 if torch.compiler.is_compiling() else 1] += 1
@@ -87,7 +88,7 @@ class Region:
         if self._fallback.level != "inductor":
             return self._eager(self._counts, *args)
         try:
-            return self._run_compiled(*args)
+            return self._run_compiled(self._counts, *args)
         except Exception as error:
             if not _compat.is_compile_failure(error):
                 raise
@@ -100,7 +101,7 @@ class Region:
         """As part of a recording, which counts its replays itself."""
         if self._fuse:
             try:
-                return self._run_compiled(*args)
+                return self._run_compiled(self._uncounted, *args)
             except Exception as error:
                 if not _compat.is_compile_failure(error):
                     raise
@@ -108,10 +109,10 @@ class Region:
                 self._fallback.note("compile", f"{self.name}: {error}", "torch's own kernels inside the CUDA graph")
         return self._function(*args)
 
-    def _run_compiled(self, *args: Any) -> Any:
+    def _run_compiled(self, counts: torch.Tensor, *args: Any) -> Any:
         graphs, breaks = _compat.graph_counts()
         try:
-            return self._compiled(self._counts, *args)
+            return self._compiled(counts, *args)
         finally:
             graphs_after, breaks_after = _compat.graph_counts()
             self.graphs += graphs_after - graphs

@@ -61,8 +61,8 @@ class T3Component(EngineComponent):
 
     def release(self) -> None:
         """Give the recordings back, and the caches that they use."""
-        super().release()
         self.engine.release()
+        super().release()  # also has the device take back what is no longer used
 
     def _customised(self) -> str | None:
         return customised(self._owner)

@@ -174,7 +174,7 @@ class T3Engine:
         return self._wanted_guesses if self._draft else 0
 
     def release(self) -> None:
-        """Give the caches of CUDA graphs back; their recordings must be gone."""
+        """Give the caches of CUDA graphs back; their recordings must not be used any more."""
         if self._graph_loop:
             self._graph_loop.release()
 

@@ -177,7 +177,7 @@ class GraphLoop:
             self._launch(rung - 1, rotary, cache, settings)
 
     def release(self) -> None:
-        """Give the caches back; their recordings must be gone."""
+        """Give the caches back; their recordings must not be used any more."""
         self._caches.clear()
 
     def _grown(self, cache: KVCache) -> KVCache:

@@ -112,13 +112,13 @@ def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings, numb
     penalty, temperature, min_p, tail = numbers or settings.numbers()
     divides, drops_small, drops_tail = settings.kinds()
     picked = logits.gather(1, seen)
-    penalised = torch.where(picked < 0, picked * penalty, _divided(picked, penalty))
+    penalised = torch.where(picked < 0, _multiplied(picked, penalty), _divided(picked, penalty))
     logits = logits.scatter(1, seen, penalised)
     if divides:
         logits = _divided(logits, temperature)
     if drops_small:
         shares = logits.softmax(-1)
-        logits = logits.masked_fill(shares < min_p * shares.amax(-1, keepdim=True), -math.inf)
+        logits = logits.masked_fill(shares < _multiplied(shares.amax(-1, keepdim=True), min_p), -math.inf)
     if drops_tail:
         ascending, order = logits.sort(descending=False)
         dropped = ascending.softmax(-1).cumsum(-1) <= tail
@@ -129,7 +129,12 @@ def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings, numb
 
 def _divided(x: Tensor, by: float | Tensor) -> Tensor:
     """On a GPU, torch divides by a number as a product with its reciprocal; with a tensor, this gives the same bits."""
-    return x * by.reciprocal() if isinstance(by, Tensor) else x / by
+    return _multiplied(x, by.reciprocal()) if isinstance(by, Tensor) else x / by
+
+
+def _multiplied(x: Tensor, by: float | Tensor) -> Tensor:
+    """By a tensor as by a number, which is never rounded to half precision first."""
+    return (x.float() * by).to(x.dtype) if isinstance(by, Tensor) else x * by
 
 
 def choose(weights: Tensor, noise: Tensor) -> tuple[int, bool]:
