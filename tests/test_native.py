@@ -15,6 +15,7 @@ from torch import Tensor
 import tts_compile as tc
 from speech import Speech, speak, speak_stock
 from tts_compile import _compat
+from tts_compile.components.t3.cache import visible
 from tts_compile.components.t3.decoder import decoder_layer, head
 from tts_compile.components.t3.weights import LayerWeights
 from tts_compile.execution import native
@@ -79,9 +80,10 @@ class Decoder(NamedTuple):
         weights = native.Weights(layers, self.norm, copied(self.head))
         return weights, self._replace(layers=same, head=floats(copied(self.head)))
 
-    def run(self, x: Tensor, start: int, weights: native.Weights | None = None) -> Tensor:
+    def run(self, x: Tensor, *starts: int, weights: native.Weights | None = None) -> Tensor:
+        """From the same position on for all sequences, or from one for each."""
         weights = weights or native.Weights(self.layers, self.norm, self.head)
-        positions = torch.arange(start, start + x.shape[1])
+        positions = places(x, starts)
         return native.decode(
             x,
             *rotary(positions),
@@ -94,17 +96,21 @@ class Decoder(NamedTuple):
             EPS,
         )
 
-    def run_in_torch(self, x: Tensor, start: int) -> Tensor:
-        positions = torch.arange(start, start + x.shape[1])
-        mask = torch.arange(start + x.shape[1]) <= positions[:, None]
-        cos, sin = (table.to(x.dtype) for table in rotary(positions))
+    def run_in_torch(self, x: Tensor, *starts: int) -> Tensor:
+        positions = places(x, starts)
+        mask = visible(positions, max(starts) + x.shape[1])
+        cos, sin = (table.to(x.dtype)[:, None] for table in rotary(positions))
         for keys, values, layer in zip(self.keys, self.values, self.layers):
             x = decoder_layer(EPS, x, cos, sin, positions, mask, keys, values, layer)
         return head(EPS, x, self.norm, self.head)
 
 
+def places(x: Tensor, starts: tuple[int, ...]) -> Tensor:
+    return (torch.tensor(starts)[:, None] + torch.arange(x.shape[1])).expand(len(x), -1)
+
+
 def rotary(positions: Tensor) -> tuple[Tensor, Tensor]:
-    angles = positions[:, None] * torch.logspace(0, -3, 32).repeat(2)
+    angles = positions[..., None] * torch.logspace(0, -3, 32).repeat(2)
     return angles.cos(), angles.sin()
 
 
@@ -113,13 +119,14 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 @given(
-    sequences=st.integers(1, 3),
+    sequences=st.integers(1, 16),
     count=st.integers(1, 8),
+    spare=st.integers(0, 2),
     depth=st.integers(1, 2),
     heads=st.integers(1, 5),
     inner=st.sampled_from([64, 128, 320, 1088]),
     vocabulary=st.integers(1, 150),
-    start=st.integers(0, CAPACITY - 8),
+    starts=st.lists(st.integers(0, CAPACITY - 8), min_size=16, max_size=16),
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
@@ -127,26 +134,27 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def test_equals_torch(
     sequences: int,
     count: int,
+    spare: int,
     depth: int,
     heads: int,
     inner: int,
     vocabulary: int,
-    start: int,
+    starts: list[int],
     threads: int,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     count = min(count, native.MAX_ROWS // sequences)
-    decoder = Decoder.random(sequences, depth, heads, inner, vocabulary)
+    decoder = Decoder.random(sequences + spare, depth, heads, inner, vocabulary)
     exact = decoder.double()
     x = torch.randn(sequences, count, 64 * heads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = decoder.run(x, start)
+        found = decoder.run(x, *starts[:sequences])
     finally:
         torch.set_num_threads(before)
-    assert relative_error(found, exact.run_in_torch(x.double(), start)) < 2e-5
+    assert relative_error(found, exact.run_in_torch(x.double(), *starts[:sequences])) < 2e-5
     assert relative_error(decoder.keys, exact.keys) < 2e-5  # written where new, untouched elsewhere
     assert relative_error(decoder.values, exact.values) < 2e-5
 
@@ -159,7 +167,7 @@ def test_int8_equals_torch_on_the_rounded_matrices(sequences: int, heads: int, s
     weights, same = decoder.rounded()
     exact = same.double()
     x = torch.randn(sequences, 1, 64 * heads)
-    assert relative_error(decoder.run(x, start, weights), exact.run_in_torch(x.double(), start)) < 2e-5
+    assert relative_error(decoder.run(x, start, weights=weights), exact.run_in_torch(x.double(), start)) < 2e-5
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -200,7 +208,7 @@ def test_what_it_is_not_made_for_is_refused(sequences: int, count: int, start: i
 def test_more_int8_rows_than_it_is_made_for_are_refused() -> None:
     decoder = Decoder.random()
     with pytest.raises(ValueError, match="rows"):
-        decoder.run(torch.randn(2, 2, 64), 0, decoder.rounded()[0])
+        decoder.run(torch.randn(2, 2, 64), 0, weights=decoder.rounded()[0])
 
 
 def test_cache_with_gaps_is_refused() -> None:

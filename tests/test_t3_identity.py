@@ -172,7 +172,7 @@ def test_prompt_and_budget_at_a_rung_of_the_capacity(
     text = text[: room - 1]
     lengths: list[int] = []
     cache = handle._components["t3"].engine._cache
-    handle._components["t3"].engine._cache = lambda rows, length: lengths.append(length) or cache(rows, length)
+    handle._components["t3"].engine._cache = lambda *given: lengths.append(given[-1]) or cache(*given)
     assert speak(handle, text, max_new_tokens=budget) == stock_speech(text, max_new_tokens=budget)
     assert lengths == [512]
 
@@ -185,18 +185,18 @@ def test_speech_that_reaches_the_last_position_ends_there(tts: Any) -> None:
 
 def test_guesses_beyond_the_last_position_have_one_too() -> None:
     table, positions = torch.randn(5, 8), torch.randn(6, 8)
-    block = embedded(table, positions, torch.tensor([1, 2, 3]), 4, 2)
+    block = embedded(table, positions, torch.tensor([[1, 2, 3]]), torch.tensor([4]), 2)
     assert torch.equal(block[1], table[[1, 2, 3]] + positions[[4, 5, 5]])
 
 
 def test_cache_hands_out_no_leftovers() -> None:
-    cache = KVCache(2, 2, 1, 4, 64, Ladder.regular(16, 64), torch.empty(0))
+    cache = KVCache(2, 1, True, 1, 4, 64, Ladder.regular(16, 64), torch.empty(0))
     cache.keys.fill_(torch.nan)
     cache.values.fill_(torch.nan)
     for start, count in ((0, 3), (3, 20), (60, 4)):
-        positions, mask = cache.attend(start, count)
-        rung = mask.shape[1]
-        assert positions.tolist() == list(range(start, start + count))
+        positions, mask = cache.attend([start, 0], count)
+        rung = mask.shape[3]
+        assert positions.tolist() == [list(range(start, start + count)), list(range(count))]
         assert cache.keys[..., :rung, :].isfinite().all()
         assert cache.values[..., :rung, :].isfinite().all()
 

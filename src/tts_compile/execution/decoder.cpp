@@ -1,4 +1,5 @@
-// One pass of a Llama decoder over a few new positions against a cache: every layer, the final norm and the head.
+// One pass of a Llama decoder over a few new positions of each sequence against a cache: every layer, the final norm
+// and the head.
 //
 // With 1 to 16 rows of activations a pass is bound by reading the weights. What makes this one fast where general
 // products are not: several matrix rows at a time share each load of the activations, whose layout keeps them in the
@@ -28,10 +29,11 @@ struct Pass {
   const float *final_norm;
   Matrix head;
   const float *embeddings;  // (sequences, count, width)
-  const float *cos, *sin;   // (count, 64)
-  float *keys, *values;     // (layers, sequences, heads, capacity, 64), written from `start`
+  const float *cos, *sin;   // (sequences, count, 64)
+  const int64_t *starts;    // (sequences,), where the new positions of a sequence begin
+  float *keys, *values;     // (layers, room, heads, capacity, 64), of which the first `sequences` are used
   float *logits;            // (sequences, count, vocabulary)
-  int64_t layer_count, sequences, count, width, heads, inner, vocabulary, capacity, start, threads;
+  int64_t layer_count, sequences, count, width, heads, inner, vocabulary, capacity, room, threads;
   double eps;
 };
 
@@ -190,22 +192,25 @@ void attention(const Pass &p, long layer, const Floats *query, const Floats *key
   const long caches = p.sequences * p.heads;
   Share share(caches);
   for (long cache = share.begin; cache < share.end; cache++) {
-    const long at = cache % p.heads * HEAD_VECTORS * ROWS + cache / p.heads * p.count;  // this head, first position
-    float *keys = p.keys + (layer * caches + cache) * p.capacity * HEAD;
-    float *values = p.values + (layer * caches + cache) * p.capacity * HEAD;
+    const long sequence = cache / p.heads, row = sequence * p.count;
+    const long at = cache % p.heads * HEAD_VECTORS * ROWS + row;  // this head, first position
+    const long from = p.starts[sequence];
+    float *keys = p.keys + (layer * p.room * p.heads + cache) * p.capacity * HEAD;
+    float *values = p.values + (layer * p.room * p.heads + cache) * p.capacity * HEAD;
+    const float *cos = p.cos + row * HEAD, *sin = p.sin + row * HEAD;
     for (long i = 0; i < p.count; i++) {
       Floats rotated[HEAD_VECTORS];
-      rotate(key + at + i, ROWS, p.cos + i * HEAD, p.sin + i * HEAD, rotated);
+      rotate(key + at + i, ROWS, cos + i * HEAD, sin + i * HEAD, rotated);
       for (long d = 0; d < HEAD_VECTORS; d++) {
-        store(keys + (p.start + i) * HEAD + d * LANES, rotated[d]);
-        store(values + (p.start + i) * HEAD + d * LANES, value[at + i + d * ROWS]);
+        store(keys + (from + i) * HEAD + d * LANES, rotated[d]);
+        store(values + (from + i) * HEAD + d * LANES, value[at + i + d * ROWS]);
       }
     }
     for (long i = 0; i < p.count; i += QUERIES) {
       Floats block[QUERIES][HEAD_VECTORS];
-      const long size = std::min(QUERIES, p.count - i), start = p.start + i;
+      const long size = std::min(QUERIES, p.count - i), start = from + i;
       for (long j = 0; j < size; j++)
-        rotate(query + at + i + j, ROWS, p.cos + (i + j) * HEAD, p.sin + (i + j) * HEAD, block[j]);
+        rotate(query + at + i + j, ROWS, cos + (i + j) * HEAD, sin + (i + j) * HEAD, block[j]);
       switch (size) {
         case 1: attend<1>(block, keys, values, start, scores); break;
         case 2: attend<2>(block, keys, values, start, scores); break;

@@ -102,9 +102,9 @@ def decode(
     Args:
         embeddings: fp32 (sequences, count, width); sequences * count is at most :data:`MAX_ROWS`, or
             :data:`MAX_INT8_ROWS` with int8 matrices.
-        cos, sin: fp32 (count, 64), rotary tables at the new positions.
-        positions: int64 (count,), consecutive.
-        keys, values: fp32 (layers, sequences, heads, capacity, 64), written at the new positions.
+        cos, sin: fp32 (sequences, count, 64), rotary tables at the new positions.
+        positions: int64 (sequences, count), consecutive in every sequence.
+        keys, values: fp32 (layers, at least sequences, heads, capacity, 64), written at the new positions.
         addresses: of :class:`Weights`, which must be alive and unmoved.
         inner: width of the MLP.
         vocabulary: rows of the head.
@@ -124,9 +124,9 @@ class _Pass(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("layers", "final_norm", "head_values", "head_scales")),
-        *((name, ctypes.c_void_p) for name in ("embeddings", "cos", "sin", "keys", "values", "logits")),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "cos", "sin", "starts", "keys", "values", "logits")),
         *((name, ctypes.c_int64) for name in ("layer_count", "sequences", "count", "width", "heads", "inner")),
-        *((name, ctypes.c_int64) for name in ("vocabulary", "capacity", "start", "threads")),
+        *((name, ctypes.c_int64) for name in ("vocabulary", "capacity", "room", "threads")),
         ("eps", ctypes.c_double),
     )
 
@@ -152,10 +152,16 @@ def load(cache_dir: str | None = None) -> None:
         eps: float,
     ) -> Tensor:
         sequences, count, width = embeddings.shape
-        layers, _, heads, capacity, head_dim = keys.shape
-        start = int(positions[0])
-        if head_dim != HEAD_DIM or not 0 <= start <= capacity - count:
-            raise ValueError(f"no room for {count} positions from {start} in a cache {tuple(keys.shape)}")
+        layers, room, heads, capacity, head_dim = keys.shape
+        if positions.shape != (sequences, count) or cos.shape != (sequences, count, head_dim):
+            raise ValueError(f"positions {tuple(positions.shape)} do not fit {sequences} sequences of {count}")
+        starts = positions[:, 0].contiguous()
+        first, last = (int(start) for start in starts.aminmax())
+        if head_dim != HEAD_DIM or sequences > room or not 0 <= first <= last <= capacity - count:
+            raise ValueError(
+                f"no room for {count} positions of {sequences} sequences from {starts.tolist()} "
+                f"in a cache {tuple(keys.shape)}"
+            )
         if heads * head_dim != width:
             raise ValueError(f"{heads} heads of {head_dim} do not make up a width of {width}")
         if any(tensor.dtype != torch.float32 for tensor in (embeddings, cos, sin, keys, values)):
@@ -167,9 +173,9 @@ def load(cache_dir: str | None = None) -> None:
         final_norm, head_values, head_scales = addresses[-3:].tolist()
         arguments = _Pass(
             *(addresses.data_ptr(), final_norm, head_values, head_scales),
-            *(tensor.data_ptr() for tensor in (embeddings, cos, sin, keys, values, logits)),
+            *(tensor.data_ptr() for tensor in (embeddings, cos, sin, starts, keys, values, logits)),
             *(layers, sequences, count, width, heads, inner),
-            *(vocabulary, capacity, start, torch.get_num_threads()),
+            *(vocabulary, capacity, room, torch.get_num_threads()),
             eps,
         )
         if library.tts_decode(ctypes.byref(arguments)):

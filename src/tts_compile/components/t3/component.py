@@ -12,7 +12,7 @@ from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
 from ..engine_component import EngineComponent
 from .engine import T3Engine
-from .step import DecoderPass
+from .step import LayeredPass, NativePass
 from .weights import customised
 
 # Guesses per pass on a CPU.
@@ -43,7 +43,7 @@ class T3Component(EngineComponent):
         )
 
     @property
-    def parts(self) -> list[DecoderPass | Replays]:
+    def parts(self) -> list[LayeredPass | NativePass | Replays]:
         """Passes over the decoder."""
         return self.engine.passes
 
@@ -53,8 +53,8 @@ class T3Component(EngineComponent):
         return [f"{engine.accepted} of {engine.guessed} guessed tokens were verified"] if engine.guessed else []
 
     def _warm_up_engine(self) -> None:
-        for sequences in (2, 1):  # with and without guidance
-            self.engine.warm_up(sequences)
+        for guided in (True, False):
+            self.engine.warm_up(guided)
 
     def _engine_call(self, **kwargs: Any) -> torch.Tensor:
         return self.engine.inference(**kwargs)

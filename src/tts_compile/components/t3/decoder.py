@@ -1,6 +1,6 @@
 """The Llama decoder as plain tensor functions: one block of new positions against a cache.
 
-A block may be a whole prompt, a single token or a few; with classifier-free guidance there are two sequences.
+A block may be a whole prompt, a single token or a few; an utterance with classifier-free guidance has two sequences.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from .weights import LayerWeights
 def decoder_layer(
     eps: float,
     x: Tensor,  # (sequences, count, width)
-    cos: Tensor,  # (count, head_dim)
+    cos: Tensor,  # (sequences, 1, count, head_dim)
     sin: Tensor,
-    positions: Tensor,  # int64 (count,)
-    mask: Tensor,  # bool (count, attended)
-    keys: Tensor,  # (sequences, heads, capacity, head_dim), written at `positions`
+    positions: Tensor,  # int64 (sequences, count)
+    mask: Tensor,  # bool (sequences, 1, count, attended)
+    keys: Tensor,  # (at least sequences, heads, capacity, head_dim), written at `positions`
     values: Tensor,
     weights: LayerWeights,
 ) -> Tensor:
     """One layer: attention over the cache, then the gated MLP; returns (sequences, count, width)."""
     sequences, count, width = x.shape
-    attended = mask.shape[1]
+    attended = mask.shape[3]
     heads, head_dim = keys.shape[1], keys.shape[3]
 
     h = rms_norm(x, weights.attention_norm, eps)
@@ -33,10 +33,15 @@ def decoder_layer(
         F.linear(h, matrix).view(sequences, count, heads, head_dim).transpose(1, 2)
         for matrix in (weights.query, weights.key, weights.value)
     )
-    keys.index_copy_(2, positions, rotate(key, cos, sin))
-    values.index_copy_(2, positions, value)
+    own = torch.arange(sequences, device=x.device)[:, None, None]
+    places = own, torch.arange(heads, device=x.device)[:, None], positions[:, None]
+    keys.index_put_(places, rotate(key, cos, sin))
+    values.index_put_(places, value)
     mixed = F.scaled_dot_product_attention(
-        rotate(query, cos, sin), keys[:, :, :attended], values[:, :, :attended], attn_mask=mask
+        rotate(query, cos, sin),
+        keys[:sequences, :, :attended],
+        values[:sequences, :, :attended],
+        attn_mask=mask,
     )
     x = x + F.linear(mixed.transpose(1, 2).reshape(sequences, count, width), weights.output)
 

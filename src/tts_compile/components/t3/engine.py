@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -19,11 +18,13 @@ from ...bucketing import Ladder
 from ...errors import CompilationError, InputError, ModelStateError
 from ...execution.cuda_graph import GraphCache, Replays
 from ...fallback import FallbackManager
-from .cache import KVCache
+from .cache import KVCache, Part
 from .decoder import decoder_layer, head
+from .decoding import Decoding, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
+from .graph_step import GraphedPass
 from .noise import NoiseStream
-from .sampling import SamplingSettings, choose, guide, probabilities
+from .sampling import SamplingSettings
 from .step import DecoderPass, LayeredPass, NativePass, embedded, run_layers
 from .weights import int8_copy, native_weights, rotary_table, stock_weights
 
@@ -79,6 +80,7 @@ class T3Engine:
         self.accepted = 0
         self._cache_dir = cache_dir
         self._weights = stock_weights(t3)
+        self._vocabulary = Vocabulary(t3.hp.start_speech_token, t3.hp.stop_speech_token)
         self._rotary = rotary_table(t3, 0)
         self._eager_layer = functools.partial(decoder_layer, self._weights.eps)
         self._layered = LayeredPass("layered decode", self._weights, fallback, **compile_options)
@@ -90,18 +92,20 @@ class T3Engine:
             for name, copy in copies.items():
                 self._native.append(NativePass(name, self._weights, copy, fallback, **compile_options))
         self._graph_loop: GraphLoop | None = None
+        self._graphed: GraphedPass | None = None
         self._turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         if graphs is not None:
             self._graph_loop = GraphLoop(self._weights, self._layered, graphs, self._new_cache)
+            self._graphed = GraphedPass(self._weights, self._layered, graphs, fallback)
             self._turn = graphs.turn
         self._decode: DecoderPass = self._layered  # what this utterance uses
         self._draft: DecoderPass | None = None
         self._wanted_guesses = guesses
 
     @property
-    def passes(self) -> list[DecoderPass | Replays]:
+    def passes(self) -> list[LayeredPass | NativePass | Replays]:
         """Every kind of step that the engine may use."""
-        replays = [self._graph_loop.replays] if self._graph_loop else []
+        replays = [part.replays for part in (self._graph_loop, self._graphed) if part]
         return [*replays, self._layered, *self._native]
 
     @_without_gradients
@@ -150,10 +154,7 @@ class T3Engine:
                     return self._speak_replayed(loop, prompt, budget, settings)
                 except CompilationError as error:
                     self._fallback.fall("compile", error)
-            cache = self._cache(len(prompt), prompt.shape[1] + budget)
-            logits = self._prefill(prompt, cache)
-            utterance = _Utterance(self.t3.hp.start_speech_token, budget + self._guesses, settings, logits[0])
-            return self._speak(utterance, budget, self._stream(utterance, logits, prompt.shape[1], budget, cache))
+            return self._speak(prompt, budget, settings)
 
     def _choose_passes(self) -> None:
         """Native ones as long as the model's weights are what they read: a module can be cast or moved any time.
@@ -167,7 +168,7 @@ class T3Engine:
             self._decode, *drafts = self._native
             self._draft = drafts[0] if drafts else None
         else:
-            self._decode, self._draft = self._layered, None
+            self._decode, self._draft = self._graphed or self._layered, None
 
     @property
     def _guesses(self) -> int:
@@ -179,23 +180,27 @@ class T3Engine:
             self._graph_loop.release()
 
     @_without_gradients
-    def warm_up(self, sequences: int) -> None:
-        """Compile every pass for a number of sequences; speaks nothing and draws no random number."""
+    def warm_up(self, guided: bool) -> None:
+        """Compile every pass, with or without guidance; speaks nothing and draws no random number."""
         self._choose_passes()
         with _compat.using_cache_dir(self._cache_dir), self._turn():
             if loop := self._loop():
                 try:
-                    cache = loop.cache(sequences, length=1)
+                    cache = loop.cache(guided, length=1)
                     self._fit_rotary(RUNGS.rungs[-1])
                     loop.warm_up(self._rotary, cache)
                     return
                 except CompilationError as error:
                     self._fallback.fall("compile", error)
-            cache = self._cache(sequences, length=1)
-            cfg_weight = torch.zeros((), dtype=cache.keys.dtype, device=cache.keys.device)
-            self._step(self._decode, [0] * (1 + self._guesses), 0, 0, cache, cfg_weight)
+            cache = self._cache(2, guided, length=1)
+            passes: list[tuple[DecoderPass, int, int]]
+            passes = [(self._decode, 1, 1 + self._guesses), (self._decode, 2, 1)]
             if self._draft:
-                self._step(self._draft, [0], 0, 0, cache, cfg_weight)
+                passes.append((self._draft, 1, 1))
+            for decoder, utterances, count in passes:
+                block = torch.zeros(utterances, count, dtype=torch.long, device=cache.keys.device)
+                zeros = [0] * utterances
+                decoder(block, zeros, self._rotary, zeros, cache, cache.keys.new_zeros(()))
 
     def _checked_budget(self, max_new_tokens: int | None) -> int:
         limit = len(self._weights.speech_positions)
@@ -232,16 +237,17 @@ class T3Engine:
         )
         # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
         weights = self._weights
-        token = torch.tensor([self.t3.hp.start_speech_token], device=embeddings.device)
-        start = embedded(weights.speech_embedding, weights.speech_positions, token, 0, len(embeddings))
+        token = torch.tensor([[self._vocabulary.start]], device=embeddings.device)
+        first = token.new_zeros(1)
+        start = embedded(weights.speech_embedding, weights.speech_positions, token, first, len(embeddings))
         return torch.cat([embeddings, start], dim=1)
 
     def _loop(self) -> GraphLoop | None:
         loop = self._graph_loop
         return loop if loop and self._fallback.level == "cuda_graph" and loop.ready() else None
 
-    def _cache(self, sequences: int, length: int) -> KVCache:
-        cache = self._new_cache(sequences, length + self._guesses)
+    def _cache(self, slots: int, guided: bool, length: int) -> KVCache:
+        cache = self._new_cache(slots, guided, length + self._guesses)
         self._fit_rotary(cache.capacity)
         return cache
 
@@ -252,129 +258,98 @@ class T3Engine:
             self._rotary = rotary_table(self.t3, capacity)
             torch._dynamo.maybe_mark_dynamic(self._rotary, 1)
 
-    def _new_cache(self, sequences: int, length: int) -> KVCache:
+    def _new_cache(self, slots: int, guided: bool, length: int) -> KVCache:
         weights = self._weights
         capacity = CAPACITY.capacity(length)
         return KVCache(
-            len(weights.layers), sequences, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
+            len(weights.layers), slots, guided, weights.heads, weights.head_dim, capacity, ATTENDED, weights.final_norm
         )
 
-    def _prefill(self, prompt: Tensor, cache: KVCache) -> Tensor:
-        """Fill the cache with the prompt; logits (rows, 1, vocabulary) after its last position.
+    def _prefill(self, rotary: Tensor, prompt: Tensor, start: int, cache: Part) -> Tensor:
+        """Fill the cache with a prompt from position ``start`` on; logits (rows, 1, vocabulary) after its last one.
 
         Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
-        would be a shape of its own. All rows go in together, the voice that they share included: on a CPU a product
-        with the voice's 34 rows alone costs more than the rows that it would save.
+        would be a shape of its own. Both rows of an utterance go in together, the voice that they share included: on
+        a CPU a product with the voice's 34 rows alone costs more than the rows that it would save.
         """
-        x = run_layers(self._eager_layer, self._weights, prompt, self._rotary, 0, cache)
+        x = run_layers(self._eager_layer, self._weights, prompt, rotary, [start] * len(prompt), cache)
         return head(self._weights.eps, x[:, -1:], self._weights.final_norm, self._weights.head)
 
     def _speak_replayed(self, loop: GraphLoop, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """As :meth:`_speak`, by CUDA graphs.
+        """Speech tokens, int64 (1, n), by CUDA graphs.
 
         Raises:
             CompilationError: with the generator as it was before.
         """
-        start, place = self.t3.hp.start_speech_token, prompt.shape[1]
-        cache = loop.cache(len(prompt), place + 1)
+        start, stop = self._vocabulary.start, self._vocabulary.stop
+        cache = loop.cache(len(prompt) == 2, prompt.shape[1] + 1)
         self._fit_rotary(RUNGS.rungs[-1])  # for good: recordings know it by its address
-        logits = self._prefill(prompt, cache)
-        utterance = _Utterance(start, 1, settings, logits[0])
+        utterance = Utterance(prompt, 1, NoiseStream(self._logits_like()))
+        decoding = self._decoding(cache, settings)
+        tokens = utterance.tokens
         try:
-            first = utterance.sample(guide(logits, utterance.cfg_weight), 0)
-            rest = loop.speak(first, place, budget, self._rotary, cache, utterance.noise, settings, start)
-            return self._speak(utterance, budget, itertools.chain([first], rest))
+            with _bar(budget) as bar:
+                decoding.begin(utterance)
+                bar.update()
+                if utterance.error is None and tokens[0] != stop:
+                    place = prompt.shape[1]
+                    for token in loop.speak(
+                        tokens[0], place, budget, self._rotary, cache, utterance.noise, settings, start
+                    ):
+                        tokens.append(token)
+                        bar.update()
+                        if token == stop:
+                            break
         except CompilationError:
             utterance.noise.rewind()
             raise
-
-    def _speak(self, utterance: _Utterance, budget: int, stream: Iterator[int]) -> Tensor:
-        """Tokens until the stop token or the budget; int64 (1, n)."""
-        from tqdm import tqdm  # stock shows the same bar
-
-        tokens: list[int] = []
-        try:
-            for token in tqdm(stream, total=budget, desc="Sampling", dynamic_ncols=True):
-                tokens.append(token)
-                if token == self.t3.hp.stop_speech_token:
-                    logger.info("speech ended by itself after %d tokens", len(tokens))
-                    break
-                if len(tokens) == budget:
-                    break
-        finally:
+        except BaseException:
             utterance.noise.settle(len(tokens))
-        return torch.tensor([tokens], device=utterance.cfg_weight.device)
+            raise
+        return self._spoken(utterance)
 
-    def _stream(
-        self, utterance: _Utterance, logits: Tensor, prompt_length: int, budget: int, cache: KVCache
-    ) -> Iterator[int]:
-        """Tokens without end; the caller decides when to stop."""
-        index = 0
-        token = utterance.sample(guide(logits, utterance.cfg_weight), index)
-        yield token
-        while True:
-            # The token after the last guess comes for free, so that guessing it too would be one guess too many.
-            guesses = self._guess(token, index, min(self._guesses, budget - index - 2), utterance, prompt_length, cache)
-            padding = [0] * (self._guesses - len(guesses))  # one shape for all passes; overwritten by the next
-            block = [token, *guesses, *padding]
-            rows = self._step(self._decode, block, index + 1, prompt_length + index, cache, utterance.cfg_weight)
-            for row, guess in itertools.zip_longest(rows[: len(guesses) + 1], guesses):
-                index += 1
-                token = utterance.sample(row[None], index)
-                yield token
-                if token != guess:
-                    break
-                self.accepted += 1
+    def _speak(self, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
+        """Speech tokens, int64 (1, n)."""
+        cache = self._cache(1, len(prompt) == 2, prompt.shape[1] + budget)
+        utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
+        decoding = self._decoding(cache, settings)
+        try:
+            with _bar(budget) as bar:
+                decoding.begin(utterance)
+                while not utterance.ended:
+                    bar.update(len(utterance.tokens) - bar.n)
+                    decoding.advance()
+                bar.update(len(utterance.tokens) - bar.n)
+        finally:
+            self.guessed += decoding.guessed
+            self.accepted += decoding.accepted
+            utterance.noise.settle(len(utterance.tokens))
+        return self._spoken(utterance)
 
-    def _guess(
-        self, token: int, index: int, count: int, utterance: _Utterance, prompt_length: int, cache: KVCache
-    ) -> list[int]:
-        """What the int8 copy samples after ``token``; its keys and values are overwritten when they are verified."""
-        guesses: list[int] = []
-        while self._draft and len(guesses) < count and token != self.t3.hp.stop_speech_token:
-            position = index + len(guesses)
-            logits = self._step(
-                self._draft, [token], position + 1, prompt_length + position, cache, utterance.cfg_weight
-            )
-            token = utterance.sample(logits, position + 1, trust=False)
-            guesses.append(token)
-        self.guessed += len(guesses)
-        return guesses
+    def _decoding(self, cache: KVCache, settings: SamplingSettings) -> Decoding:
+        return Decoding(
+            functools.partial(self._prefill, self._rotary),
+            self._decode,
+            self._draft,
+            self._guesses,
+            self._rotary,
+            cache,
+            settings,
+            self._vocabulary,
+        )
 
-    def _step(
-        self,
-        decoder: DecoderPass,
-        tokens: list[int],
-        speech_position: int,
-        position: int,
-        cache: KVCache,
-        cfg_weight: Tensor,
-    ) -> Tensor:
-        """Guided logits (count, vocabulary) after each of the tokens."""
-        block = torch.tensor(tokens, device=cache.keys.device)
-        return decoder(block, speech_position, self._rotary, position, cache, cfg_weight)
+    def _spoken(self, utterance: Utterance) -> Tensor:
+        utterance.noise.settle(len(utterance.tokens))
+        if utterance.error:
+            raise utterance.error
+        logger.info("speech ended after %d tokens", len(utterance.tokens))
+        return torch.tensor([utterance.tokens], device=self._weights.head.device)
+
+    def _logits_like(self) -> Tensor:
+        return self._weights.head.new_empty(1, len(self._weights.head))
 
 
-class _Utterance:
-    """What sampling remembers while one utterance is spoken: tokens so far and random numbers."""
+def _bar(budget: int) -> Any:
+    from tqdm import tqdm  # stock shows the same one
 
-    def __init__(self, start: int, length: int, settings: SamplingSettings, like: Tensor) -> None:
-        self.settings = settings
-        self.cfg_weight = torch.tensor(settings.cfg_weight, dtype=like.dtype, device=like.device)
-        self.noise = NoiseStream(like)
-        self._history = torch.empty(1, length + 1, dtype=torch.long, device=like.device)
-        self._history[0, 0] = start
-
-    def sample(self, logits: Tensor, index: int, trust: bool = True) -> int:
-        """Token ``index`` from guided logits (1, vocabulary), given the tokens before it.
-
-        A guess (``trust=False``) may be anything; its verification overwrites it.
-        """
-        weights = probabilities(logits, self._history[:, : index + 1], self.settings)
-        token, finite = choose(weights, self.noise[index])
-        if trust:
-            if not finite:
-                raise ModelStateError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
-            self.noise.release(index)
-        self._history[0, index + 1] = token
-        return token
+    return tqdm(total=budget, desc="Sampling", dynamic_ncols=True)

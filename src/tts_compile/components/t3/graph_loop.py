@@ -15,10 +15,10 @@ from torch import Tensor
 from ...bucketing import Ladder
 from ...errors import ModelStateError
 from ...execution.cuda_graph import GraphCache, Replays
-from .cache import KVCache
+from .cache import KVCache, visible
 from .noise import NoiseStream
-from .sampling import Numbers, SamplingSettings, guide, probabilities
-from .step import LayeredPass, embedded
+from .sampling import Numbers, SamplingSettings, choose, guide, probabilities
+from .step import LayeredPass, embedded, through_layers
 from .weights import DecoderWeights
 
 # Steps launched before a token is read: long enough for its way to the host, short against an utterance.
@@ -79,7 +79,7 @@ class GraphLoop:
         weights: the model's.
         layered: a layer and the head, as functions of them.
         graphs: where recordings are kept.
-        make_cache: of a number of sequences and a capacity.
+        make_cache: of a number of slots, guided or not, and a capacity.
 
     Attributes:
         replays: the steps, with their counts.
@@ -90,13 +90,13 @@ class GraphLoop:
         weights: DecoderWeights,
         layered: LayeredPass,
         graphs: GraphCache,
-        make_cache: Callable[[int, int], KVCache],
+        make_cache: Callable[[int, bool, int], KVCache],
     ) -> None:
         self.replays = Replays(graphs, weights.head.device)
         self._weights = weights
         self._layered = layered
         self._make_cache = make_cache
-        self._caches: dict[int, KVCache] = {}
+        self._caches: dict[bool, KVCache] = {}
         self._addresses: tuple[int, ...] = ()
         self._board = Board.like(weights)
         self._readback = _Readback(weights.head.device)
@@ -112,17 +112,17 @@ class GraphLoop:
             self._addresses = addresses
         return True
 
-    def cache(self, sequences: int, length: int) -> KVCache:
+    def cache(self, guided: bool, length: int) -> KVCache:
         """An empty cache for at least ``length`` positions, the same one as long as it is large enough.
 
         :meth:`speak` exchanges it for a larger one when an utterance goes on beyond its end.
         """
-        cache = self._caches.get(sequences)
+        cache = self._caches.get(guided)
         if cache is not None and cache.capacity < length:
             self._drop(cache)
             cache = None
         if cache is None:
-            cache = self._caches[sequences] = self._make_cache(sequences, length)
+            cache = self._caches[guided] = self._make_cache(1, guided, length)
         cache.clear()
         return cache
 
@@ -181,40 +181,39 @@ class GraphLoop:
         self._caches.clear()
 
     def _grown(self, cache: KVCache) -> KVCache:
-        larger = self._make_cache(cache.sequences, cache.capacity + 1)
+        larger = self._make_cache(1, cache.guided, cache.capacity + 1)
         larger.take(cache)
-        self._caches[cache.sequences] = larger
+        self._caches[cache.guided] = larger
         self._drop(cache)
         return larger
 
     def _drop(self, cache: KVCache) -> None:
-        self.replays.recordings.drop(lambda key: key[:2] == _place_of(cache))
+        self.replays.recordings.drop(lambda key: key[:2] == place_of(cache))
 
     def _launch(self, place: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
         rung = min(RUNGS.capacity(place + 1), cache.capacity)
-        key = (*_place_of(cache), rung, rotary.data_ptr(), settings.kinds())
+        key = (*place_of(cache), rung, rotary.data_ptr(), settings.kinds())
         self.replays(key, lambda: self._step(rung, rotary, cache, settings), changed=self._board.written())
 
     def _step(self, rung: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
         weights, board = self._weights, self._board
         cfg_weight, *numbers = board.numbers.unbind()
-        x = embedded(weights.speech_embedding, weights.speech_positions, board.token, board.spoken, cache.sequences)
-        mask = torch.arange(rung, device=x.device) <= board.place[:, None]
-        torch._dynamo.maybe_mark_dynamic(mask, 1)
-        cos, sin = rotary[:, board.place]
-        for layer, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
-            x = self._layered.layer(x, cos, sin, board.place, mask, keys, values, layer)
-        logits = guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight.to(x.dtype))
-        chances = probabilities(logits, board.history, settings, Numbers(*numbers))
-        best, token = (chances / board.noise).max(-1)
+        x = embedded(
+            weights.speech_embedding, weights.speech_positions, board.token[None], board.spoken, cache.per_slot
+        )
+        positions = board.place.expand(cache.per_slot, 1)
+        x = through_layers(self._layered.layer, weights, x, rotary, positions, visible(positions, rung), cache)
+        logits = guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight.to(x.dtype), cache.guided)
+        chances = probabilities(logits[:, 0], board.history, settings, Numbers(*numbers))
+        token, finite = choose(chances, board.noise)
         board.token.copy_(token)
-        board.heard.copy_(token.masked_fill(best.isnan(), -1))
+        board.heard.copy_(token.masked_fill(~finite, -1))
         board.history.scatter_(1, (board.spoken + 1)[None], token[None])
         board.place.add_(1)
         board.spoken.add_(1)
 
 
-def _place_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
+def place_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
     """In a recording's key: launches know a cache by its address and shape."""
     return "t3", (cache.keys.data_ptr(), cache.values.data_ptr(), *cache.keys.shape)
 

@@ -7,16 +7,18 @@ from torch import Tensor
 
 
 class NoiseStream:
-    """Exponential noise for each token, from the global generator of the model's device.
+    """Exponential noise for each token, by default from the global generator of the model's device.
 
     ``torch.multinomial(p, 1)`` is ``argmax(p / q)`` with ``q`` exponential, one draw for each probability (ATen's
     native multinomial), so that one (1, vocabulary) draw a token keeps the generator in step with stock. Guessing
     needs draws ahead of time; :meth:`settle` undoes those that no token has used.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, generator: torch.Generator | None = None) -> None:
         self._like = like  # (1, vocabulary)
-        if like.is_cuda:
+        if generator is not None:
+            self._generator = generator
+        elif like.is_cuda:
             self._generator = torch.cuda.default_generators[like.get_device()]
         else:
             self._generator = torch.default_generator
@@ -28,7 +30,8 @@ class NoiseStream:
         """The noise (1, vocabulary) of token ``index``; indices below one that was settled are gone."""
         while self._next <= index:
             before = self._generator.get_state()
-            self._drawn[self._next] = before, torch.empty_like(self._like).exponential_(1)
+            noise = torch.empty_like(self._like).exponential_(1, generator=self._generator)
+            self._drawn[self._next] = before, noise
             self._next += 1
         return self._drawn[index][1]
 

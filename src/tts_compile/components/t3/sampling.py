@@ -85,15 +85,15 @@ def finite_number(name: str, value: object) -> float:
     return number
 
 
-def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
-    """Classifier-free guidance: (2, ..., vocabulary) conditional and unconditional rows become (..., vocabulary).
+def guide(logits: Tensor, cfg_weight: Tensor, guided: bool) -> Tensor:
+    """Classifier-free guidance: (2 * n, ..., vocabulary), conditional and unconditional rows in turn, become n rows.
 
-    One row is returned as it is: without guidance there is nothing to combine. ``cfg_weight`` is 0-dimensional, of
+    Not ``guided``, the rows are returned as they are: there is nothing to combine. ``cfg_weight`` is 0-dimensional, of
     the logits' dtype: a number would be part of a compiled graph.
     """
-    if logits.shape[0] == 1:
-        return logits[0]
-    conditional, unconditional = logits[0], logits[1]
+    if not guided:
+        return logits
+    conditional, unconditional = logits[0::2], logits[1::2]
     return conditional + cfg_weight * (conditional - unconditional)
 
 
@@ -101,8 +101,8 @@ def probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings, numb
     """Next-token probabilities after penalty, temperature, min-p and top-p, in stock's order.
 
     Args:
-        logits: (1, vocabulary).
-        seen: int64 (1, n), tokens that the repetition penalty applies to; repeats count once.
+        logits: (utterances, vocabulary).
+        seen: int64 (utterances, n), tokens that the repetition penalty applies to; repeats count once.
         settings: say which processors there are.
         numbers: what they compute with; None takes the settings' own.
 
@@ -137,11 +137,11 @@ def _multiplied(x: Tensor, by: float | Tensor) -> Tensor:
     return (x.float() * by).to(x.dtype) if isinstance(by, Tensor) else x * by
 
 
-def choose(weights: Tensor, noise: Tensor) -> tuple[int, bool]:
-    """The token that ``torch.multinomial(weights, 1)`` gives for the same noise, and whether it is to be trusted.
+def choose(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens (utterances,) that ``torch.multinomial(weights, 1)`` gives for the same noise, and which to trust.
 
-    ``multinomial`` with one sample is ``argmax(p / q)`` for exponential ``q`` (ATen's native multinomial). False
-    means that the probabilities hold nan, which stems from non-finite logits.
+    ``multinomial`` with one sample is ``argmax(p / q)`` for exponential ``q`` (ATen's native multinomial). Not to be
+    trusted are those from probabilities that hold nan, which stems from non-finite logits.
     """
     best, token = (weights / noise).max(-1)
-    return int(token), not math.isnan(float(best))
+    return token, ~best.isnan()

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...execution import Region, native
 from ...fallback import FallbackManager
-from .cache import KVCache
+from .cache import KVCache, Part
 from .decoder import decoder_layer, head
 from .sampling import guide
 from .weights import DecoderWeights
+
+
+class DecoderPass(Protocol):
+    """One pass; see :meth:`LayeredPass.__call__`."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        spoken: Sequence[int],
+        rotary: Tensor,
+        places: Sequence[int],
+        cache: KVCache,
+        cfg_weight: Tensor,
+    ) -> Tensor:
+        """Guided logits after each of some new tokens."""
 
 
 class LayeredPass:
@@ -44,26 +60,33 @@ class LayeredPass:
         self.head = Region(f"{name} head", head_function, fallback, device, **compile_options)
 
     def __call__(
-        self, tokens: Tensor, speech_position: int, rotary: Tensor, start: int, cache: KVCache, cfg_weight: Tensor
+        self,
+        tokens: Tensor,
+        spoken: Sequence[int],
+        rotary: Tensor,
+        places: Sequence[int],
+        cache: KVCache,
+        cfg_weight: Tensor,
     ) -> Tensor:
-        """Speech tokens at consecutive positions, the same for every sequence of the cache.
+        """Speech tokens at consecutive positions, for the utterances in the first slots of a cache.
 
         Args:
-            tokens: int64 (count,).
-            speech_position: of the first among the speech tokens.
+            tokens: int64 (utterances, count).
+            spoken: for each utterance, the first one's position among its speech tokens.
             rotary: (2, positions, head_dim), cosines and sines.
-            start: the first token's position in the cache.
-            cache: written from ``start``.
+            places: for each utterance, the first one's position in the cache.
+            cache: written from there.
             cfg_weight: strength of guidance, 0-dimensional.
 
         Returns:
-            Logits (count, vocabulary), guided where the cache has two sequences.
+            Logits (utterances, count, vocabulary), guided where the cache is.
         """
         self.calls += 1
         weights = self._weights
-        x = embedded(weights.speech_embedding, weights.speech_positions, tokens, speech_position, cache.sequences)
-        x = run_layers(self.layer, weights, x, rotary, start, cache)
-        return guide(self.head(x, weights.final_norm, weights.head), cfg_weight)
+        first = torch.tensor(spoken, device=tokens.device)
+        x = embedded(weights.speech_embedding, weights.speech_positions, tokens, first, cache.per_slot)
+        x = run_layers(self.layer, weights, x, rotary, _by_sequence(places, cache), cache)
+        return guide(self.head(x, weights.final_norm, weights.head), cfg_weight, cache.guided)
 
     @property
     def compiled_calls(self) -> int:
@@ -119,23 +142,30 @@ class NativePass:
         return True
 
     def __call__(
-        self, tokens: Tensor, speech_position: int, rotary: Tensor, start: int, cache: KVCache, cfg_weight: Tensor
+        self,
+        tokens: Tensor,
+        spoken: Sequence[int],
+        rotary: Tensor,
+        places: Sequence[int],
+        cache: KVCache,
+        cfg_weight: Tensor,
     ) -> Tensor:
         """As :meth:`LayeredPass.__call__`."""
         self.calls += 1
         weights = self._weights
-        positions = torch.arange(start, start + len(tokens))
+        positions = torch.tensor(_by_sequence(places, cache))[:, None] + torch.arange(tokens.shape[1])
         logits: Tensor = self._step(
             weights.speech_embedding,
             weights.speech_positions,
-            tokens,
-            torch.tensor(speech_position),
+            _several(tokens),
+            _several(torch.tensor(spoken)),
             rotary,
-            positions,
+            _several(positions),
             cache.keys,
             cache.values,
             self._addresses,
             cfg_weight,
+            cache.guided,
         )
         return logits
 
@@ -155,9 +185,6 @@ class NativePass:
         return self._step.graph_breaks
 
 
-DecoderPass = LayeredPass | NativePass
-
-
 def native_step(
     inner: int,
     vocabulary: int,
@@ -165,19 +192,20 @@ def native_step(
     speech_embedding: Tensor,
     speech_positions: Tensor,
     tokens: Tensor,
-    speech_position: Tensor,
+    spoken: Tensor,
     rotary: Tensor,
     positions: Tensor,
     keys: Tensor,
     values: Tensor,
     addresses: Tensor,
     cfg_weight: Tensor,
+    guided: bool,
 ) -> Tensor:
-    """Embedding, native decoder and guidance: logits (count, vocabulary)."""
-    x = embedded(speech_embedding, speech_positions, tokens, speech_position, keys.shape[1])
+    """Embedding, native decoder and guidance: logits (utterances, count, vocabulary)."""
+    x = embedded(speech_embedding, speech_positions, tokens, spoken, 2 if guided else 1)
     cos, sin = rotary[:, positions]
     logits = native.decode(x, cos, sin, positions, keys, values, addresses, inner, vocabulary, eps)
-    return guide(logits, cfg_weight)
+    return guide(logits, cfg_weight, guided)
 
 
 def run_layers(
@@ -185,23 +213,52 @@ def run_layers(
     weights: DecoderWeights,
     x: Tensor,  # (sequences, count, width)
     rotary: Tensor,  # (2, positions, head_dim)
-    start: int,
-    cache: KVCache,
+    starts: Sequence[int],
+    cache: KVCache | Part,
 ) -> Tensor:
-    """Every layer over a block of positions from ``start``, writing its keys and values into the cache."""
-    count = x.shape[1]
-    positions, mask = cache.attend(start, count)
-    cos, sin = rotary[:, start : start + count]
+    """Every layer over a block of positions of each of the cache's first sequences, which it writes there.
+
+    ``starts`` says for each sequence where its positions begin.
+    """
+    return through_layers(layer, weights, x, rotary, *cache.attend(starts, x.shape[1]), cache)
+
+
+def through_layers(
+    layer: Any,
+    weights: DecoderWeights,
+    x: Tensor,  # (sequences, count, width)
+    rotary: Tensor,  # (2, positions, head_dim)
+    positions: Tensor,  # (sequences, count)
+    mask: Tensor,  # (sequences, 1, count, rung)
+    cache: KVCache | Part,
+) -> Tensor:
+    """As :func:`run_layers`, with positions on the device and what they may see."""
+    cos, sin = rotary[:, positions][:, :, None]
     for layer_weights, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
-        x = layer(x, cos, sin, positions, mask, keys, values, layer_weights)
+        x = layer(_several(x), cos, sin, positions, mask, keys, values, layer_weights)
     return x
 
 
 def embedded(
-    speech_embedding: Tensor, speech_positions: Tensor, tokens: Tensor, first: int | Tensor, sequences: int
+    speech_embedding: Tensor, speech_positions: Tensor, tokens: Tensor, first: Tensor, per_slot: int
 ) -> Tensor:
-    """Speech tokens (count,) at consecutive speech positions: (sequences, count, width)."""
+    """Speech tokens (utterances, count) at consecutive speech positions from ``first`` (utterances,) on.
+
+    Returns:
+        (utterances * per_slot, count, width).
+    """
     limit = len(speech_positions) - 1  # only guesses beyond the last token can lie above it
-    positions = (first + torch.arange(len(tokens), device=tokens.device)).clamp(max=limit)
+    positions = (first[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).clamp(max=limit)
     block = speech_embedding[tokens] + speech_positions[positions]
-    return block.expand(sequences, -1, -1).contiguous()
+    return block.repeat_interleave(per_slot, 0)
+
+
+def _by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
+    """One for each sequence, from one for each utterance."""
+    return [value for value in values for _ in range(cache.per_slot)]
+
+
+def _several(x: Tensor) -> Tensor:
+    """Compiled code serves any number of utterances."""
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x

@@ -1,0 +1,88 @@
+"""Steps of several utterances on a GPU: a pass over the model is one CUDA graph, choosing the tokens is not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...bucketing import Ladder
+from ...errors import CompilationError
+from ...execution.cuda_graph import GraphCache, Replays
+from ...fallback import FallbackManager
+from .cache import KVCache, visible
+from .graph_loop import RUNGS, place_of
+from .sampling import guide
+from .step import LayeredPass, embedded, through_layers
+from .weights import DecoderWeights
+
+# Utterances of a recording; those beyond the ones that there are decode into free slots.
+UTTERANCES = Ladder((1, 2, 4, 8, 16, 24, 32, 48, 64))
+
+
+class GraphedPass:
+    """:class:`LayeredPass`, replayed; the logits are overwritten by the next replay.
+
+    Args:
+        weights: the model's.
+        layered: what is recorded, and what runs once nothing can be.
+        graphs: where recordings are kept.
+        fallback: decides which.
+    """
+
+    def __init__(
+        self, weights: DecoderWeights, layered: LayeredPass, graphs: GraphCache, fallback: FallbackManager
+    ) -> None:
+        self.replays = Replays(graphs, weights.head.device)
+        self._weights = weights
+        self._layered = layered
+        self._fallback = fallback
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        spoken: Sequence[int],
+        rotary: Tensor,
+        places: Sequence[int],
+        cache: KVCache,
+        cfg_weight: Tensor,
+    ) -> Tensor:
+        """As :meth:`LayeredPass.__call__`."""
+        if self._fallback.level == "cuda_graph":
+            try:
+                return self._replayed(tokens, spoken, rotary, places, cache, cfg_weight)
+            except CompilationError as error:
+                self._fallback.fall("compile", error)
+        return self._layered(tokens, spoken, rotary, places, cache, cfg_weight)
+
+    def _replayed(
+        self,
+        tokens: Tensor,
+        spoken: Sequence[int],
+        rotary: Tensor,
+        places: Sequence[int],
+        cache: KVCache,
+        cfg_weight: Tensor,
+    ) -> Tensor:
+        count, there = tokens.shape[1], len(tokens)
+        slots = min(UTTERANCES.capacity(there), cache.slots)
+        block = tokens.new_zeros(slots, count)
+        block[:there] = tokens
+        free = [0] * (slots - there)
+        numbers = torch.tensor([[*spoken, *free], [*places, *free]], device=tokens.device)
+        rung = min(RUNGS.capacity(max(places) + count), cache.capacity)
+        key = (*place_of(cache), slots, count, rung, rotary.data_ptr())
+        step = functools.partial(self._step, rung, rotary, cache)
+        return self.replays(key, step, (block, numbers, cfg_weight))[:there]
+
+    def _step(
+        self, rung: int, rotary: Tensor, cache: KVCache, tokens: Tensor, numbers: Tensor, cfg_weight: Tensor
+    ) -> Tensor:
+        weights, (spoken, places) = self._weights, numbers
+        x = embedded(weights.speech_embedding, weights.speech_positions, tokens, spoken, cache.per_slot)
+        positions = places[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        positions = positions.repeat_interleave(cache.per_slot, 0)
+        x = through_layers(self._layered.layer, weights, x, rotary, positions, visible(positions, rung), cache)
+        return guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight, cache.guided)
