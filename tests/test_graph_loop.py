@@ -13,7 +13,7 @@ import tts_compile as tc
 from pretend import PretendRecorder, pretend
 from speech import SHORT, TEXTS, Speech, speak, speak_stock
 from test_t3_identity import SETTINGS
-from tts_compile.bucketing import Ladder
+from tts_compile.bucketing import ChunkBucketer
 from tts_compile.components.t3 import engine, graph_loop
 
 ONLY = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(execution="cuda_graph"))
@@ -68,8 +68,8 @@ def test_an_utterance_goes_on_beyond_the_end_of_its_cache(
     tts: Any, recorder: PretendRecorder, stock_speech: Callable[..., Speech], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = stock_speech(TEXTS[120], 1)
-    monkeypatch.setattr(graph_loop, "RUNGS", Ladder.regular(8, 16_384))
-    monkeypatch.setattr(engine, "CAPACITY", Ladder.regular(16, 16_384))
+    monkeypatch.setattr(graph_loop, "RUNGS", ChunkBucketer.regular(8, 16_384))
+    monkeypatch.setattr(engine, "CAPACITY", ChunkBucketer.regular(16, 16_384))
     handle = tc.compile_model(tts, ONLY)
     assert speak(handle, TEXTS[120], 1) == expected
     assert recorder.alive < len(recorder.recorded)  # those of the smaller caches were given up
@@ -85,7 +85,7 @@ def test_a_failed_recording_begins_the_utterance_anew(
 ) -> None:
     expected = stock_speech(TEXTS[120], 1)
     pretend(monkeypatch, fail_at)
-    monkeypatch.setattr(graph_loop, "RUNGS", Ladder.regular(8, 16_384))
+    monkeypatch.setattr(graph_loop, "RUNGS", ChunkBucketer.regular(8, 16_384))
     policy = tc.ComponentPolicy(execution="cuda_graph", backend="eager")
     with tc.compile_model(tts, ONLY.replace(t3=policy)) as handle:
         assert speak(handle, TEXTS[120], 1) == expected

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import SHORT, TEXTS, Speech, random_states, seed_everything, signal_to_error_db, speak, speak_stock
-from tts_compile.bucketing import Ladder
+from tts_compile.bucketing import ChunkBucketer
 from tts_compile.components.t3.cache import KVCache
 from tts_compile.components.t3.step import embedded
 
@@ -190,7 +190,7 @@ def test_guesses_beyond_the_last_position_have_one_too() -> None:
 
 
 def test_cache_hands_out_no_leftovers() -> None:
-    cache = KVCache(2, 1, True, 1, 4, 64, Ladder.regular(16, 64), torch.empty(0))
+    cache = KVCache(2, 1, True, 1, 4, 64, ChunkBucketer.regular(16, 64), torch.empty(0))
     cache.keys.fill_(torch.nan)
     cache.values.fill_(torch.nan)
     for start, count in ((0, 3), (3, 20), (60, 4)):

@@ -2,8 +2,11 @@
 
 from . import testing
 from .api import CompiledTTS, WarmupReport, compile_model
+from .batch import BatchProgress
+from .bucketing import Batch, BucketStats, ChunkBucketer
 from .config import CompileConfig, ComponentPolicy
 from .errors import (
+    BatchError,
     CompilationError,
     ConfigError,
     InputError,
@@ -13,10 +16,16 @@ from .errors import (
 )
 from .fallback import FallbackEvent, FallbackManager
 from .report import ComponentReport, ExecutionReport
+from .splitting import split_text
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
+    "BatchError",
+    "BatchProgress",
+    "BucketStats",
+    "ChunkBucketer",
     "CompilationError",
     "CompileConfig",
     "CompiledTTS",
@@ -32,5 +41,6 @@ __all__ = [
     "UnsupportedModelError",
     "WarmupReport",
     "compile_model",
+    "split_text",
     "testing",
 ]

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from .batch import BatchProgress, checked_seeds, checked_texts, delivered
+from .batch import speak as speak_batch
 from .components.audio import Recording
 from .components.base import Component, StockComponent
+from .components.engine_component import EngineComponent
 from .components.flow import FlowComponent
 from .components.seam import attach_all, detach_all
-from .components.t3 import SamplingSettings, T3Component, check_text, finite_number
+from .components.t3 import SAMPLING, SamplingSettings, T3Component, check_text, finite_number
 from .components.vocoder import VocoderComponent
 from .components.voice import ReferenceComponent, VoiceEncoderComponent
 from .components.watermark import WatermarkComponent
@@ -123,6 +126,62 @@ class CompiledTTS:
         with self._turn():
             wave: Tensor = self.wrapped.generate(*args, **kwargs)
         return wave
+
+    def generate_batch(
+        self,
+        texts: Iterable[str],
+        seeds: Iterable[int] | None = None,
+        max_batch: int | None = None,
+        progress: bool | Callable[[BatchProgress], object] = False,
+        *,
+        on_error: str = "raise",
+        **generate_kwargs: Any,
+    ) -> list[Tensor | None]:
+        """Speak many texts; waves as :meth:`generate` gives them, in input order.
+
+        What a text sounds like depends on the text, its seed and the settings alone, not on the texts around it: the
+        speech tokens are those of ``torch.manual_seed(seed)`` and :meth:`generate`. T3 speaks many texts at a time.
+        A model that is restored, or whose T3 is left to stock, speaks them one after the other.
+
+        Args:
+            texts: what to speak; :func:`tts_compile.split_text` makes chunks of a long text.
+            seeds: one for each text; None draws them from torch's global generator. Otherwise the global generators
+                are left as they are.
+            max_batch: texts that T3 speaks at a time at most; None leaves it to the free memory.
+            progress: True shows a bar; a function is called with a :class:`BatchProgress` after every text.
+            on_error: what happens when some texts fail, after the others have been spoken: ``"raise"`` raises, and
+                ``"skip"`` leaves None in their places.
+            generate_kwargs: as of :meth:`generate`, for all texts.
+
+        Raises:
+            BatchError: naming the texts that failed; it holds the waves of the others.
+            InputError: for settings that the model cannot speak with, before any work is done.
+            ModelStateError: for a model in training mode.
+        """
+        texts = checked_texts(texts)
+        seeds = checked_seeds(seeds, len(texts))
+        if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+            raise InputError(f"max_batch must be a whole number from 1 or None, got {max_batch!r}")
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if not hasattr(self.wrapped, "t3"):
+            raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
+        bound = self._signature.bind("", **generate_kwargs)
+        bound.apply_defaults()
+        given = {name: value for name, value in bound.arguments.items() if name != "text"}
+        _check_settings(self.wrapped, given)
+        t3, flow = (self._engine(name) for name in ("t3", "flow"))
+        with self._turn():
+            chunks = speak_batch(
+                self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
+            )
+        return delivered(chunks, on_error)
+
+    def _engine(self, name: str) -> Any:
+        """The component, where it speaks by itself now."""
+        component = self._components[name]
+        fit = self._attached and isinstance(component, EngineComponent) and component.left_to_stock() is None
+        return component if fit else None
 
     def warmup(self, texts: Iterable[str] | None = None) -> WarmupReport:
         """Compile everything that later calls may need.
@@ -298,16 +357,20 @@ def _check_request(tts: Any, given: dict[str, Any]) -> None:
     """Raise before a reference is read or a voice replaced, so that a bad request costs nothing."""
     if hasattr(tts, "t3"):
         check_text(tts, given["text"])
-        names = ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight")
-        settings = SamplingSettings(**{name: given[name] for name in names})
-        if settings.cfg_weight < 0:
-            raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
-        finite_number("exaggeration", given["exaggeration"])
-        _check_voice(tts, given["audio_prompt_path"])
+        _check_settings(tts, given)
     else:
         _check_voice(tts, given["target_voice_path"])
         if isinstance(given["audio"], (str, os.PathLike)):
             Recording(given["audio"])  # raises where there is none
+        _check_mode(tts)
+
+
+def _check_settings(tts: Any, given: dict[str, Any]) -> None:
+    settings = SamplingSettings(**{name: given[name] for name in SAMPLING})
+    if settings.cfg_weight < 0:
+        raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
+    finite_number("exaggeration", given["exaggeration"])
+    _check_voice(tts, given["audio_prompt_path"])
     _check_mode(tts)
 
 

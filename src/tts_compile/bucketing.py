@@ -1,46 +1,537 @@
-"""Ladders: the only place that decides which capacities shapes are rounded up to."""
+"""Buckets: the only place that decides which capacities shapes are rounded up to."""
 
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+import itertools
+import numbers
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Self
 
 from .errors import ConfigError, InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNITS = ("chars", "words", "tokens", "frames")
+OVERFLOWS = ("extend", "error", "split")
+UNDERFLOWS = ("extend", "error")
+
+Range = tuple[int, int]
+
+
+def as_ranges(value: Any) -> Any:
+    """Lists become tuples, as TOML and JSON give them; anything else is left for the check to name.
+
+    >>> as_ranges([[50, 200], [200, 500]])
+    ((50, 200), (200, 500))
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(tuple(item) if isinstance(item, (list, tuple)) else item for item in value)
+    return value
+
+
+def is_range(value: Any) -> bool:
+    """Whether ``value`` is two ascending whole numbers, none negative."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(_is_int(item) for item in value)
+        and 0 <= value[0] < value[1]
+    )
+
+
+def mistaken_ranges(ranges: Any) -> list[str]:
+    """Every mistake in ``ranges``, which must be a tuple of ascending (low, high) that touch; empty for none.
+
+    >>> mistaken_ranges(((50, 200), (250, 500)))
+    ['gap between buckets (50, 200) and (250, 500)']
+    """
+    if not isinstance(ranges, tuple):
+        return [f"buckets must be a tuple of (low, high) ranges, got {ranges!r}"]
+    sound = [is_range(item) for item in ranges]
+    mistakes = [f"bucket {item!r} must be two ascending whole numbers" for item, ok in zip(ranges, sound) if not ok]
+    for i, (left, right) in enumerate(itertools.pairwise(ranges)):
+        if sound[i] and sound[i + 1] and left[1] != right[0]:
+            kind = "gap" if left[1] < right[0] else "overlap"
+            mistakes.append(f"{kind} between buckets ({left[0]}, {left[1]}) and ({right[0]}, {right[1]})")
+    return mistakes
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """``value`` as an int; numpy's whole numbers pass."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number from {least}, got {value!r}")
+    return int(value)
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InputError(f"{name} must be a list, got {type(value).__name__}")
+    return list(value)
+
+
+class _Piece(NamedTuple):
+    """An item, or a piece of one that was split."""
+
+    capacity: int
+    length: int
+    item: Any
+    place: int  # of the item in the input
+    part: int
+
 
 @dataclass(frozen=True)
-class Ladder:
-    """An ascending list of capacities.
+class Batch:
+    """Items of one capacity, shortest first.
 
-    >>> ladder = Ladder.regular(step=64, last=256)
-    >>> ladder.rungs
-    (64, 128, 192, 256)
-    >>> ladder.capacity(65)
-    128
+    Attributes:
+        bucket: the bucket's name.
+        capacity: what every item is to be padded to, in the bucketer's unit.
+        items: the items, or pieces of them.
+        indices: for each, the place of its item in the input.
+        parts: for each, which piece of its item it is, from 0; 0 for whole items.
     """
 
-    rungs: tuple[int, ...]
+    bucket: str
+    capacity: int
+    items: tuple[Any, ...]
+    indices: tuple[int, ...]
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BucketStats:
+    """How lengths spread over buckets; ``str()`` is a table, :meth:`to_dict` is JSON-able.
+
+    Attributes:
+        counts: items in each bucket; every bucket is named.
+        shares: the same as shares of the total, 0 to 1.
+        total: items.
+        shortest, mean, longest: lengths in the bucketer's unit.
+        padding_waste: the share of all positions that is padding once each item is padded to its capacity, 0 to 1.
+        shapes_before: different lengths.
+        shapes_after: different capacities.
+        verdict: in the reference report's words: HIGH where the fullest bucket holds at least 80%, MEDIUM from 50%.
+    """
+
+    counts: dict[str, int]
+    shares: dict[str, float]
+    total: int
+    shortest: int
+    mean: float
+    longest: int
+    padding_waste: float
+    shapes_before: int
+    shapes_after: int
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        from .report import format_table  # here, so that this module can be used without
+
+        rows = [(name, str(count), f"{self.shares[name]:.0%}") for name, count in self.counts.items()]
+        return "\n".join(
+            [
+                format_table([("bucket", "items", "share"), *rows]),
+                f"{self.total} items of {self.shortest} to {self.longest}, {self.mean:.0f} on average",
+                f"{self.shapes_before} lengths become {self.shapes_after} shapes, {self.padding_waste:.1%} padding",
+                self.verdict,
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class ChunkBucketer:
+    """Rounds lengths up to few capacities, so that code compiled for one shape serves many lengths.
+
+    A length belongs to the first bucket whose upper end is at least as large; that end is its capacity. So a range
+    leaves out its lower end, except that the first one holds it too.
+
+    >>> bucketer = ChunkBucketer()
+    >>> bucketer.bucket(137), bucketer.capacity(137)
+    ('short', 200)
+    >>> bucketer.rungs
+    (200, 500, 1000)
+
+    Attributes:
+        ranges: (low, high) of each bucket, ascending, each beginning where the one before it ends.
+        names: one name for each bucket; None: short, medium and long for three buckets, else such as ``"50-200"``.
+        unit: what lengths count: ``"chars"`` of a text, its ``"words"`` (between white space), or the ``"tokens"`` or
+            ``"frames"`` of any sequence.
+        overflow: what becomes of lengths above the last range: ``"extend"`` goes on in multiples of its upper end,
+            ``"error"`` refuses them, ``"split"`` lets :meth:`group` cut the item.
+        underflow: what becomes of lengths below the first range: ``"extend"`` counts them into the first bucket,
+            ``"error"`` refuses them.
+        rungs: the capacities.
+
+    Raises:
+        ConfigError: lists every mistake.
+    """
+
+    ranges: tuple[Range, ...] = ((50, 200), (200, 500), (500, 1000))
+    names: tuple[str, ...] | None = None
+    unit: str = "chars"
+    overflow: str = "split"
+    underflow: str = "extend"
+    rungs: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.rungs, self.rungs[1:]))
-        if not self.rungs or self.rungs[0] < 1 or not ascending:
-            raise ConfigError(f"a ladder needs positive, strictly ascending rungs, got {self.rungs}")
+        object.__setattr__(self, "ranges", as_ranges(self.ranges))
+        if isinstance(self.names, list):
+            object.__setattr__(self, "names", tuple(self.names))
+        mistakes = self._mistakes()
+        if mistakes:
+            raise ConfigError(*mistakes)
+        object.__setattr__(self, "rungs", tuple(high for _, high in self.ranges))
+
+    def _mistakes(self) -> list[str]:
+        mistakes = mistaken_ranges(self.ranges)
+        if self.ranges == ():
+            mistakes.append("buckets must hold at least one range")
+        if self.names is not None:
+            mistakes += self._mistaken_names(self.names)
+        for name, choices in (("unit", UNITS), ("overflow", OVERFLOWS), ("underflow", UNDERFLOWS)):
+            value = getattr(self, name)
+            if value not in choices:
+                mistakes.append(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return mistakes
+
+    def _mistaken_names(self, names: Any) -> list[str]:
+        if not isinstance(names, tuple):
+            return [f"names must be a tuple of strings or None, got {names!r}"]
+        mistakes = []
+        ranges = self.ranges if isinstance(self.ranges, tuple) else ()
+        if isinstance(self.ranges, tuple) and len(names) != len(ranges):
+            mistakes.append(f"names must be one for each of {len(ranges)} buckets, got {len(names)}: {names!r}")
+        for i, name in enumerate(names):
+            of = f" of bucket {ranges[i]!r}" if i < len(ranges) else ""
+            if not isinstance(name, str) or not name:
+                mistakes.append(f"name{of} must be a non-empty string, got {name!r}")
+            elif name in names[:i]:
+                mistakes.append(f"name{of} must differ from the others, got {name!r}")
+        return mistakes
 
     @classmethod
-    def regular(cls, step: int, last: int) -> Self:
-        """Multiples of ``step`` up to the first that is at least ``last``."""
-        if step < 1 or last < 1:
-            raise ConfigError(f"step and last must be at least 1, got {step} and {last}")
-        return cls(tuple(range(step, last + step, step)))
+    def from_ladder(
+        cls,
+        rungs: Iterable[int],
+        unit: str = "tokens",
+        overflow: str = "error",
+        names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Buckets that end at each rung, the first from 0.
 
-    def capacity(self, n: int) -> int:
-        """The smallest rung that holds ``n`` (n >= 0).
+        >>> ChunkBucketer.from_ladder((64, 100)).ranges
+        ((0, 64), (64, 100))
 
         Raises:
-            InputError: when ``n`` is negative or larger than the last rung.
+            ConfigError: when rungs are not ascending whole numbers from 1, and as for the class.
         """
-        if not 0 <= n <= self.rungs[-1]:
-            raise InputError(f"{n} does not fit a ladder from {self.rungs[0]} to {self.rungs[-1]}")
-        return self.rungs[bisect.bisect_left(self.rungs, n)]
+        if not isinstance(rungs, Iterable):
+            raise ConfigError(f"rungs must be a list of whole numbers, got {rungs!r}")
+        return cls(tuple(itertools.pairwise((0, *rungs))), names, unit, overflow)
+
+    @classmethod
+    def regular(
+        cls,
+        step: int,
+        last: int,
+        unit: str = "tokens",
+        overflow: str = "error",
+        names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Multiples of ``step`` up to the first that is at least ``last``.
+
+        >>> ChunkBucketer.regular(step=64, last=250).rungs
+        (64, 128, 192, 256)
+
+        Raises:
+            ConfigError: when ``step`` or ``last`` is no whole number from 1, and as for the class.
+        """
+        if not (_is_int(step) and _is_int(last) and step >= 1 and last >= 1):
+            raise ConfigError(f"step and last must be whole numbers from 1, got {step!r} and {last!r}")
+        return cls.from_ladder(range(step, last + step, step), unit, overflow, names)
+
+    @classmethod
+    def fit(
+        cls,
+        lengths: Iterable[int],
+        buckets: int = 8,
+        unit: str = "tokens",
+        overflow: str = "error",
+        names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """The buckets that pad ``lengths`` least in total; no other choice of as many pads less.
+
+        >>> ChunkBucketer.fit([3, 4, 4, 90, 100], buckets=2).rungs
+        (4, 100)
+
+        Args:
+            lengths: those to expect, in ``unit``; repeats count.
+            buckets: most buckets, at least 1; there are fewer where there are fewer different lengths.
+            unit, overflow, names: as for the class.
+
+        Raises:
+            InputError: for no lengths, for one that is no whole number from 0, and for ``buckets`` below 1.
+        """
+        found = [_whole("a length", length, 0) for length in _listed("lengths", lengths)]
+        if not found:
+            raise InputError("fit needs at least one length")
+        if max(found) * len(found) >= 2**63:
+            raise InputError(f"lengths up to {max(found)} are too long to be added up")
+        # No capacity is 0, and rounding 0 up to 1 costs the same whatever the buckets are.
+        ends, counts = np.unique(np.maximum(np.array(found, dtype=np.int64), 1), return_counts=True)
+        chosen = _least_padding(ends, counts, min(_whole("buckets", buckets, 1), len(ends)))
+        return cls.from_ladder(chosen, unit, overflow, names)
+
+    def capacity(self, n: int) -> int:
+        """The smallest capacity that holds ``n``.
+
+        Raises:
+            InputError: when ``n`` is no whole number from 0, or does not fit.
+        """
+        n = _whole("a length", n, 0)
+        low, last = self.ranges[0][0], self.rungs[-1]
+        if n < low and self.underflow == "error":
+            raise InputError(f"{n} {self.unit} do not reach the first bucket, which begins at {low}")
+        if n <= last:
+            return self.rungs[bisect.bisect_left(self.rungs, n)]
+        if self.overflow == "extend":
+            return -(-n // last) * last
+        hint = "; split first" if self.overflow == "split" else ""
+        raise InputError(f"{n} {self.unit} do not fit the last bucket, which ends at {last}{hint}")
+
+    def bucket(self, n: int) -> str:
+        """The name of the bucket that ``n`` belongs to; above the last range that of the last.
+
+        Raises:
+            InputError: as for :meth:`capacity`.
+        """
+        return self._name(self.capacity(n))
+
+    def group(self, items: Iterable[Any], max_batch: int | None = None) -> list[Batch]:
+        """Sort ``items`` into batches of one capacity each, shortest first; equal lengths keep their order.
+
+        Where ``overflow`` is ``"split"``, items that are too long are cut to the last capacity or less: text counted
+        in characters by :func:`~tts_compile.splitting.split_text`, in words between words, sequences anywhere.
+        The pieces may be shorter than the first range, whatever ``underflow`` says.
+
+        >>> batches = ChunkBucketer.from_ladder((2, 4), overflow="split").group([[1, 2, 3, 4, 5], [6]])
+        >>> [(batch.capacity, batch.items, batch.indices, batch.parts) for batch in batches]
+        [(2, ([5], [6]), (0, 1), (1, 0)), (4, ([1, 2, 3, 4],), (0,), (0,))]
+
+        Args:
+            items: strings for the units chars and words, other sequences for tokens and frames.
+            max_batch: most items in a batch; None for no limit.
+
+        Raises:
+            InputError: for an item of a wrong type, or one that does not fit; it names the item's index.
+        """
+        if max_batch is not None:
+            max_batch = _whole("max_batch", max_batch, 1)
+        batches = []
+        pieces = sorted(self._pieces(items), key=lambda piece: piece.length)
+        for capacity, same in itertools.groupby(pieces, key=lambda piece: piece.capacity):
+            alike = list(same)
+            most = max_batch or len(alike)
+            for start in range(0, len(alike), most):
+                _, _, found, indices, parts = zip(*alike[start : start + most])
+                batches.append(Batch(self._name(capacity), capacity, found, indices, parts))
+        return batches
+
+    @staticmethod
+    def restore_order(batches: Sequence[Batch], results: Sequence[Iterable[Any]]) -> list[Any]:
+        """Results in the order of the input; those of an item's pieces follow each other in reading order.
+
+        >>> batches = ChunkBucketer().group(["A longer text.", "Text."])
+        >>> ChunkBucketer.restore_order(batches, [[item.upper() for item in batch.items] for batch in batches])
+        ['A LONGER TEXT.', 'TEXT.']
+
+        Args:
+            batches: as :meth:`group` returned them.
+            results: for each batch, one result for each of its items.
+
+        Raises:
+            InputError: when results are no lists, or more or fewer than items.
+        """
+        rows = [_listed(f"results of batch {i}", row) for i, row in enumerate(_listed("results", results))]
+        expected, got = [len(batch.items) for batch in batches], [len(row) for row in rows]
+        if expected != got:
+            raise InputError(f"batches hold {expected} items, but there are {got} results")
+        places = [place for batch in batches for place in zip(batch.indices, batch.parts)]
+        ordered = sorted(zip(places, itertools.chain.from_iterable(rows)), key=lambda pair: pair[0])
+        return [result for _, result in ordered]
+
+    def pad(self, sequences: Iterable[Sequence[int] | Tensor], pad_id: int = 0) -> tuple[Tensor, Tensor]:
+        """Pad sequences of whole numbers at their ends to the capacity of the longest, on the CPU.
+
+        >>> padded, lengths = ChunkBucketer.from_ladder((4, 8)).pad([[1, 2, 3], [4]])
+        >>> padded.tolist(), lengths.tolist()
+        ([[1, 2, 3, 0], [4, 0, 0, 0]], [3, 1])
+
+        Returns:
+            padded, int64 (B, capacity), and lengths, int64 (B,).
+
+        Raises:
+            InputError: for no sequences, for anything but whole numbers, and for a longest one that does not fit.
+        """
+        import torch  # here, because sorting text needs none
+
+        rows = _listed("sequences", sequences)
+        if not rows:
+            raise InputError("pad needs at least one sequence")
+        if not _is_int(pad_id):
+            raise InputError(f"pad_id must be a whole number, got {pad_id!r}")
+        found = []
+        for i, row in enumerate(rows):
+            try:
+                ids = torch.as_tensor(row)
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise InputError(f"sequence {i} must hold whole numbers: {error}") from error
+            if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)):
+                raise InputError(f"sequence {i} must be a row of whole numbers, got {ids.dtype} {tuple(ids.shape)}")
+            found.append(ids)
+        lengths = [len(ids) for ids in found]
+        padded = torch.full((len(found), self.capacity(max(lengths))), pad_id, dtype=torch.int64)
+        for target, ids in zip(padded, found):
+            target[: len(ids)] = ids
+        return padded, torch.tensor(lengths)
+
+    def stats(self, items: Iterable[Any]) -> BucketStats:
+        """How ``items`` spread over the buckets; the pieces of those that :meth:`group` would cut count as items.
+
+        >>> print(ChunkBucketer().stats(["a" * 90, "a" * 174]))
+        bucket  items  share
+        --------------------
+        short   2      100%
+        medium  0      0%
+        long    0      0%
+        2 items of 90 to 174, 132 on average
+        2 lengths become 1 shapes, 34.0% padding
+        HIGH - Excellent bucketing efficiency
+
+        Raises:
+            InputError: for no items, and as for :meth:`group`.
+        """
+        pieces = self._pieces(items)
+        if not pieces:
+            raise InputError("stats needs at least one item")
+        capacities = [piece.capacity for piece in pieces]
+        lengths = [piece.length for piece in pieces]
+        counts = {self._name(rung): 0 for rung in self.rungs}
+        for capacity in capacities:
+            counts[self._name(capacity)] += 1
+        return BucketStats(
+            counts=counts,
+            shares={name: count / len(pieces) for name, count in counts.items()},
+            total=len(pieces),
+            shortest=min(lengths),
+            mean=sum(lengths) / len(lengths),
+            longest=max(lengths),
+            padding_waste=(sum(capacities) - sum(lengths)) / sum(capacities),
+            shapes_before=len(set(lengths)),
+            shapes_after=len(set(capacities)),
+            verdict=_verdict(max(counts.values()) / len(pieces)),
+        )
+
+    def _name(self, capacity: int) -> str:
+        """The name of the bucket that pads to ``capacity``."""
+        i = min(bisect.bisect_left(self.rungs, capacity), len(self.rungs) - 1)
+        if self.names is not None:
+            return self.names[i]
+        if len(self.ranges) == 3:
+            return ("short", "medium", "long")[i]
+        return "{}-{}".format(*self.ranges[i])
+
+    def _pieces(self, items: Iterable[Any]) -> list[_Piece]:
+        """Every item, or its pieces, in the order of the input."""
+        pieces = []
+        for index, item in enumerate(_listed("items", items)):
+            length = self._length(item, index)
+            if length > self.rungs[-1] and self.overflow == "split":
+                for part, piece in enumerate(self._split(item)):
+                    size = self._length(piece, index)
+                    pieces.append(_Piece(self.capacity(max(size, self.ranges[0][0])), size, piece, index, part))
+                continue
+            try:
+                pieces.append(_Piece(self.capacity(length), length, item, index, 0))
+            except InputError as error:
+                raise InputError(f"item {index}: {error}") from error
+        return pieces
+
+    def _length(self, item: Any, index: int) -> int:
+        if self.unit in ("chars", "words"):
+            if not isinstance(item, str):
+                raise InputError(f"item {index} must be a string, as its {self.unit} count, got {type(item).__name__}")
+            return len(item) if self.unit == "chars" else len(item.split())
+        if isinstance(item, (str, bytes, Mapping)) or not hasattr(item, "__getitem__"):
+            raise InputError(f"item {index} must be a sequence of {self.unit}, got {type(item).__name__}")
+        try:
+            return len(item)
+        except TypeError as error:  # a tensor or an array without dimensions
+            raise InputError(f"item {index} must be a sequence of {self.unit}: {error}") from error
+
+    def _split(self, item: Any) -> list[Any]:
+        most = self.rungs[-1]
+        if self.unit == "chars":
+            from .splitting import split_text
+
+            return split_text(item, max_chars=most) or [""]  # white space alone still has a place in the order
+        if self.unit == "words":
+            words = list(re.finditer(r"\S+", item))
+            runs = (words[i : i + most] for i in range(0, len(words), most))
+            return [item[run[0].start() : run[-1].end()] for run in runs]
+        return [item[i : i + most] for i in range(0, len(item), most)]
+
+
+def _verdict(largest_share: float) -> str:
+    """The reference report's words for the share of the fullest bucket."""
+    if largest_share >= 0.8:
+        return "HIGH - Excellent bucketing efficiency"
+    if largest_share >= 0.5:
+        return "MEDIUM - Good bucketing efficiency"
+    return "LOW - Mixed chunk sizes"
+
+
+def _least_padding(ends: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], buckets: int) -> list[int]:
+    """The ``buckets`` of ``ends``, the last among them, for which all lengths rounded up to them sum to least.
+
+    Dynamic programming: ``least[j]`` is the smallest such sum for the first j lengths with as many buckets as there
+    were rounds; its last bucket holds lengths i to j, and costs the end of j for each of them.
+
+    Args:
+        ends: int64 (m,), different lengths, ascending.
+        counts: int64 (m,), how often each occurs.
+        buckets: 1 to m.
+    """
+    m = len(ends)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    least = ends * before[1:]  # one bucket for lengths 0 to j
+    firsts = []  # for each further bucket, (m,): where it begins when it ends at j
+    for used in range(1, buckets):
+        first = np.zeros(m, dtype=np.int64)
+        following = np.zeros(m, dtype=np.int64)
+        for j in range(used, m):  # a row at a time: all of them together would be m * m numbers
+            sums = least[used - 1 : j] + ends[j] * (before[j + 1] - before[used : j + 1])
+            best = sums.argmin()
+            first[j], following[j] = used + best, sums[best]
+        least = following
+        firsts.append(first)
+    chosen = [m - 1]
+    for first in reversed(firsts):
+        chosen.append(int(first[chosen[-1]]) - 1)
+    return [int(ends[j]) for j in reversed(chosen)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import math
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from .bucketing import Range, as_ranges, is_range, mistaken_ranges
 from .errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -39,38 +39,8 @@ REFERENCE_SETTINGS = (
     *_REFERENCE_RANGES,
 )
 
-Range = tuple[int, int]
-
 
 # Below, helpers come first: the dataclasses check their defaults while this module loads.
-
-
-def _as_ranges(value: Any) -> Any:
-    """Lists become tuples; anything else is left for the check to name."""
-    if isinstance(value, (list, tuple)):
-        return tuple(tuple(item) if isinstance(item, (list, tuple)) else item for item in value)
-    return value
-
-
-def _mistaken_ranges(value: Any) -> list[str]:
-    if not isinstance(value, tuple):
-        return [f"buckets must be a tuple of (low, high) ranges, got {value!r}"]
-    mistakes = [f"bucket {item!r} must be two ascending whole numbers" for item in value if not _is_range(item)]
-    if not mistakes:
-        for (low, high), (next_low, next_high) in itertools.pairwise(value):
-            if high != next_low:
-                kind = "gap" if high < next_low else "overlap"
-                mistakes.append(f"{kind} between buckets ({low}, {high}) and ({next_low}, {next_high})")
-    return mistakes
-
-
-def _is_range(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(_is_int(item) for item in value)
-        and 0 <= value[0] < value[1]
-    )
 
 
 def _is_int(value: Any) -> bool:
@@ -172,14 +142,14 @@ class CompileConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "buckets", _as_ranges(self.buckets))  # lists, as TOML and JSON give them
+        object.__setattr__(self, "buckets", as_ranges(self.buckets))  # lists, as TOML and JSON give them
         mistakes = [
             f"{name} must be a ComponentPolicy, got {type(getattr(self, name)).__name__}"
             for name in COMPONENTS
             if not isinstance(getattr(self, name), ComponentPolicy)
         ]
         mistakes += _mistaken_choice("fallback", self.fallback, FALLBACKS)
-        mistakes += _mistaken_ranges(self.buckets)
+        mistakes += mistaken_ranges(self.buckets)
         if not _is_int(self.warmup_samples) or self.warmup_samples < 0:
             mistakes.append(f"warmup_samples must be a whole number from 0, got {self.warmup_samples!r}")
         limit = self.memory_limit_gb
@@ -294,7 +264,7 @@ def _from_reference(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, An
     mistakes = []
     for key, value in settings.items():
         if key in _REFERENCE_RANGES:
-            if not _is_range(value):
+            if not is_range(value):
                 mistakes.append(f"{key} must be two ascending whole numbers, got {value!r}")
         elif key in ("TORCH_COMPILE_BACKEND", "TORCH_COMPILE_MODE"):
             if not isinstance(value, str) or not value:

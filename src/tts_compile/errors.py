@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class TTSCompileError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -25,6 +30,20 @@ class ModelStateError(TTSCompileError, RuntimeError):
 
 class UnsupportedModelError(TTSCompileError, TypeError):
     """The object is no model that this library knows; the message names those that it does."""
+
+
+class BatchError(TTSCompileError, RuntimeError):
+    """Some chunks of a batch failed; the others are in ``results``.
+
+    Attributes:
+        results: a wave for each text, in input order; None where it failed.
+        errors: by the index of the text.
+    """
+
+    def __init__(self, message: str, results: list[Tensor | None], errors: dict[int, Exception]) -> None:
+        super().__init__(message)
+        self.results = results
+        self.errors = errors
 
 
 class CompilationError(TTSCompileError, RuntimeError):

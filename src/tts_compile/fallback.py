@@ -18,7 +18,7 @@ class FallbackEvent:
 
     Attributes:
         component: the component's name, such as ``"t3"``.
-        phase: ``"attach"``, ``"compile"`` or ``"call"``.
+        phase: ``"attach"``, ``"compile"``, ``"call"`` or ``"memory"``.
         error: what went wrong, as text.
         action: what was done instead.
         at: when, in UTC, ISO 8601.
@@ -65,6 +65,10 @@ class FallbackManager:
         """
         if self.policy == "raise":
             raise CompilationError(f"{self.component}: {phase} failed: {error}")
+        self.record(phase, error, action)
+
+    def record(self, phase: str, error: str, action: str) -> None:
+        """Record an event that is no failure to compile, whatever the policy."""
         event = FallbackEvent(self.component, phase, error, action)
         self.events.append(event)
         logger.warning("%s: %s failed (%s): %s", event.component, event.phase, event.error, event.action)

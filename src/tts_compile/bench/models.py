@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import torch
-from torch.nn import functional as F
 
 from .. import testing
+from ..components.t3 import text_tokens
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
 from ..timing import Stopwatch
@@ -92,17 +92,11 @@ def only(component: str, config: CompileConfig) -> CompileConfig:
 
 def t3_inputs(tts: Any, text: str) -> dict[str, Any]:
     """Arguments of ``T3.inference`` as stock ``generate(text)`` passes them, save for ``max_new_tokens``."""
-    from chatterbox.tts import punc_norm
-
     if tts.conds is None:
         raise InputError("the model has no voice: the checkpoint lacks conds.pt")
-    hp = tts.t3.hp
-    tokens = tts.tokenizer.text_to_tokens(punc_norm(text)).to(tts.device)
-    tokens = torch.cat([tokens, tokens])  # conditional and unconditional row
-    tokens = F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
     return {
         "t3_cond": tts.conds.t3,
-        "text_tokens": tokens,
+        "text_tokens": text_tokens(tts, text, guided=True),
         "temperature": 0.8,
         "cfg_weight": 0.5,
         "repetition_penalty": 1.2,

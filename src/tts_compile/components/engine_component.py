@@ -108,7 +108,7 @@ class EngineComponent(ABC):
 
     def warm_up(self) -> None:
         """Compile whatever later calls may need, unless they would be left to stock."""
-        if self._unfit() is None:
+        if not (self._replaced or self._customised()):
             self._warm_up_engine()
             self._mark_warm()
 
@@ -159,26 +159,31 @@ class EngineComponent(ABC):
             note="; ".join(notes),
         )
 
+    def left_to_stock(self) -> str | None:
+        """Why a call would be left to the stock method now, if so; an event says so once."""
+        reason = self._replaced or self._customised()
+        if reason and all(event.error != reason for event in self._fallback.events):  # not for every chunk of a book
+            self._fallback.note("call", reason, "stock for such calls")
+        return reason
+
+    def mark_warm_once(self) -> None:
+        """Without a warm-up, the first utterance is one: every graph from now on is a recompilation."""
+        if self._warm_graphs is None:
+            self._mark_warm()
+
     def _mark_warm(self) -> None:
-        """Every graph from now on is a recompilation."""
         self._warm_graphs = self._graphs
 
     @property
     def _graphs(self) -> int:
         return sum(part.graphs for part in self.parts)
 
-    def _unfit(self) -> str | None:
-        return self._replaced or self._customised()
-
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if reason := self._unfit():
-            if all(event.error != reason for event in self._fallback.events):  # once, not for every chunk of a book
-                self._fallback.note("call", reason, "stock for such calls")
+        if self.left_to_stock():
             self._left_to_stock += 1
             return self._stock(*args, **kwargs)
         result = self._engine_call(*args, **kwargs)
-        if self._warm_graphs is None:  # without a warm-up, the first utterance is one
-            self._mark_warm()
+        self.mark_warm_once()
         return result
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ...config import CompileConfig
 from ...errors import UnsupportedModelError
@@ -21,6 +24,8 @@ class FlowComponent(CopyingComponent):
         UnsupportedModelError: for a flow of another make than the released ones.
     """
 
+    engine: FlowEngine
+
     def __init__(self, s3gen: Any, config: CompileConfig, graphs: GraphCache | None = None) -> None:
         policy, flow = config.flow, s3gen.flow
         if reason := another_make(flow):
@@ -35,6 +40,18 @@ class FlowComponent(CopyingComponent):
             config.cache_dir,
             **self._compile_options,
         )
+
+    def noise(self, token: Tensor, reference: Mapping[str, Any]) -> Tensor:
+        """As :meth:`FlowEngine.noise`."""
+        return self.engine.noise(len(token), reference)
+
+    def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
+        """As :meth:`FlowEngine.together`; :meth:`left_to_stock` comes first."""
+        return self.engine.together(given, reference)
+
+    def ran_out_of_memory(self, error: Exception, group: int) -> None:
+        """Tell the report that a group has to be split."""
+        self._fallback.record("memory", str(error).splitlines()[0], f"{group // 2} at a time instead of {group}")
 
 
 def _native_applies(flow: Any) -> bool:

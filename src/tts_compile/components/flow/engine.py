@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ... import _compat
-from ...bucketing import Ladder
+from ...bucketing import ChunkBucketer
 from ...errors import CompilationError, InputError
 from ...execution import Region
 from ...execution.cuda_graph import GraphCache, Replays
@@ -24,7 +25,7 @@ from .estimator import Estimator, EstimatorWeights, Sizes
 from .supported import another_make
 
 # Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
-TOKENS = Ladder.regular(step=64, last=32_768)
+TOKENS = ChunkBucketer.regular(step=64, last=32_768)
 # Tokens up to which a warm-up records CUDA graphs: a reference of 10 s and as much speech.
 RECORDED_AHEAD = 512
 
@@ -86,6 +87,8 @@ class FlowEngine:
         n_timesteps: int = 10,
         noised_mels: Tensor | None = None,
         meanflow: bool = False,
+        *,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Mel frames (batch, 80, frames) and None; arguments and the random numbers drawn are stock's.
 
@@ -101,6 +104,7 @@ class FlowEngine:
             n_timesteps: solver steps.
             noised_mels: (batch, 80, frames) in place of the last random numbers.
             meanflow: solve with a mean-flow estimator: no guidance, and every step knows where it ends.
+            noise: (batch, 80, frames) in place of random numbers.
 
         Raises:
             InputError: for no tokens, or tokens that are none.
@@ -125,10 +129,31 @@ class FlowEngine:
             if prompt_feat.shape[1] >= frames:
                 raise InputError(f"the reference's {prompt_feat.shape[1]} mel frames leave none of {frames} to make")
             with self._replays.recordings.turn() if self._replays else contextlib.nullcontext():
-                padded = self._padded(speech, lengths, frames, speaker, _rows(prompt_feat, batch), noised_mels)
+                if noise is None:
+                    noise = self._drawn(batch, frames)
+                padded = self._padded(speech, lengths, frames, speaker, _rows(prompt_feat, batch), noise, noised_mels)
                 mel = self._replayed(n_timesteps, meanflow, padded)[:, prompt_feat.shape[1] : frames]
                 # a copy, and within the turn: the next replay overwrites what this one gave
                 return mel.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
+
+    def noise(self, count: int, reference: Mapping[str, Any]) -> Tensor:
+        """What an utterance of ``count`` tokens draws from the global generators: (1, 80, frames)."""
+        return self._drawn(1, (reference["prompt_token"].shape[1] + count) * self.flow.token_mel_ratio)
+
+    def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
+        """Mel frames (1, 80, frames) of several utterances, solved at the same time with stock's ten steps.
+
+        Args:
+            given: for each, its tokens (n,) and its :meth:`noise`.
+            reference: of all, as stock keeps it.
+        """
+        lengths = [len(token) for token, _ in given]
+        token = pad_sequence([token for token, _ in given], batch_first=True)
+        noise = pad_sequence([noise[0].T for _, noise in given], batch_first=True).transpose(1, 2)
+        token_len = torch.tensor(lengths, device=token.device)
+        mel, _ = self.inference(token, token_len, finalize=True, noise=noise, **reference)
+        ratio = self.flow.token_mel_ratio
+        return [mel[row : row + 1, :, : length * ratio] for row, length in enumerate(lengths)]
 
     def warm_up(self) -> None:
         """Compile everything that later calls may need; draws no random number from the global generators."""
@@ -153,6 +178,10 @@ class FlowEngine:
         reason = another_make(flow)
         return reason or (None if Sizes.of(flow) == self._sizes else "its sizes have changed")
 
+    def _drawn(self, batch: int, frames: int) -> Tensor:
+        like = self.flow.spk_embed_affine_layer.weight
+        return torch.randn(batch, self.flow.output_size, frames, dtype=like.dtype, device=like.device)  # as stock
+
     def _check(self, token: Tensor, speech: Tensor) -> None:
         if token.shape[1] == 0:
             raise InputError("there are no speech tokens to make a wave from")
@@ -162,12 +191,18 @@ class FlowEngine:
             raise InputError(f"speech token {wrong} is not in the range 0 to {self.flow.vocab_size - 1}")
 
     def _padded(
-        self, speech: Tensor, lengths: Tensor, frames: int, speaker: Tensor, prompt: Tensor, noised: Tensor | None
+        self,
+        speech: Tensor,
+        lengths: Tensor,
+        frames: int,
+        speaker: Tensor,
+        prompt: Tensor,
+        noise: Tensor,
+        noised: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """What :meth:`_frames` takes: padded to a rung, the noise drawn."""
+        """What :meth:`_frames` takes: padded to a rung."""
         capacity = TOKENS.capacity(speech.shape[1])
-        ratio, channels = self.flow.token_mel_ratio, self.flow.output_size
-        noise = torch.randn(len(speech), channels, frames, dtype=speaker.dtype, device=speaker.device)  # as stock
+        ratio = self.flow.token_mel_ratio
         if noised is not None:
             noise[..., frames - noised.shape[2] :] = noised
 

@@ -1,7 +1,16 @@
 """T3, the language model that turns text and a voice into speech tokens."""
 
+from .batch import Request
 from .component import T3Component
-from .sampling import SamplingSettings, finite_number
-from .text import check_text
+from .sampling import SAMPLING, SamplingSettings, finite_number
+from .text import check_text, text_tokens
 
-__all__ = ["SamplingSettings", "T3Component", "check_text", "finite_number"]
+__all__ = [
+    "SAMPLING",
+    "Request",
+    "SamplingSettings",
+    "T3Component",
+    "check_text",
+    "finite_number",
+    "text_tokens",
+]

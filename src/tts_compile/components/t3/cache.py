@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...bucketing import Ladder
+from ...bucketing import ChunkBucketer
 
 
 class Part(NamedTuple):
@@ -42,7 +42,7 @@ class KVCache:
         heads: int,
         head_dim: int,
         capacity: int,
-        attended: Ladder,
+        attended: ChunkBucketer,
         like: Tensor,
     ) -> None:
         self.guided = guided

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from ...errors import CompilationError
 from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
 from ..engine_component import EngineComponent
+from .batch import Batch, Request
 from .engine import T3Engine
+from .sampling import SamplingSettings
 from .step import LayeredPass, NativePass
 from .weights import customised
 
@@ -55,6 +58,12 @@ class T3Component(EngineComponent):
     def _warm_up_engine(self) -> None:
         for guided in (True, False):
             self.engine.warm_up(guided)
+
+    def batch(
+        self, requests: Sequence[Request], t3_cond: Any, settings: SamplingSettings, budget: int, slots: int | None
+    ) -> Batch:
+        """As :meth:`T3Engine.batch`; :meth:`left_to_stock` comes first."""
+        return self.engine.batch(requests, t3_cond, settings, budget, slots)
 
     def _engine_call(self, **kwargs: Any) -> torch.Tensor:
         return self.engine.inference(**kwargs)

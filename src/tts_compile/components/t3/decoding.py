@@ -15,7 +15,7 @@ from .sampling import SamplingSettings, choose, guide, probabilities
 from .step import DecoderPass
 
 
-@dataclass
+@dataclass(eq=False)
 class Utterance:
     """One text on its way to speech tokens.
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _compat
-from ...bucketing import Ladder
+from ...bucketing import ChunkBucketer
 from ...errors import CompilationError, InputError, ModelStateError
+from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
 from ...fallback import FallbackManager
+from .batch import Batch, Request
 from .cache import KVCache, Part
 from .decoder import decoder_layer, head
 from .decoding import Decoding, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
-from .graph_step import GraphedPass
+from .graph_step import UTTERANCES, GraphedPass
 from .noise import NoiseStream
 from .sampling import SamplingSettings
 from .step import DecoderPass, LayeredPass, NativePass, embedded, run_layers
@@ -31,20 +34,11 @@ from .weights import int8_copy, native_weights, rotary_table, stock_weights
 logger = logging.getLogger(__name__)
 
 # Attention reads whole rungs: 16 positions of waste cost under 1% of a step, and a compiled step serves any rung.
-ATTENDED = Ladder.regular(step=16, last=16_384)
+ATTENDED = ChunkBucketer.regular(step=16, last=16_384)
 # Caches are allocated by these; a CPU touches only what is used.
-CAPACITY = Ladder.regular(step=512, last=16_384)
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _without_gradients(function: Function) -> Function:
-    """Outside inference mode even where the caller is in it: torch cannot compile views of an operator's result there.
-
-    https://github.com/pytorch/pytorch/issues/169477
-    """
-    return torch.inference_mode(mode=False)(torch.no_grad()(function))
+CAPACITY = ChunkBucketer.regular(step=512, last=16_384)
+# Of the free memory, for the keys and values of a batch: the synthesis of its waves needs some too.
+_MEMORY_SHARE = 0.5
 
 
 class T3Engine:
@@ -108,7 +102,6 @@ class T3Engine:
         replays = [part.replays for part in (self._graph_loop, self._graphed) if part]
         return [*replays, self._layered, *self._native]
 
-    @_without_gradients
     def inference(
         self,
         *,
@@ -143,18 +136,82 @@ class T3Engine:
             raise InputError("prepend_prompt_speech_tokens is not implemented by chatterbox")
         settings = SamplingSettings(temperature, top_p, min_p, repetition_penalty, cfg_weight)
         budget = self._checked_budget(max_new_tokens)
-        text_tokens = self._checked_text(text_tokens, settings)
-        if initial_speech_tokens is None:
-            initial_speech_tokens = torch.full_like(text_tokens[:, :1], self.t3.hp.start_speech_token)
-        self._choose_passes()
-        with _compat.using_cache_dir(self._cache_dir), self._turn():
-            prompt = self._prompt(t3_cond, text_tokens, initial_speech_tokens[: len(text_tokens)], settings)
+        with self._at_work():
+            text_tokens = self._checked_text(text_tokens, settings)
+            self._choose_passes()
+            prompt = self._prompt(t3_cond, text_tokens, initial_speech_tokens, settings)
             if loop := self._loop():
                 try:
                     return self._speak_replayed(loop, prompt, budget, settings)
                 except CompilationError as error:
                     self._fallback.fall("compile", error)
             return self._speak(prompt, budget, settings)
+
+    def batch(
+        self, requests: Sequence[Request], t3_cond: Any, settings: SamplingSettings, budget: int, slots: int | None
+    ) -> Batch:
+        """Requests to be spoken together, with the same voice and settings.
+
+        Args:
+            requests: at least one.
+            t3_cond: the voice.
+            settings: of all.
+            budget: tokens for each at most.
+            slots: how many are spoken at a time at most; None leaves it to the free memory.
+
+        Raises:
+            ModelStateError, InputError: as :meth:`inference`.
+        """
+        if self.t3.training:
+            raise ModelStateError("the model is in training mode; call .eval() on it first")
+        budget = self._checked_budget(budget)
+        with self._at_work():
+            self._choose_passes()
+            checked = [
+                dataclasses.replace(request, text_tokens=self._checked_text(request.text_tokens, settings))
+                for request in requests
+            ]
+
+        def prompt(request: Request) -> Tensor:
+            return self._prompt(t3_cond, request.text_tokens, None, settings)
+
+        def utterance(request: Request) -> Utterance:
+            return Utterance(prompt(request), budget, NoiseStream(self._logits_like(), request.generator))
+
+        with self._at_work():
+            longest = prompt(max(checked, key=lambda request: request.text_tokens.shape[1]))
+        guided, length = len(longest) == 2, longest.shape[1] + budget
+
+        def decoding(slots: int) -> Decoding:
+            return self._decoding(self._cache(slots, guided, length), settings)
+
+        slots = min(len(checked), self._most_slots(guided, length), slots or len(checked))
+        return Batch(checked, slots, utterance, decoding, self._at_work, self._fallback)
+
+    def _most_slots(self, guided: bool, length: int) -> int:
+        """How many utterances of that many positions can be spoken together."""
+        weights = self._weights
+        sequences = 2 if guided else 1
+        like = weights.final_norm
+        position = 2 * len(weights.layers) * weights.heads * weights.head_dim * like.element_size()
+        in_memory = int(_MEMORY_SHARE * _compat.free_memory(like.device)) // (position * sequences * length)
+        most = UTTERANCES.rungs[-1] if like.is_cuda else native.MAX_ROWS // sequences
+        return max(1, min(most, in_memory))
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Outside inference mode even where the caller is in it, in turn, with the cache folder.
+
+        Torch cannot compile views of an operator's result in inference mode:
+        https://github.com/pytorch/pytorch/issues/169477
+        """
+        with (
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+            _compat.using_cache_dir(self._cache_dir),
+            self._turn(),
+        ):
+            yield
 
     def _choose_passes(self) -> None:
         """Native ones as long as the model's weights are what they read: a module can be cast or moved any time.
@@ -179,11 +236,10 @@ class T3Engine:
         if self._graph_loop:
             self._graph_loop.release()
 
-    @_without_gradients
     def warm_up(self, guided: bool) -> None:
         """Compile every pass, with or without guidance; speaks nothing and draws no random number."""
-        self._choose_passes()
-        with _compat.using_cache_dir(self._cache_dir), self._turn():
+        with self._at_work():
+            self._choose_passes()
             if loop := self._loop():
                 try:
                     cache = loop.cache(guided, length=1)
@@ -230,8 +286,13 @@ class T3Engine:
                 raise InputError(f"text_tokens lack the {name} token {token}")
         return text_tokens
 
-    def _prompt(self, t3_cond: Any, text_tokens: Tensor, speech_tokens: Tensor, settings: SamplingSettings) -> Tensor:
+    def _prompt(
+        self, t3_cond: Any, text_tokens: Tensor, initial_speech_tokens: Tensor | None, settings: SamplingSettings
+    ) -> Tensor:
         """Embeddings (rows, length, width) of voice, text and start."""
+        if initial_speech_tokens is None:
+            initial_speech_tokens = torch.full_like(text_tokens[:, :1], self._vocabulary.start)
+        speech_tokens = initial_speech_tokens[: len(text_tokens)]
         embeddings, _ = self.t3.prepare_input_embeds(
             t3_cond=t3_cond, text_tokens=text_tokens, speech_tokens=speech_tokens, cfg_weight=settings.cfg_weight
         )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...bucketing import Ladder
+from ...bucketing import ChunkBucketer
 from ...errors import ModelStateError
 from ...execution.cuda_graph import GraphCache, Replays
 from .cache import KVCache, visible
@@ -24,7 +24,7 @@ from .weights import DecoderWeights
 # Steps launched before a token is read: long enough for its way to the host, short against an utterance.
 AHEAD = 4
 # A graph attends to a whole rung. At 128 positions a rung's waste is under 3% of what a step of the full model reads.
-RUNGS = Ladder.regular(step=128, last=16_384)
+RUNGS = ChunkBucketer.regular(step=128, last=16_384)
 
 
 class Board(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...bucketing import Ladder
+from ...bucketing import ChunkBucketer
 from ...errors import CompilationError
 from ...execution.cuda_graph import GraphCache, Replays
 from ...fallback import FallbackManager
@@ -19,7 +19,7 @@ from .step import LayeredPass, embedded, through_layers
 from .weights import DecoderWeights
 
 # Utterances of a recording; those beyond the ones that there are decode into free slots.
-UTTERANCES = Ladder((1, 2, 4, 8, 16, 24, 32, 48, 64))
+UTTERANCES = ChunkBucketer.from_ladder((1, 2, 4, 8, 16, 24, 32, 48, 64))
 
 
 class GraphedPass:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ...errors import InputError
 
+# The settings' names, which are those of stock's arguments.
+SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight")
+
 
 class Numbers(NamedTuple):
     """What the processors compute with: numbers, or 0-dimensional tensors where they may vary in recorded launches."""
@@ -45,7 +48,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         mistakes = []
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight"):
+        for name in SAMPLING:
             try:
                 number = finite_number(name, getattr(self, name))
             except InputError as error:

@@ -1,8 +1,12 @@
-"""Checks of the text before any work is done on it."""
+"""From text to text tokens, and checks before any work is done on it."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ...errors import InputError
 
@@ -33,3 +37,14 @@ def check_text(tts: Any, text: object) -> None:
     limit = tts.t3.hp.max_text_tokens
     if len(ids) > limit:
         raise InputError(f"text has {len(ids)} tokens, the model has {limit} positions: split it into shorter texts")
+
+
+def text_tokens(tts: Any, text: str, guided: bool) -> Tensor:
+    """Start, text and stop, int64 (2 or 1, n), as stock ``generate`` passes them to T3."""
+    from chatterbox.tts import punc_norm
+
+    hp = tts.t3.hp
+    tokens: Tensor = tts.tokenizer.text_to_tokens(punc_norm(text)).to(tts.device)
+    if guided:
+        tokens = torch.cat([tokens, tokens])  # conditional and unconditional row
+    return F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)

@@ -1,0 +1,452 @@
+"""``generate_batch``: every chunk as if it were spoken alone, whatever else is spoken."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tts_compile as tc
+from pretend import PretendRecorder
+from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error_db
+from tts_compile import batch
+from tts_compile.components.t3.decoding import Decoding
+
+CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", TEXTS[300], "Yes.", "It was a dark and stormy night."]
+Heard = list[tuple[int, ...]]
+SEEDS = list(range(len(CHUNKS)))
+QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
+# T3's loop with the native decoder, without waiting for inductor
+T3_ONLY = tc.CompileConfig.off().replace(t3=QUICK)
+
+
+@pytest.fixture
+def quick(tts: Any) -> tc.CompiledTTS:
+    return tc.compile_model(tts, T3_ONLY)
+
+
+def alone(model: Any, heard: Heard, texts: list[str], seeds: list[int], **settings: Any) -> list[Any]:
+    """Speech tokens of each text by ``generate``."""
+    heard.clear()
+    for text, seed in zip(texts, seeds):
+        torch.manual_seed(seed)
+        model.generate(text, **settings)
+    found = list(heard)
+    heard.clear()
+    return found
+
+
+def together(model: Any, heard: Heard, texts: list[str], seeds: list[int], **options: Any) -> list[tuple[int, ...]]:
+    """Speech tokens of each text by ``generate_batch``, found again by what its wave says."""
+    heard.clear()
+    waves = model.generate_batch(texts, seeds, **options)
+    assert all(wave.dtype == torch.float32 and wave.ndim == 2 for wave in waves)
+    return [heard[int(wave[0, 0])] for wave in waves]
+
+
+def silenced(patch: pytest.MonkeyPatch, tts: Any) -> list[tuple[int, ...]]:
+    """As ``silent``, with waves that say which of the heard ones they are."""
+    heard: Heard = []
+
+    def inference(speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
+        heard.append(tuple(speech_tokens.tolist()))
+        return torch.full((1, 4800), len(heard) - 1.0), None
+
+    patch.setattr(tts.s3gen, "inference", inference)
+    patch.setattr(tts.watermarker, "apply_watermark", lambda wave, sample_rate: wave)
+    return heard
+
+
+@pytest.fixture
+def heard(tts: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Speech tokens, of every utterance whose synthesis the test is spared."""
+    return silenced(monkeypatch, tts)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 3, None])
+@pytest.mark.parametrize(
+    "options", [{}, {"cfg_weight": 0.0}, {"top_p": 0.7, "temperature": 1.3}], ids=["guided", "unguided", "top-p"]
+)
+def test_tokens_are_those_of_generate(
+    quick: tc.CompiledTTS, tts: Any, heard: Heard, max_batch: int | None, options: dict[str, Any]
+) -> None:
+    expected = alone(quick, heard, CHUNKS, SEEDS, **options)
+    assert len({len(tokens) for tokens in expected}) > 3
+    assert together(quick, heard, CHUNKS, SEEDS, max_batch=max_batch, **options) == expected
+
+
+@given(st.data())
+@settings(max_examples=12, deadline=None)
+def test_any_mix_in_any_order(model: Any, data: st.DataObject) -> None:
+    """One model for all examples: hypothesis and function-scoped fixtures do not go together."""
+    chosen = data.draw(st.lists(st.sampled_from(range(len(CHUNKS))), min_size=1, max_size=6))
+    seeds = data.draw(st.lists(st.integers(0, 3), min_size=len(chosen), max_size=len(chosen)))
+    texts = [CHUNKS[i] for i in chosen]
+    with tc.compile_model(model, T3_ONLY) as quick, pytest.MonkeyPatch.context() as patch:
+        said = silenced(patch, model)
+        expected = alone(quick, said, texts, seeds)
+        assert together(quick, said, texts, seeds, max_batch=data.draw(st.integers(1, 4))) == expected
+
+
+def test_waves_and_random_numbers(tts: Any, eager: tc.CompiledTTS) -> None:
+    texts = CHUNKS[:3]
+    expected = []
+    for text, seed in zip(texts, (5, 6, 5)):
+        torch.manual_seed(seed)
+        expected.append(eager.generate(text))
+    seed_everything(1)
+    before = random_states()
+    waves = eager.generate_batch(texts, seeds=[5, 6, 5])
+    assert random_states() == before
+    for wave, alone_ in zip(waves, expected):
+        assert wave.dtype == torch.float32
+        assert signal_to_error_db(alone_, wave) >= 60
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_mel_frames_solved_together_make_the_same_waves(
+    tts: Any, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    expected = eager.generate_batch(CHUNKS[:4], seeds=range(4))
+    calls = eager.report().components["flow"].calls
+    monkeypatch.setitem(batch.FLOW_GROUP, "cpu", group)
+    waves = eager.generate_batch(CHUNKS[:4], seeds=range(4))
+    assert eager.report().components["flow"].calls - calls < calls  # fewer passes over the estimator
+    for wave, alone_ in zip(waves, expected):
+        assert signal_to_error_db(alone_, wave) >= 60
+
+
+def test_without_seeds_torch_seeds_the_batch(quick: tc.CompiledTTS, tts: Any, heard: Heard) -> None:
+
+    def said(seed: int) -> list[tuple[int, ...]]:
+        heard.clear()
+        torch.manual_seed(seed)
+        quick.generate_batch(CHUNKS[:3])
+        return sorted(heard)
+
+    assert said(1) == said(1) != said(2)
+
+
+def test_long_texts_do_not_hold_the_others(
+    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [len(tokens) + 1 for tokens in alone(quick, heard, CHUNKS, SEEDS)]  # and the stop token
+    passes = []
+    advance = Decoding.advance
+    monkeypatch.setattr(
+        Decoding, "advance", lambda self, alone: (passes.append(len(self.active)), advance(self, alone))
+    )
+    quick.generate_batch(CHUNKS, SEEDS, max_batch=3)
+    assert sum(passes) <= sum(lengths)  # nobody who has ended is decoded on
+    assert len(passes) <= sum(lengths) / 3 + max(lengths)
+
+
+def test_beginnings_that_prompts_share_are_read_once(
+    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    engine = quick._components["t3"].engine
+    prefill = engine._prefill
+    monkeypatch.setattr(
+        engine, "_prefill", lambda rotary, x, *where: (read.append(x.shape[:2].numel()), prefill(rotary, x, *where))[1]
+    )
+    quick.generate_batch([SHORT, SHORT[:10]], [0, 0])
+    whole, conditional, unconditional = read
+    assert conditional < whole / 2
+    assert unconditional <= 3  # start and stop of the text differ in nothing but their positions
+
+
+def test_nothing_compiles_after_the_warm_up(fast: tc.CompiledTTS) -> None:
+    rows = fast.report().components
+    graphs = {name: row.graphs for name, row in rows.items()}
+    for max_batch in (3, 1, 2, None):
+        fast.generate_batch(CHUNKS[:4], SEEDS[:4], max_batch=max_batch)
+    after = fast.report().components
+    assert {name: row.graphs for name, row in after.items()} == graphs
+    assert after["t3"].compiled_calls - rows["t3"].compiled_calls == after["t3"].calls - rows["t3"].calls > 0
+    assert after["t3"].recompiles_after_warmup == 0
+
+
+def test_by_cuda_graphs(tts: Any, recorder: PretendRecorder, heard: Heard) -> None:
+    with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy())) as handle:
+        expected = alone(handle, heard, CHUNKS, SEEDS)
+        before = handle.report().components["t3"].calls
+        assert together(handle, heard, CHUNKS, SEEDS, max_batch=3) == expected
+        row = handle.report().components["t3"]
+        assert (row.ran, row.compiled_calls) == ("cuda_graph", row.calls)
+        assert row.calls > before
+
+
+def test_a_recording_that_fails_is_a_fallback(tts: Any, recorder: PretendRecorder, heard: Heard) -> None:
+    expected = alone(tts, heard, CHUNKS, SEEDS)
+    recorder._fail_at = 1
+    policy = tc.ComponentPolicy(execution="cuda_graph", backend="eager")
+    with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy)) as handle:
+        assert together(handle, heard, CHUNKS, SEEDS) == expected
+        (event,) = handle.report().components["t3"].fallbacks
+        assert event.action == "inductor instead of cuda_graph"
+
+
+@pytest.mark.parametrize("left_to_stock", ["restored", "switched off", "hook"])
+def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, heard: Heard, left_to_stock: str) -> None:
+    expected = alone(tts, heard, CHUNKS[:3], SEEDS[:3])
+    handle = tc.compile_model(tts, tc.CompileConfig.off() if left_to_stock == "switched off" else T3_ONLY)
+    hook = None
+    if left_to_stock == "restored":
+        handle.restore()
+    elif left_to_stock == "hook":
+        hook = tts.t3.speech_head.register_forward_hook(lambda module, args, output: None)
+    try:
+        assert together(handle, heard, CHUNKS[:3], SEEDS[:3]) == expected
+        with pytest.raises(tc.BatchError, match="chunk 1"):
+            handle.generate_batch(["A", "  "])
+    finally:
+        if hook:
+            hook.remove()
+
+
+class TestErrors:
+    def test_a_chunk_that_fails_is_named_and_the_others_are_kept(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard
+    ) -> None:
+        with pytest.raises(
+            tc.BatchError, match=r"2 of 4 chunks failed: chunk 1 \('\\n'\): InputError.*chunk 3"
+        ) as info:
+            quick.generate_batch(["A", "\n", SHORT, 7], [0, 1, 2, 3])
+        waves, errors = info.value.results, info.value.errors
+        assert [wave is None for wave in waves] == [False, True, False, True]
+        assert sorted(errors) == [1, 3]
+        assert all(isinstance(error, tc.InputError) for error in errors.values())
+        spoken = [heard[int(wave[0, 0])] for wave in waves if wave is not None]
+        assert spoken == alone(quick, heard, ["A", SHORT], [0, 2])
+
+    def test_skipped(self, quick: tc.CompiledTTS, tts: Any, heard: Heard) -> None:
+        waves = quick.generate_batch(["A", "\n"], on_error="skip")
+        assert [wave is None for wave in waves] == [False, True]
+
+    def test_a_synthesis_that_fails(self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = []
+
+        def inference(speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
+            calls.append(1)
+            if len(calls) == 2:
+                raise RuntimeError("no room")
+            return torch.zeros(1, 4800), None
+
+        monkeypatch.setattr(tts.s3gen, "inference", inference)
+        with pytest.raises(tc.BatchError, match="RuntimeError: no room") as info:
+            quick.generate_batch(CHUNKS[:3])
+        assert sum(wave is None for wave in info.value.results) == 1
+
+    def test_a_watermark_that_fails(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+
+        def fail(wave: Any, sample_rate: int) -> Any:
+            raise ValueError("no mark")
+
+        monkeypatch.setattr(tts.watermarker, "apply_watermark", fail)
+        with pytest.raises(tc.BatchError, match="ValueError: no mark"):
+            quick.generate_batch(["A"])
+
+    def test_logits_that_are_not_finite_concern_their_chunk_alone(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS, SEEDS)
+        weight = tts.t3.text_emb.weight
+        letter = int(tts.tokenizer.text_to_tokens("W")[0, 0])  # of one text alone
+        texts = [*CHUNKS, "We are lost."]
+        assert sum("W" in text for text in texts) == 1
+        good = weight[letter].detach().clone()
+        try:
+            with torch.no_grad():
+                weight[letter] = torch.nan
+            with pytest.raises(tc.BatchError, match="non-finite") as info:
+                quick.generate_batch(texts, [*SEEDS, 0], max_batch=3)
+        finally:
+            with torch.no_grad():
+                weight[letter] = good
+        assert list(info.value.errors) == [len(CHUNKS)]
+        assert sorted(heard) == sorted(expected)
+
+    def test_what_is_complete_survives_a_failure_of_t3(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        advance = Decoding.advance
+
+        def fail(self: Any, alone: bool) -> None:
+            if heard:
+                raise RuntimeError("gone")
+            advance(self, alone)
+
+        monkeypatch.setattr(Decoding, "advance", fail)
+        with pytest.raises(tc.BatchError, match="gone") as info:
+            quick.generate_batch(CHUNKS, SEEDS, max_batch=3)
+        assert len(heard) == sum(wave is not None for wave in info.value.results) > 0
+        assert len(info.value.errors) == len(CHUNKS) - len(heard)
+
+    def test_an_interrupt_is_not_held_up(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS[:3], SEEDS[:3])
+
+        def interrupt(self: Any, alone: bool) -> None:
+            raise KeyboardInterrupt
+
+        seed_everything(0)
+        before = random_states()
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoding, "advance", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                quick.generate_batch(CHUNKS[:3], SEEDS[:3])
+        assert random_states() == before
+        assert together(quick, heard, CHUNKS[:3], SEEDS[:3]) == expected
+
+    @pytest.mark.parametrize(
+        ("texts", "options", "message"),
+        [
+            ("Hello", {}, "single one"),
+            (["A"], {"seeds": [1, 2]}, "2 seeds for 1"),
+            (["A"], {"seeds": ["x"]}, "whole numbers"),
+            (["A"], {"seeds": [2**70]}, "2\\*\\*64"),
+            (["A"], {"max_batch": 0}, "max_batch"),
+            (["A"], {"max_batch": True}, "max_batch"),
+            (["A"], {"on_error": "ignore"}, "on_error"),
+            (["A"], {"temperature": 0}, "temperature"),
+            (["A"], {"cfg_weight": -1}, "cfg_weight"),
+        ],
+    )
+    def test_a_bad_request_costs_nothing(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, texts: Any, options: Any, message: str
+    ) -> None:
+        voice = tts.conds
+        with pytest.raises(tc.InputError, match=message):
+            quick.generate_batch(texts, **options)
+        assert not heard
+        assert tts.conds is voice
+
+    def test_unknown_settings(self, quick: tc.CompiledTTS) -> None:
+        with pytest.raises(TypeError, match="tempo"):
+            quick.generate_batch(["A"], tempo=2)
+        with pytest.raises(TypeError, match="text"):
+            quick.generate_batch(["A"], text="B")
+
+    def test_no_texts(self, quick: tc.CompiledTTS) -> None:
+        assert quick.generate_batch([]) == []
+
+
+class TestMemory:
+    def test_running_out_halves_the_batch_and_goes_on(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS, SEEDS)
+        advance = Decoding.advance
+        passes = []
+
+        def scarce(self: Any, alone: bool) -> None:
+            passes.append(len(self.active))
+            if len(self.active) > 2 and len(passes) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much.")
+            advance(self, alone)
+
+        monkeypatch.setattr(Decoding, "advance", scarce)
+        assert together(quick, heard, CHUNKS, SEEDS, max_batch=4) == expected
+        (event,) = quick.report().components["t3"].fallbacks
+        assert (event.phase, event.action) == ("memory", "2 at a time instead of 4")
+
+    def test_without_room_for_one_it_is_an_error(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+
+        def scarce(self: Any, alone: bool) -> None:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried much")
+
+        monkeypatch.setattr(Decoding, "advance", scarce)
+        with pytest.raises(tc.BatchError, match="can't allocate"):
+            quick.generate_batch(CHUNKS, max_batch=4)
+        assert len(quick.report().components["t3"].fallbacks) == 2
+
+    @pytest.mark.parametrize(("free", "most"), [(2**20, 1), (2**40, 7)])
+    def test_the_free_memory_decides(
+        self,
+        quick: tc.CompiledTTS,
+        tts: Any,
+        heard: Heard,
+        monkeypatch: pytest.MonkeyPatch,
+        free: int,
+        most: int,
+    ) -> None:
+        monkeypatch.setattr("tts_compile._compat.free_memory", lambda device: free)
+        active = []
+        advance = Decoding.advance
+        monkeypatch.setattr(
+            Decoding, "advance", lambda self, alone: (active.append(len(self.active)), advance(self, alone))
+        )
+        quick.generate_batch(CHUNKS)
+        assert max(active) == most
+
+    def test_mel_frames_that_do_not_fit_together_are_solved_by_halves(
+        self, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = eager.generate_batch(CHUNKS[:3], SEEDS[:3])
+        monkeypatch.setitem(batch.FLOW_GROUP, "cpu", 3)
+        engine = eager._components["flow"].engine
+        inference = engine.inference
+
+        def scarce(token: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if len(token) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return inference(token, *args, **kwargs)
+
+        monkeypatch.setattr(engine, "inference", scarce)
+        waves = eager.generate_batch(CHUNKS[:3], SEEDS[:3])
+        for wave, alone_ in zip(waves, expected):
+            assert signal_to_error_db(alone_, wave) >= 60
+        events = eager.report().components["flow"].fallbacks
+        assert [event.action for event in events] == ["1 at a time instead of 3", "1 at a time instead of 2"]
+
+
+def test_progress(quick: tc.CompiledTTS, tts: Any, heard: Heard, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tc.BatchProgress] = []
+    quick.generate_batch(["A", "\t", SHORT], progress=seen.append, on_error="skip")
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert (seen[0].done, seen[-1].done, seen[-1].total) == (1, 3, 3)  # the bad one is known at once
+    assert seen[-1].audio_seconds == 0.4
+    assert seen[-1].audio_per_second == pytest.approx(seen[-1].audio_seconds / seen[-1].seconds)
+    capsys.readouterr()
+    quick.generate_batch(["A", SHORT], progress=True)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "s of speech a second" in shown
+
+
+def test_a_new_voice_and_exaggeration_are_those_of_generate(
+    tts: Any, eager: tc.CompiledTTS, tmp_path: Path, heard: Heard
+) -> None:
+    voice = tc.testing.make_reference_wav(tmp_path / "voice.wav", seconds=3)
+    expected = alone(eager, heard, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8)
+    again = alone(eager, heard, CHUNKS[:2], SEEDS[:2], exaggeration=0.3)
+    assert again != expected
+    assert together(eager, heard, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8) == expected
+    assert together(eager, heard, CHUNKS[:2], SEEDS[:2], exaggeration=0.3) == again
+
+
+def test_the_watermark_is_applied_in_another_thread(
+    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    mark = tts.watermarker.apply_watermark
+    monkeypatch.setattr(
+        tts.watermarker,
+        "apply_watermark",
+        lambda wave, sample_rate: (threads.append(threading.current_thread()), mark(wave, sample_rate=sample_rate))[1],
+    )
+    quick.generate_batch(["A"])
+    assert threads
+    assert threading.main_thread() not in threads
