@@ -94,7 +94,7 @@ class Batch:
             self._speaking.append((request, utterance))
             decoding.begin(utterance)
         if not any(utterance.ended for _, utterance in self._speaking):
-            decoding.advance(alone=not self._waiting)
+            decoding.advance(alone=self.slots == 1 or not self._waiting)
         decoding.leave()
         ended = [pair for pair in self._speaking if pair[1].ended]
         self._speaking = [pair for pair in self._speaking if not pair[1].ended]

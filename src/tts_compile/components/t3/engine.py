@@ -248,9 +248,10 @@ class T3Engine:
                     return
                 except CompilationError as error:
                     self._fallback.fall("compile", error)
-            cache = self._cache(2, guided, length=1)
+            # Three utterances in five slots: torch takes sizes that are equal by chance for one and the same.
+            cache = self._cache(5, guided, length=1)
             passes: list[tuple[DecoderPass, int, int]]
-            passes = [(self._decode, 1, 1 + self._guesses), (self._decode, 2, 1)]
+            passes = [(self._decode, 1, 1 + self._guesses), (self._decode, 3, 1)]
             if self._draft:
                 passes.append((self._draft, 1, 1))
             for decoder, utterances, count in passes:
@@ -308,6 +309,8 @@ class T3Engine:
         return loop if loop and self._fallback.level == "cuda_graph" and loop.ready() else None
 
     def _cache(self, slots: int, guided: bool, length: int) -> KVCache:
+        if self._weights.head.device.type == "cpu":  # where memory that is not reached costs nothing
+            slots = max(slots, 2)  # code compiled for any number of slots is not for one
         cache = self._new_cache(slots, guided, length + self._guesses)
         self._fit_rotary(cache.capacity)
         return cache
