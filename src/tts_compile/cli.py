@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import __version__, demo, doctor
 from .api import compile_model
+from .bench import batch as bench_batch
 from .bench import synthesis as bench_synthesis
 from .bench import t3 as bench_t3
 from .bench import voice as bench_voice
@@ -88,6 +89,15 @@ def _bench_synthesis(args: argparse.Namespace) -> _Outcome:
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
+def _bench_batch(args: argparse.Namespace) -> _Outcome:
+    sizes = tuple(args.sizes or bench_batch.Settings.sizes)
+    shortest, longest = sorted(args.chars)
+    settings = bench_batch.Settings(args.device, args.repeats, args.chunks, shortest, longest, sizes, args.seed)
+    with _checkpoint(args, speech_tokens=args.tokens) as source:
+        result = bench_batch.run(source, settings)
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
 def _bench_voice(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args, speech_tokens=60) as source:
         result = bench_voice.run(source, bench_voice.Settings(args.device, args.repeats, args.seconds))
@@ -141,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
-    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e")
+    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch")
     measured = argparse.ArgumentParser(add_help=False, parents=[model])
     measured.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
     measured.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
@@ -164,6 +174,21 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--text", default=bench_synthesis.TEXT)
             command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
         command.set_defaults(run=_bench_synthesis, subject=subject)
+
+    command = benches.add_parser("batch", parents=[measured], help="many texts at once")
+    command.add_argument("--chunks", type=_at_least(1), default=8, metavar="N", help="texts; default: 8")
+    command.add_argument(
+        "--chars",
+        type=_at_least(1),
+        nargs=2,
+        default=(60, 120),
+        metavar=("FROM", "TO"),
+        help="characters of a text; default: 60 120",
+    )
+    command.add_argument("--sizes", type=_at_least(1), nargs="+", metavar="N", help="texts at a time; default: 1 2 4 8")
+    about = "about where a synthetic model stops after 90 characters; default: 150"
+    command.add_argument("--tokens", type=_at_least(8), default=150, metavar="N", help=about)
+    command.set_defaults(run=_bench_batch)
 
     command = benches.add_parser("voice", parents=[measured], help="the reference voice, in fresh processes")
     command.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of the reference; default: 10")
