@@ -161,6 +161,19 @@ def test_threads_take_turns(model: Any, fast: tc.CompiledTTS) -> None:
     assert found == expected
 
 
+def test_a_batch_speaks_as_generate_does(fast: tc.CompiledTTS) -> None:
+    texts = [*TEXTS.values(), SHORT, "Who goes there?"]
+    expected = [heard(fast, text, seed)[0] for seed, text in enumerate(texts)]
+    state = torch.cuda.get_rng_state()
+    for max_batch in (None, 2):
+        waves = fast.generate_batch(texts, seeds=range(len(texts)), max_batch=max_batch)
+        for wave, alone in zip(waves, expected):
+            assert signal_to_error_db(alone, wave) > LEAST_DB
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    row = fast.report().components["t3"]
+    assert (row.ran, row.compiled_calls) == ("cuda_graph", row.calls)
+
+
 def test_restore_gives_memory_back(model: Any) -> None:
     copied = copy.deepcopy(model)
 

@@ -201,6 +201,25 @@ def test_cache_hands_out_no_leftovers() -> None:
         assert cache.values[..., :rung, :].isfinite().all()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_slots_hold_what_they_were_given_and_nothing_else(whole: bool) -> None:
+    def leftovers(sequence: int) -> Tensor:
+        return cache.keys[:, sequence, :, : 64 if whole else 16].isnan()
+
+    cache = KVCache(2, 3, True, 1, 4, 64, ChunkBucketer.regular(16, 64), torch.empty(0))
+    if whole:
+        cache.clear()
+    cache.keys.fill_(torch.nan)
+    cache.keys[:, 4:, :, :5] = 7.0
+    cache.vacate(0)
+    cache.move(2, 1, 5)
+    cache.copy_start(4, 1, 3)
+    cache.attend([5] * 4, 1)
+    for sequence, held in ((0, 0), (1, 3), (2, 5), (3, 5)):
+        assert not leftovers(sequence).any()
+        assert (cache.keys[:, sequence, :, :16] == 7).sum() == 2 * held * 4
+
+
 def test_made_in_inference_mode_it_speaks_outside(tts: Any, stock_speech: Callable[..., Speech]) -> None:
     with torch.inference_mode():
         handle = tc.compile_model(tts, tc.CompileConfig(t3=QUICK))

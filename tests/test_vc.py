@@ -73,6 +73,8 @@ def test_a_bad_voice_leaves_the_one_before(converter: Any, recording: Path, tmp_
 def test_speaks_no_texts(converter: Any) -> None:
     with tc.compile_model(converter, QUICK) as fast, pytest.raises(tc.InputError, match="speaks no texts"):
         fast.warmup(["Hello"])
+    with tc.compile_model(converter, QUICK) as fast, pytest.raises(tc.InputError, match="speaks no texts"):
+        fast.generate_batch(["Hello"])
 
 
 def test_training_mode(converter: Any) -> None:

@@ -92,7 +92,9 @@ def _bench_synthesis(args: argparse.Namespace) -> _Outcome:
 def _bench_batch(args: argparse.Namespace) -> _Outcome:
     sizes = tuple(args.sizes or bench_batch.Settings.sizes)
     shortest, longest = sorted(args.chars)
-    settings = bench_batch.Settings(args.device, args.repeats, args.chunks, shortest, longest, sizes, args.seed)
+    settings = bench_batch.Settings(
+        args.device, args.repeats, args.chunks, shortest, longest, sizes, args.seed, stock=not args.no_stock
+    )
     with _checkpoint(args, speech_tokens=args.tokens) as source:
         result = bench_batch.run(source, settings)
     return _Outcome(str(result), result.to_dict(), result.passed)
@@ -186,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         help="characters of a text; default: 60 120",
     )
     command.add_argument("--sizes", type=_at_least(1), nargs="+", metavar="N", help="texts at a time; default: 1 2 4 8")
+    command.add_argument("--no-stock", action="store_true", help="leave stock out, which takes longest")
     about = "about where a synthetic model stops after 90 characters; default: 150"
     command.add_argument("--tokens", type=_at_least(8), default=150, metavar="N", help=about)
     command.set_defaults(run=_bench_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,7 @@ class Settings:
         shortest, longest: characters of a text; the others lie evenly between.
         sizes: numbers of texts that T3 speaks at a time, each measured by itself.
         seed: of the first text; the next ones count up.
+        stock: whether stock speaks them too.
     """
 
     device: str = "cpu"
@@ -53,6 +55,17 @@ class Settings:
     longest: int = 120
     sizes: tuple[int, ...] = (1, 2, 4, 8)
     seed: int = 0
+    stock: bool = True
+
+    @property
+    def reference(self) -> str:
+        """The side that the batch's tokens and waves are compared with."""
+        return "stock" if self.stock else "row"
+
+    @property
+    def synthesis_by_size(self) -> bool:
+        """Whether every size makes waves too; on a CPU, their time does not depend on it."""
+        return self.device != "cpu"
 
     @property
     def texts(self) -> list[str]:
@@ -89,13 +102,13 @@ class Side:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` a table.
+    """Everything measured; :meth:`to_dict` is JSON-able, with None for an infinite ratio; ``str()`` is a table.
 
     Attributes:
         sides: by the keys of :data:`SIDES`.
-        by_size: T3 alone, by how many texts it speaks at a time.
+        by_size: by how many texts T3 speaks at a time; see :attr:`Settings.synthesis_by_size`.
         audio_seconds: of all texts together.
-        signal_to_error_db: of the batch's waves against stock's, the lowest of all texts and repeats.
+        signal_to_error_db: of the batch's waves against the reference's, the lowest of all texts and repeats.
         padding: share of the flow's frames that is padding, the reference included.
         later_graphs: graphs compiled after the warm-up, by any of this.
         report: the execution report as plain values.
@@ -117,7 +130,7 @@ class BatchResult:
     @property
     def identical(self) -> dict[str, int]:
         """Texts whose tokens in the batch are those of each other side, and of T3 alone at every size."""
-        found = {name: self.sides[name].tokens for name in ("stock", "row")}
+        found = {name: side.tokens for name, side in self.sides.items() if name != "batch"}
         found |= {f"{size} at a time": side.tokens for size, side in self.by_size.items()}
         batch = self.sides["batch"].tokens
         return {name: sum(a == b for a, b in zip(tokens, batch)) for name, tokens in found.items()}
@@ -137,37 +150,44 @@ class BatchResult:
         """Raw values and what follows from them."""
         gains = {
             f"{part} over {over}": {**asdict(self.gain(over, part)), "verdict": self.gain(over, part).verdict}
-            for over in ("stock", "row")
+            for over in self.sides
+            if over != "batch"
             for part in ("total", "t3")
         }
-        return {"bench": "batch", "passed": self.passed, "gains": gains, "identical": self.identical, **asdict(self)}
+        plain = {"bench": "batch", "passed": self.passed, "gains": gains, "identical": self.identical, **asdict(self)}
+        plain["bit_identical"] = self.signal_to_error_db == math.inf
+        if plain["bit_identical"]:
+            plain["signal_to_error_db"] = None
+        return plain
 
     def __str__(self) -> str:
         s, sides = self.settings, self.sides.values()
+        others = [name for name in self.sides if name != "batch"]
+
+        def gains(part: str) -> list[str]:
+            return [str(self.gain(over, part)) for over in others]
+
+        nothing = [""] * len(others)
         title = f"{s.chunks} texts, {self.audio_seconds:.0f} s of speech, median (min to max)"
         rest = [[total - t3 for total, t3 in zip(side.total, side.t3)] for side in sides]
         rows = [
-            (title, *SIDES.values(), "batch over stock", "batch over in a row"),
-            ("seconds", *(spread(side.total) for side in sides), str(self.gain("stock")), str(self.gain("row"))),
-            (
-                "texts a minute",
-                *(spread([60 * s.chunks / seconds for seconds in side.total]) for side in sides),
-                "",
-                "",
-            ),
-            (
-                "seconds of speech a second",
-                *(spread([self.audio_seconds / seconds for seconds in side.total]) for side in sides),
-                "",
-                "",
-            ),
-            ("T3, s", *(spread(side.t3) for side in sides), str(self.gain("stock", "t3")), str(self.gain("row", "t3"))),
-            ("T3, tokens/s", *(spread(side.rates) for side in sides), "", ""),
-            ("flow, vocoder and watermark, s", *(spread(seconds) for seconds in rest), "", ""),
+            (title, *(SIDES[name] for name in self.sides), *(f"batch over {SIDES[name]}" for name in others)),
+            ("seconds", *(spread(side.total) for side in sides), *gains("total")),
+            ("texts a minute", *(_per_second(60 * s.chunks, side) for side in sides), *nothing),
+            ("seconds of speech a second", *(_per_second(self.audio_seconds, side) for side in sides), *nothing),
+            ("T3, s", *(spread(side.t3) for side in sides), *gains("t3")),
+            ("T3, tokens/s", *(spread(side.rates) for side in sides), *nothing),
+            ("flow, vocoder and watermark, s", *(spread(seconds) for seconds in rest), *nothing),
         ]
-        sizes = [("T3 alone, texts at a time", "tokens/s"), *(
-            (str(size), spread(side.rates)) for size, side in self.by_size.items()
-        )]  # fmt: skip
+        if s.synthesis_by_size:
+            sizes = [("texts at a time", "T3, tokens/s", "seconds of speech a second")]
+            sizes += [
+                (str(size), spread(side.rates), _per_second(self.audio_seconds, side))
+                for size, side in self.by_size.items()
+            ]
+        else:
+            sizes = [("T3 alone, texts at a time", "tokens/s")]
+            sizes += [(str(size), spread(side.rates)) for size, side in self.by_size.items()]
         about, versions = self.machine, self.machine["versions"]
         same = ", ".join(f"{count} of {s.chunks} ({name})" for name, count in self.identical.items())
         return "\n".join([
@@ -183,6 +203,10 @@ class BatchResult:
             f"{self.reference_seconds:.0f} s reference; {about['cpu']}, {about['torch_threads']} threads; "
             f"torch {versions['torch']}, chatterbox-tts {versions['chatterbox-tts']}",
         ])  # fmt: skip
+
+
+def _per_second(amount: float, side: Side) -> str:
+    return spread([amount / seconds for seconds in side.total])
 
 
 def run(source: str, settings: Settings) -> BatchResult:
@@ -205,7 +229,7 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
         fast.warmup()
         fast.generate_batch(texts[:1], seeds[:1])  # sets up libraries, and pages in what all sides read
     graphs, _ = _compat.graph_counts()
-    sides = {name: Side() for name in SIDES}
+    sides = {name: Side() for name in SIDES if name != "stock" or settings.stock}
     by_size = {size: Side() for size in settings.sizes}
     waves: dict[str, list[Tensor]] = {}
     ratios = []
@@ -215,15 +239,16 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
         "batch": functools.partial(_batch, fast, texts, seeds),
     }
     for repeat in range(settings.repeats):
-        for name in list(ways) if repeat % 2 == 0 else reversed(list(ways)):  # none always goes first
+        for name in list(sides) if repeat % 2 == 0 else reversed(list(sides)):  # none always goes first
             with progress.step(f"repeat {repeat + 1} of {settings.repeats}: {SIDES[name]}"):
                 side = sides[name]
                 waves[name], seconds = timed_call(settings.device, functools.partial(ways[name], side))
                 side.total.append(seconds)
-        ratios += [signal_to_error_db(a, b) or -1.0 for a, b in zip(waves["stock"], waves["batch"])]
+        found = [signal_to_error_db(a, b) for a, b in zip(waves[settings.reference], waves["batch"])]
+        ratios += [-math.inf if ratio is None else ratio for ratio in found]  # None: of another length
         for size, side in by_size.items():
             with progress.step(f"repeat {repeat + 1} of {settings.repeats}: {size} at a time"):
-                _t3_alone(fast, texts, seeds, size, side)
+                _of_size(fast, texts, seeds, size, side, settings.synthesis_by_size)
     before = tts.conds.gen["prompt_token"].shape[1]
     flows = TOKENS.stats([range(before + len(tokens)) for tokens in sides["batch"].tokens])
     return BatchResult(
@@ -284,20 +309,19 @@ def _batch(fast: CompiledTTS, texts: list[str], seeds: list[int], side: Side) ->
         return [wave for wave in fast.generate_batch(texts, seeds) if wave is not None]
 
 
-def _t3_alone(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, side: Side) -> None:
-    """Without synthesis, whose time does not depend on the size."""
-
+def _of_size(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, side: Side, synthesis: bool) -> None:
     def silence(**_: Any) -> tuple[Tensor, None]:
         return torch.zeros(1, fast.sr), None
 
     tap = Seam(fast.s3gen, "inference", silence)
-    tap.attach()
+    if not synthesis:
+        tap.attach()
     try:
         with _t3_watched(len(texts), side), Stopwatch() as watch:
             fast.generate_batch(texts, seeds, max_batch=size)
         side.total.append(watch.seconds)
     finally:
-        tap.detach()
+        tap.detach()  # harmless where it was not attached
 
 
 @contextlib.contextmanager

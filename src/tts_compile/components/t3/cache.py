@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ class KVCache:
         self.layer_keys, self.layer_values = self.keys.unbind(), self.values.unbind()
         self.capacity = capacity
         self._attended = attended
-        self._cleared = 0
+        self._cleared = [0] * shape[1]  # for each sequence, up to where there are no leftovers
+        self._whole = False
         for tensor in (self.keys, self.values, *self.layer_keys, *self.layer_values):
             torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2)
             torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 4)
@@ -67,7 +69,7 @@ class KVCache:
         keys, values = (
             [tensor[first : first + count] for tensor in tensors] for tensors in (self.layer_keys, self.layer_values)
         )
-        return Part(keys, values, self.attend)
+        return Part(keys, values, functools.partial(self.attend, first=first))
 
     def take(self, other: KVCache) -> None:
         """Go on where a smaller cache has come to its end."""
@@ -76,48 +78,58 @@ class KVCache:
             tensor[..., : other.capacity, :].copy_(before)
 
     def clear(self) -> None:
-        """Begin with other utterances in the same memory."""
-        for tensor in (self.keys, self.values):
-            tensor.zero_()
-        self._cleared = self.capacity
+        """Begin with other utterances in the same memory; from now on all of it is kept free of leftovers.
+
+        Recorded steps read more of it than :meth:`attend` says.
+        """
+        self._whole = True
+        self._forget(0, len(self._cleared))
 
     def vacate(self, slot: int) -> None:
         """Have the next utterance in a slot find nothing of the last one, whose values may not be finite."""
-        for tensor in (self.keys, self.values):
-            tensor[:, self._sequences(slot), :, : self._cleared].zero_()
+        self._forget(slot * self.per_slot, (slot + 1) * self.per_slot)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Give an utterance of ``length`` positions another slot."""
-        for tensor in (self.keys, self.values):
-            tensor[:, self._sequences(target), :, :length] = tensor[:, self._sequences(source), :, :length]
+        for offset in range(self.per_slot):
+            self.copy_start(source * self.per_slot + offset, target * self.per_slot + offset, length)
 
     def copy_start(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` positions of one sequence to another."""
+        """Have a sequence begin with the first ``length`` positions of another, and hold nothing else."""
+        self._forget(target, target + 1)
         for tensor in (self.keys, self.values):
             tensor[:, target, :, :length] = tensor[:, source, :, :length]
+        self._cleared[target] = max(length, self._cleared[target])
 
-    def attend(self, starts: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-        """Make room for ``count`` positions of each sequence.
+    def attend(self, starts: Sequence[int], count: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Make room for ``count`` positions of each sequence from ``first`` on.
 
         Args:
             starts: where the new positions of a sequence begin.
             count: how many there are.
+            first: the sequence that the first start is of.
 
         Returns:
             positions, int64 (sequences, count): where keys and values go;
             mask, bool (sequences, 1, count, rung): what each new position may see.
         """
         rung = min(self._attended.capacity(max(starts) + count), self.capacity)
-        if rung > self._cleared:  # masked entries still enter as 0 * value, which must not be 0 * nan
-            for tensor in (self.keys, self.values):
-                tensor[..., self._cleared : rung, :].zero_()
-            self._cleared = rung
+        for sequence in range(first, first + len(starts)):
+            cleared = self._cleared[sequence]
+            if cleared < rung:  # masked entries still enter as 0 * value, which must not be 0 * nan
+                for tensor in (self.keys, self.values):
+                    tensor[:, sequence, :, cleared:rung].zero_()
+                self._cleared[sequence] = rung
         device = self.keys.device
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
         return positions, visible(positions, rung)
 
-    def _sequences(self, slot: int) -> slice:
-        return slice(slot * self.per_slot, (slot + 1) * self.per_slot)
+    def _forget(self, first: int, end: int) -> None:
+        """Leave no trace in some sequences, at once or when they are attended to."""
+        if self._whole:
+            for tensor in (self.keys, self.values):
+                tensor[:, first:end].zero_()
+        self._cleared[first:end] = [self.capacity if self._whole else 0] * (end - first)
 
 
 def visible(positions: Tensor, rung: int) -> Tensor:

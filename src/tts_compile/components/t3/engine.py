@@ -90,7 +90,7 @@ class T3Engine:
         self._turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         if graphs is not None:
             self._graph_loop = GraphLoop(self._weights, self._layered, graphs, self._new_cache)
-            self._graphed = GraphedPass(self._weights, self._layered, graphs, fallback)
+            self._graphed = GraphedPass(self._weights, self._layered, graphs, fallback, self._new_cache)
             self._turn = graphs.turn
         self._decode: DecoderPass = self._layered  # what this utterance uses
         self._draft: DecoderPass | None = None
@@ -183,6 +183,9 @@ class T3Engine:
         guided, length = len(longest) == 2, longest.shape[1] + budget
 
         def decoding(slots: int) -> Decoding:
+            if self._graphed and self._fallback.level == "cuda_graph":
+                self._fit_rotary(RUNGS.rungs[-1])  # for good: recordings know it by its address
+                return self._decoding(self._graphed.cache(slots, guided, length), settings)
             return self._decoding(self._cache(slots, guided, length), settings)
 
         slots = min(len(checked), self._most_slots(guided, length), slots or len(checked))
@@ -233,8 +236,9 @@ class T3Engine:
 
     def release(self) -> None:
         """Give the caches of CUDA graphs back; their recordings must not be used any more."""
-        if self._graph_loop:
-            self._graph_loop.release()
+        for part in (self._graph_loop, self._graphed):
+            if part:
+                part.release()
 
     def warm_up(self, guided: bool) -> None:
         """Compile every pass, with or without guidance; speaks nothing and draws no random number."""

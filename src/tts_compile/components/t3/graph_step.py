@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,15 +30,40 @@ class GraphedPass:
         layered: what is recorded, and what runs once nothing can be.
         graphs: where recordings are kept.
         fallback: decides which.
+        make_cache: of a number of slots, guided or not, and a capacity.
     """
 
     def __init__(
-        self, weights: DecoderWeights, layered: LayeredPass, graphs: GraphCache, fallback: FallbackManager
+        self,
+        weights: DecoderWeights,
+        layered: LayeredPass,
+        graphs: GraphCache,
+        fallback: FallbackManager,
+        make_cache: Callable[[int, bool, int], KVCache],
     ) -> None:
         self.replays = Replays(graphs, weights.head.device)
         self._weights = weights
         self._layered = layered
         self._fallback = fallback
+        self._make_cache = make_cache
+        self._cache: KVCache | None = None
+
+    def cache(self, slots: int, guided: bool, length: int) -> KVCache:
+        """An empty cache for at least ``length`` positions; the last one, where it is of that kind."""
+        last, self._cache = self._cache, None
+        if last is None or (last.slots, last.guided) != (slots, guided) or last.capacity < length:
+            if last is not None:
+                place = place_of(last)
+                self.replays.recordings.drop(lambda key: key[:2] == place)
+            last = None  # gone before there is another
+            last = self._make_cache(slots, guided, length)
+        last.clear()
+        self._cache = last
+        return last
+
+    def release(self) -> None:
+        """Give the cache back; its recordings must not be used any more."""
+        self._cache = None
 
     def __call__(
         self,

@@ -1,0 +1,196 @@
+"""Chunks on their way through T3, flow, vocoder and watermark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _compat
+from ..components.flow import FlowComponent
+from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
+from ..errors import InputError
+from .chunk import Chunk
+
+# Stock's ``generate`` asks T3 for that many speech tokens at most.
+BUDGET = 1000
+# Utterances whose flow is solved together. A CPU is busy with one; a GPU is not.
+FLOW_GROUP = {"cpu": 1, "cuda": 8}
+
+
+class BatchJob:
+    """Speaks chunks that have been checked, with a voice that is in place.
+
+    T3 speaks many at a time; whoever has come to an end goes on to flow and vocoder, while T3 waits, and from there to
+    the watermark, for which nobody waits.
+
+    Args:
+        tts: the model.
+        t3: its token loop.
+        flow: its flow.
+        chunks: all of them; those with an error are left alone.
+        settings: of all.
+        max_batch: chunks that T3 speaks at a time at most; None leaves it to the free memory.
+        report: told after every chunk.
+    """
+
+    def __init__(
+        self,
+        tts: Any,
+        t3: T3Component,
+        flow: FlowComponent | None,
+        chunks: Sequence[Chunk],
+        settings: SamplingSettings,
+        max_batch: int | None,
+        report: Callable[[], None],
+    ) -> None:
+        self._tts = tts
+        self._t3 = t3
+        self._flow = flow
+        self._chunks = chunks
+        self._settings = settings
+        self._max_batch = max_batch
+        self._report = report
+        self._group = FLOW_GROUP.get(torch.device(tts.device).type, 1) if flow else 1
+        self._marking: list[tuple[Chunk, Future[Tensor]]] = []
+
+    def run(self) -> None:
+        """Give every chunk its wave or its error.
+
+        Raises:
+            ModelStateError: when T3 cannot speak at all, before anything has been spoken.
+        """
+        todo = [chunk for chunk in self._chunks if chunk.error is None]
+        if not todo:
+            return
+        guided = self._settings.cfg_weight > 0
+        requests = [
+            Request(chunk.index, text_tokens(self._tts, chunk.text, guided), chunk.random.generator) for chunk in todo
+        ]
+        batch = self._t3.batch(requests, self._tts.conds.t3, self._settings, BUDGET, self._max_batch)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watermark") as aside:
+            spoken: list[tuple[Chunk, Tensor]] = []
+            while batch.left:
+                try:
+                    ended = batch.advance()
+                except Exception as error:  # what is complete is worth keeping
+                    self._give_up(batch.unfinished(), error)
+                    break
+                for request, utterance in ended:
+                    chunk = self._chunks[request.index]
+                    tokens = _heard(self._tts, utterance.tokens)
+                    if utterance.error:
+                        self._failed(chunk, utterance.error)
+                    elif not len(tokens):
+                        self._failed(chunk, InputError("T3 chose no speech token for it"))
+                    else:
+                        spoken.append((chunk, tokens))
+                for group in self._ready(spoken, all_of_them=not batch.left):
+                    self._synthesise(group, aside)
+            for group in self._ready(spoken, all_of_them=True):
+                self._synthesise(group, aside)
+            self._collect(wait=True)
+        self._t3.mark_warm_once()
+
+    def _ready(self, spoken: list[tuple[Chunk, Tensor]], all_of_them: bool) -> list[list[tuple[Chunk, Tensor]]]:
+        """Groups of similar length, taken out of ``spoken``; a group that is not full waits for more."""
+        if len(spoken) < self._group and not all_of_them:
+            return []
+        spoken.sort(key=lambda pair: len(pair[1]))
+        groups = [spoken[at : at + self._group] for at in range(0, len(spoken), self._group)]
+        if not all_of_them and len(groups[-1]) < self._group:
+            spoken[:] = groups.pop()
+        else:
+            spoken.clear()
+        return groups
+
+    def _synthesise(self, group: list[tuple[Chunk, Tensor]], aside: ThreadPoolExecutor) -> None:
+        """Waves of a group, each with its own random numbers; the mel frames together where there are several."""
+        mels: list[Tensor | None] = [None] * len(group)
+        if len(group) > 1:
+            try:
+                mels[:] = self._mels([(tokens, self._noise(chunk, tokens)) for chunk, tokens in group])
+            except Exception as error:
+                for chunk, _ in group:
+                    self._failed(chunk, error)
+                return
+        for (chunk, tokens), mel in zip(group, mels):
+            try:
+                with chunk.random.as_global(), torch.inference_mode():
+                    wave = self._wave(tokens, mel)
+            except Exception as error:  # of this chunk; the others are spoken all the same
+                self._failed(chunk, error)
+                continue
+            self._marking.append((chunk, aside.submit(_marked, self._tts, wave)))
+            self._collect(wait=False)
+
+    def _wave(self, tokens: Tensor, mel: Tensor | None) -> Tensor:
+        """As the second half of stock's ``generate``; from mel frames where they are there already."""
+        s3gen = self._tts.s3gen
+        if mel is None:
+            wave, _ = s3gen.inference(speech_tokens=tokens, ref_dict=self._tts.conds.gen)
+        else:
+            wave, _ = s3gen.hift_inference(mel.to(dtype=s3gen.dtype))
+            wave[:, : len(s3gen.trim_fade)] *= s3gen.trim_fade
+        result: Tensor = wave.squeeze(0).detach().cpu()
+        return result
+
+    def _noise(self, chunk: Chunk, tokens: Tensor) -> Tensor:
+        """What the flow would draw for this chunk alone."""
+        assert self._flow is not None
+        with chunk.random.as_global():
+            return self._flow.noise(tokens, self._tts.conds.gen)
+
+    def _mels(self, group: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Mel frames (1, 80, frames) from tokens and noise, solved together as far as the memory goes."""
+        assert self._flow is not None
+        try:
+            return self._flow.together(group, self._tts.conds.gen)
+        except Exception as error:
+            if len(group) == 1 or not _compat.is_out_of_memory(error):
+                raise
+            self._flow.ran_out_of_memory(error, len(group))
+        _compat.release_memory()
+        half = len(group) // 2
+        return self._mels(group[:half]) + self._mels(group[half:])
+
+    def _collect(self, wait: bool) -> None:
+        """Take in what has been marked meanwhile."""
+        pending = []
+        for chunk, future in self._marking:
+            if not wait and not future.done():
+                pending.append((chunk, future))
+                continue
+            try:
+                chunk.wave = future.result()
+            except Exception as error:
+                self._failed(chunk, error)
+            else:
+                self._report()
+        self._marking = pending
+
+    def _failed(self, chunk: Chunk, error: Exception) -> None:
+        chunk.error = error
+        self._report()
+
+    def _give_up(self, requests: Sequence[Request], error: Exception) -> None:
+        for request in requests:
+            self._failed(self._chunks[request.index], error)
+
+
+def _heard(tts: Any, tokens: list[int]) -> Tensor:
+    """The tokens that mean a sound, as stock picks them."""
+    from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
+
+    kept = drop_invalid_tokens(torch.tensor(tokens))
+    heard: Tensor = kept[kept < SPEECH_VOCAB_SIZE].to(tts.device)
+    return heard
+
+
+def _marked(tts: Any, wave: Tensor) -> Tensor:
+    with torch.inference_mode():
+        marked = tts.watermarker.apply_watermark(wave.numpy(), sample_rate=tts.sr)
+    return torch.from_numpy(marked)[None]

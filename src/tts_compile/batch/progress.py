@@ -1,0 +1,69 @@
+"""How far a batch has come, for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+from typing_extensions import Self
+
+from ..timing import Stopwatch
+from .chunk import Chunk
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """How far a batch has come.
+
+    Attributes:
+        done: chunks that are complete or have failed.
+        total: chunks.
+        audio_seconds: of speech in the complete ones.
+        seconds: since the batch began.
+    """
+
+    done: int
+    total: int
+    audio_seconds: float
+    seconds: float
+
+    @property
+    def audio_per_second(self) -> float:
+        """Seconds of speech made in a second."""
+        return self.audio_seconds / self.seconds if self.seconds else 0.0
+
+
+class Shown:
+    """Tells how far a batch has come: on a bar, to a function, or to nobody."""
+
+    def __init__(
+        self,
+        progress: bool | Callable[[BatchProgress], object],
+        chunks: Sequence[Chunk],
+        watch: Stopwatch,
+        sample_rate: int,
+    ) -> None:
+        self._tell = progress if callable(progress) else None
+        self._bar = tqdm(total=len(chunks), unit="chunk", dynamic_ncols=True) if progress is True else None
+        self._chunks = chunks
+        self._watch = watch
+        self._sample_rate = sample_rate
+
+    def __call__(self) -> None:
+        waves = [chunk.wave for chunk in self._chunks if chunk.wave is not None]
+        failed = sum(chunk.error is not None for chunk in self._chunks)
+        audio = sum(wave.shape[-1] for wave in waves) / self._sample_rate
+        now = BatchProgress(len(waves) + failed, len(self._chunks), audio, self._watch.seconds)
+        if self._tell:
+            self._tell(now)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{now.audio_per_second:.2f} s of speech a second", refresh=False)
+            self._bar.update(now.done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
