@@ -52,8 +52,8 @@ class T3Component(EngineComponent):
 
     def notes(self) -> list[str]:
         """How the guesses did."""
-        engine = self.engine
-        return [f"{engine.accepted} of {engine.guessed} guessed tokens were verified"] if engine.guessed else []
+        guesses = self.engine.guesses
+        return [f"{guesses.verified} of {guesses.made} guessed tokens were verified"] if guesses.made else []
 
     def _warm_up_engine(self) -> None:
         for guided in (True, False):

@@ -49,6 +49,14 @@ class Vocabulary:
     stop: int
 
 
+@dataclass
+class Guesses:
+    """How many tokens were guessed, and how many of them the model has verified."""
+
+    made: int = 0
+    verified: int = 0
+
+
 class Decoding:
     """Utterances with equal settings over one cache, each with its own position, end and random numbers.
 
@@ -64,7 +72,8 @@ class Decoding:
             what comes before them; writes theirs, and gives logits (sequences, 1, vocabulary) after the last.
         decode: a pass of the model.
         draft: a pass of the copy that guesses; None for no guesses.
-        guesses: tokens guessed ahead.
+        ahead: tokens guessed at a time.
+        guesses: where they are counted.
         rotary: (2, positions, head_dim), for every position of the cache.
         cache: with a slot for each utterance.
         settings: of all utterances.
@@ -72,7 +81,6 @@ class Decoding:
 
     Attributes:
         active: the utterances, by slot.
-        guessed, accepted: how many tokens.
     """
 
     def __init__(
@@ -80,19 +88,19 @@ class Decoding:
         prefill: Callable[[Tensor, int, Part], Tensor],
         decode: DecoderPass,
         draft: DecoderPass | None,
-        guesses: int,
+        ahead: int,
+        guesses: Guesses,
         rotary: Tensor,
         cache: KVCache,
         settings: SamplingSettings,
         vocabulary: Vocabulary,
     ) -> None:
         self.active: list[Utterance] = []
-        self.guessed = 0
-        self.accepted = 0
         self._prefill = prefill
         self._decode = decode
         self._draft = draft
-        self._guesses = guesses if draft else 0
+        self._ahead = ahead if draft else 0
+        self._guesses = guesses
         self._rotary = rotary
         self._cache = cache
         self._settings = settings
@@ -117,7 +125,7 @@ class Decoding:
         Args:
             alone: whether no other utterance will join the only one there is.
         """
-        ahead = self._guesses if alone and len(self.active) == 1 else 0
+        ahead = self._ahead if alone and len(self.active) == 1 else 0
         guesses = self._guess(ahead) if ahead else []
         padding = [0] * (ahead - len(guesses))  # one shape for all passes; overwritten by the next
         logits = self._pass(self._decode, [[u.tokens[-1], *guesses, *padding] for u in self.active])
@@ -126,7 +134,7 @@ class Decoding:
             (utterance,) = self.active
             if utterance.ended or utterance.tokens[-1] != guess:
                 break
-            self.accepted += 1
+            self._guesses.verified += 1
             self._add([0], logits[:, index])
 
     def leave(self) -> list[Utterance]:
@@ -187,7 +195,7 @@ class Decoding:
             guesses.append(token)
             self._history[0, spoken + len(guesses)] = token
         self._history[0, spoken + 1 : spoken + 1 + len(guesses)] = self._vocabulary.start
-        self.guessed += len(guesses)
+        self._guesses.made += len(guesses)
         return guesses
 
     def _pass(self, decoder: DecoderPass, tokens: list[list[int]], after: int = 0) -> Tensor:

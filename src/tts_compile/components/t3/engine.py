@@ -23,7 +23,7 @@ from ...fallback import FallbackManager
 from .batch import Batch, Request
 from .cache import KVCache, Part
 from .decoder import decoder_layer, head
-from .decoding import Decoding, Utterance, Vocabulary
+from .decoding import Decoding, Guesses, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
 from .graph_step import UTTERANCES, GraphedPass
 from .noise import NoiseStream
@@ -70,8 +70,7 @@ class T3Engine:
     ) -> None:
         self.t3 = t3
         self._fallback = fallback
-        self.guessed = 0
-        self.accepted = 0
+        self.guesses = Guesses()
         self._cache_dir = cache_dir
         self._weights = stock_weights(t3)
         self._vocabulary = Vocabulary(t3.hp.start_speech_token, t3.hp.stop_speech_token)
@@ -188,18 +187,18 @@ class T3Engine:
                 return self._decoding(self._graphed.cache(slots, guided, length), settings)
             return self._decoding(self._cache(slots, guided, length), settings)
 
-        slots = min(len(checked), self._most_slots(guided, length), slots or len(checked))
+        most = UTTERANCES.rungs[-1] if longest.is_cuda else native.MAX_ROWS // len(longest)
+        slots = min(len(checked), most, slots or self._slots_in_memory(guided, length))
         return Batch(checked, slots, utterance, decoding, self._at_work, self._fallback)
 
-    def _most_slots(self, guided: bool, length: int) -> int:
-        """How many utterances of that many positions can be spoken together."""
+    def _slots_in_memory(self, guided: bool, length: int) -> int:
+        """How many utterances of that many positions have room; at least one."""
         weights = self._weights
-        sequences = 2 if guided else 1
         like = weights.final_norm
         position = 2 * len(weights.layers) * weights.heads * weights.head_dim * like.element_size()
-        in_memory = int(_MEMORY_SHARE * _compat.free_memory(like.device)) // (position * sequences * length)
-        most = UTTERANCES.rungs[-1] if like.is_cuda else native.MAX_ROWS // sequences
-        return max(1, min(most, in_memory))
+        held = self._graphed.held if self._graphed else 0
+        free = int(_MEMORY_SHARE * (_compat.free_memory(like.device) + held))
+        return max(1, free // (position * (2 if guided else 1) * length))
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -389,8 +388,6 @@ class T3Engine:
                     decoding.advance()
                 bar.update(len(utterance.tokens) - bar.n)
         finally:
-            self.guessed += decoding.guessed
-            self.accepted += decoding.accepted
             utterance.noise.settle(len(utterance.tokens))
         return self._spoken(utterance)
 
@@ -400,6 +397,7 @@ class T3Engine:
             self._decode,
             self._draft,
             self._guesses,
+            self.guesses,
             self._rotary,
             cache,
             settings,

@@ -61,6 +61,11 @@ class GraphedPass:
         self._cache = last
         return last
 
+    @property
+    def held(self) -> int:
+        """Bytes of the cache that is kept."""
+        return self._cache.keys.nbytes + self._cache.values.nbytes if self._cache else 0
+
     def release(self) -> None:
         """Give the cache back; its recordings must not be used any more."""
         self._cache = None
