@@ -26,7 +26,8 @@ def main(source, target):
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.plot(sizes, [rate(side) for side in result["by_size"].values()], "o-", label="generate_batch")
     axes.axhline(rate(result["sides"]["row"]), linestyle="--", color="C1", label="compiled generate, in a row")
-    axes.axhline(rate(result["sides"]["stock"]), linestyle=":", color="C2", label="stock generate, in a row")
+    if "stock" in result["sides"]:
+        axes.axhline(rate(result["sides"]["stock"]), linestyle=":", color="C2", label="stock generate, in a row")
     axes.set(xlabel="texts at a time", ylabel="T3, speech tokens a second", xticks=sizes, ylim=(0, None))
     axes.set_title(f"{result['model']['device']}, {result['model']['dtype']}", fontsize="small")
     axes.legend()

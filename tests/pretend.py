@@ -41,7 +41,8 @@ class PretendRecorder:
     def __init__(self, fail_at: int | None = None) -> None:
         self.recorded: list[PretendRecording] = []
         self.released = 0
-        self._fail_at = fail_at
+        self.fail_at = fail_at
+        self.error: RuntimeError = torch.OutOfMemoryError("out of memory while recording")
 
     @property
     def alive(self) -> int:
@@ -51,8 +52,8 @@ class PretendRecorder:
         for _ in range(cuda_graph.WARM_UPS):
             results = function()
             undo()
-        if len(self.recorded) == self._fail_at:
-            raise torch.OutOfMemoryError("out of memory while recording")
+        if len(self.recorded) == self.fail_at:
+            raise self.error
         if isinstance(results, Tensor):
             results.fill_(-(10**6))
         recording = PretendRecording(function, results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pretend import PretendRecorder
 from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error_db
 from tts_compile.batch import job
 from tts_compile.components.flow.engine import TOKENS
+from tts_compile.components.t3.batch import Batch
 from tts_compile.components.t3.decoding import Decoding
 
 CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", TEXTS[300], "Yes.", "It was a dark and stormy night."]
@@ -217,14 +219,42 @@ def test_what_is_not_finite_is_gone_with_its_chunk(
         assert sorted(heard) == sorted(expected)
 
 
-def test_a_recording_that_fails_is_a_fallback(tts: Any, recorder: PretendRecorder, heard: Heard) -> None:
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, heard: Heard, memory: bool) -> None:
     expected = alone(tts, heard, CHUNKS, SEEDS)
-    recorder._fail_at = 1
+    recorder.fail_at = 1
+    if not memory:
+        recorder.error = RuntimeError("operation not permitted when stream is capturing")
     policy = tc.ComponentPolicy(execution="cuda_graph", backend="eager")
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy)) as handle:
         assert together(handle, heard, CHUNKS, SEEDS) == expected
-        (event,) = handle.report().components["t3"].fallbacks
-        assert event.action == "inductor instead of cuda_graph"
+        events = handle.report().components["t3"].fallbacks
+    halved = [("memory", "3 at a time instead of 7"), ("memory", "1 at a time instead of 3")]
+    fallen = [("compile", "inductor instead of cuda_graph")]
+    assert [(event.phase, event.action) for event in events] == (halved if memory else []) + fallen
+
+
+def test_recordings_of_moved_weights_are_given_up(tts: Any, recorder: PretendRecorder, heard: Heard) -> None:
+    with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy())) as handle:
+        expected = together(handle, heard, CHUNKS[:3], SEEDS[:3])
+        before = handle.report().components["t3"].graphs
+        weight = tts.t3.speech_head.weight
+        weight.data = weight.data.clone()
+        assert together(handle, heard, CHUNKS[:3], SEEDS[:3]) == expected
+        assert handle.report().components["t3"].graphs == 2 * before
+
+
+def test_what_stands_in_the_way_of_generate_is_honoured(
+    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(quick, heard, ["A", "B"], [0, 1])
+    generate, inference = tts.generate, tts.t3.inference
+    with monkeypatch.context() as patch:
+        patch.setattr(tts, "generate", lambda text, **settings: generate(text.upper(), **settings))
+        assert together(quick, heard, ["a", "b"], [0, 1]) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(tts.t3, "inference", lambda **given: inference(**given)[:, :3])
+        assert together(quick, heard, ["A", "B"], [0, 1]) == [tokens[:3] for tokens in expected]
 
 
 @pytest.mark.parametrize("left_to_stock", ["restored", "switched off", "hook"])
@@ -259,6 +289,36 @@ class TestErrors:
         assert all(isinstance(error, tc.InputError) for error in errors.values())
         spoken = [heard[int(wave[0, 0])] for wave in waves if wave is not None]
         assert spoken == alone(quick, heard, ["A", SHORT], [0, 2])
+
+    @pytest.mark.parametrize("text", [None, "\ud800", b"bytes"])
+    def test_what_is_no_text_is_named(self, quick: tc.CompiledTTS, tts: Any, heard: Heard, text: Any) -> None:
+        with pytest.raises(tc.BatchError, match="1 of 2 chunks failed: chunk 1") as info:
+            quick.generate_batch(["A", text])
+        assert len(heard) == 1
+        again = pickle.loads(pickle.dumps(info.value))
+        assert str(again) == str(info.value)
+        assert list(again.errors) == [1]
+
+    def test_tokens_that_stock_cannot_sort_concern_their_chunk_alone(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        advance = Batch.advance
+
+        def babbling(self: Batch) -> Any:
+            ended = advance(self)
+            for request, utterance in ended:
+                if request.index == 1:
+                    utterance.tokens[:] = [6561, 5, 6561, 7, 6562]
+                elif request.index == 2:
+                    utterance.tokens[:] = [6562]
+            return ended
+
+        monkeypatch.setattr(Batch, "advance", babbling)
+        with pytest.raises(tc.BatchError) as info:
+            quick.generate_batch(CHUNKS[:4], SEEDS[:4])
+        assert sorted(info.value.errors) == [1, 2]
+        assert "no speech token" in str(info.value.errors[2])
+        assert len(heard) == 2
 
     def test_skipped(self, quick: tc.CompiledTTS, tts: Any, heard: Heard) -> None:
         waves = quick.generate_batch(["A", "\n"], on_error="skip")
@@ -374,6 +434,24 @@ class TestMemory:
         assert together(quick, heard, CHUNKS, SEEDS, max_batch=4) == expected
         (event,) = quick.report().components["t3"].fallbacks
         assert (event.phase, event.action) == ("memory", "2 at a time instead of 4")
+
+    def test_running_out_before_a_prompt_is_read_loses_no_chunk(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS, SEEDS)
+        engine = quick._components["t3"].engine
+        prompt, calls = engine._prompt, []
+
+        def scarce(*given: Any) -> Tensor:
+            calls.append(1)
+            if len(calls) == 4:
+                raise MemoryError
+            return prompt(*given)
+
+        monkeypatch.setattr(engine, "_prompt", scarce)
+        assert together(quick, heard, CHUNKS, SEEDS, max_batch=3) == expected
+        (event,) = quick.report().components["t3"].fallbacks
+        assert event.error == "MemoryError: no message"
 
     def test_without_room_for_one_it_is_an_error(
         self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ from .components.audio import Recording
 from .components.base import Component, StockComponent
 from .components.engine_component import EngineComponent
 from .components.flow import FlowComponent
-from .components.seam import attach_all, detach_all
+from .components.seam import attach_all, detach_all, not_its_own
 from .components.t3 import SAMPLING, SamplingSettings, T3Component, check_text, finite_number
 from .components.vocoder import VocoderComponent
 from .components.voice import ReferenceComponent, VoiceEncoderComponent
@@ -140,8 +140,9 @@ class CompiledTTS:
         """Speak many texts; waves as :meth:`generate` gives them, in input order.
 
         What a text sounds like depends on the text, its seed and the settings alone, not on the texts around it: the
-        speech tokens are those of ``torch.manual_seed(seed)`` and :meth:`generate`. T3 speaks many texts at a time.
-        A model that is restored, or whose T3 is left to stock, speaks them one after the other.
+        speech tokens are those of ``torch.manual_seed(seed)`` and :meth:`generate`, up to rounding. T3 speaks many
+        texts at a time. A model that is restored, whose T3 is left to stock, or whose ``generate`` is not chatterbox's
+        own speaks them one after the other.
 
         Args:
             texts: what to speak; :func:`tts_compile.split_text` makes chunks of a long text.
@@ -170,7 +171,9 @@ class CompiledTTS:
         bound.apply_defaults()
         given = {name: value for name, value in bound.arguments.items() if name != "text"}
         _check_settings(self.wrapped, given)
-        t3, flow = (self._engine(name) for name in ("t3", "flow"))
+        # What was put in the way of generate and of what it calls is honoured, in a row.
+        t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
+        flow = self._engine("flow") if not_its_own(self.wrapped.s3gen, "inference") is None else None
         with self._turn():
             chunks = speak_batch(
                 self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
@@ -180,8 +183,9 @@ class CompiledTTS:
     def _engine(self, name: str) -> Any:
         """The component, where it speaks by itself now."""
         component = self._components[name]
-        fit = self._attached and isinstance(component, EngineComponent) and component.left_to_stock() is None
-        return component if fit else None
+        if not isinstance(component, EngineComponent) or not component.reached or component.left_to_stock():
+            return None
+        return component
 
     def warmup(self, texts: Iterable[str] | None = None) -> WarmupReport:
         """Compile everything that later calls may need.

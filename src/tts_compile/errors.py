@@ -41,9 +41,12 @@ class BatchError(TTSCompileError, RuntimeError):
     """
 
     def __init__(self, message: str, results: list[Tensor | None], errors: dict[int, Exception]) -> None:
-        super().__init__(message)
+        super().__init__(message, results, errors)  # so that it can be pickled
         self.results = results
         self.errors = errors
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CompilationError(TTSCompileError, RuntimeError):

@@ -80,18 +80,18 @@ class FallbackManager:
             CompilationError: from ``error``, when the policy is ``"raise"`` or no level is left.
         """
         remaining = self.chain[self.chain.index(self.level) + 1 :]
-        reason = _reason(error)
+        why = reason(error)
         if self.policy == "raise" or not remaining:
-            raise CompilationError(f"{self.component}: {phase} at level {self.level} failed: {reason}") from error
-        self.note(phase, reason, f"{remaining[0]} instead of {self.level}")
+            raise CompilationError(f"{self.component}: {phase} at level {self.level} failed: {why}") from error
+        self.note(phase, why, f"{remaining[0]} instead of {self.level}")
         self.level = remaining[0]
         return self.level
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Type and first line of an error; torch wraps the cause of a failed compilation, whose own line says more."""
     inner = getattr(error, "inner_exception", None)
     if isinstance(inner, BaseException):
-        return f"{type(error).__name__}: {_reason(inner)}"
+        return f"{type(error).__name__}: {reason(inner)}"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..components.flow import FlowComponent
 from ..components.t3 import SAMPLING, SamplingSettings, T3Component, check_text
-from ..errors import InputError
 from ..timing import Stopwatch
 from .chunk import Chunk, RandomNumbers, checked_seeds, checked_texts, delivered
 from .job import BatchJob
@@ -48,7 +47,7 @@ def speak(
     for chunk in chunks:
         try:
             check_text(tts, chunk.text)
-        except InputError as error:
+        except Exception as error:  # the tokenizer has errors of its own
             chunk.error = error
     with Stopwatch() as watch, Shown(progress, chunks, watch, tts.sr) as shown:
         shown()

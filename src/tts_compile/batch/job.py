@@ -63,13 +63,14 @@ class BatchJob:
         Raises:
             ModelStateError: when T3 cannot speak at all, before anything has been spoken.
         """
-        todo = [chunk for chunk in self._chunks if chunk.error is None]
-        if not todo:
-            return
         guided = self._settings.cfg_weight > 0
         requests = [
-            Request(chunk.index, text_tokens(self._tts, chunk.text, guided), chunk.random.generator) for chunk in todo
+            Request(chunk.index, text_tokens(self._tts, chunk.text, guided), chunk.random.generator)
+            for chunk in self._chunks
+            if chunk.error is None
         ]
+        if not requests:
+            return
         batch = self._t3.batch(requests, self._tts.conds.t3, self._settings, BUDGET, self._max_batch)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watermark") as aside:
             spoken: list[tuple[Chunk, Tensor]] = []
@@ -81,13 +82,12 @@ class BatchJob:
                     break
                 for request, utterance in ended:
                     chunk = self._chunks[request.index]
-                    tokens = _heard(self._tts, utterance.tokens)
-                    if utterance.error:
-                        self._failed(chunk, utterance.error)
-                    elif not len(tokens):
-                        self._failed(chunk, InputError("T3 chose no speech token for it"))
-                    else:
-                        spoken.append((chunk, tokens))
+                    try:
+                        if utterance.error:
+                            raise utterance.error
+                        spoken.append((chunk, _heard(self._tts, utterance.tokens)))
+                    except Exception as error:  # of this chunk; the others are spoken all the same
+                        self._failed(chunk, error)
                 for group in self._ready(spoken, all_of_them=not batch.left):
                     self._synthesise(group, aside)
             for group in self._ready(spoken, all_of_them=True):
@@ -187,6 +187,8 @@ def _heard(tts: Any, tokens: list[int]) -> Tensor:
 
     kept = drop_invalid_tokens(torch.tensor(tokens))
     heard: Tensor = kept[kept < SPEECH_VOCAB_SIZE].to(tts.device)
+    if not len(heard):
+        raise InputError("T3 chose no speech token for it")
     return heard
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..api import CompiledTTS, compile_model
+from ..batch.job import FLOW_GROUP
 from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
 from ..components.t3.batch import Batch
@@ -227,7 +228,12 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
     texts, seeds = settings.texts, settings.seeds
     with progress.step("warm-up"):
         fast.warmup()
-        fast.generate_batch(texts[:1], seeds[:1])  # sets up libraries, and pages in what all sides read
+        # Sets up libraries, and pages in what all sides read; CUDA graphs of batches are recorded when first needed.
+        if settings.synthesis_by_size:
+            for size in (None, *settings.sizes):
+                fast.generate_batch(texts, seeds, size)
+        else:
+            fast.generate_batch(texts[:1], seeds[:1])
     graphs, _ = _compat.graph_counts()
     sides = {name: Side() for name in SIDES if name != "stock" or settings.stock}
     by_size = {size: Side() for size in settings.sizes}
@@ -250,7 +256,6 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
             with progress.step(f"repeat {repeat + 1} of {settings.repeats}: {size} at a time"):
                 _of_size(fast, texts, seeds, size, side, settings.synthesis_by_size)
     before = tts.conds.gen["prompt_token"].shape[1]
-    flows = TOKENS.stats([range(before + len(tokens)) for tokens in sides["batch"].tokens])
     return BatchResult(
         settings=settings,
         model=describe(tts),
@@ -261,10 +266,21 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
         audio_seconds=sum(wave.shape[1] for wave in waves["batch"]) / tts.sr,
         reference_seconds=before / 25,
         signal_to_error_db=min(ratios),
-        padding=flows.padding_waste,
+        padding=_padding([before + len(tokens) for tokens in sides["batch"].tokens], tts.device),
         later_graphs=_compat.graph_counts()[0] - graphs,
         report=fast.report().to_dict(),
     )
+
+
+def _padding(lengths: list[int], device: str) -> float:
+    """Share of what the flow solves for that is padding; in tokens, as it is in frames."""
+    group = FLOW_GROUP.get(torch.device(device).type, 1)
+    ordered = sorted(lengths)
+    solved = 0
+    for first in range(0, len(ordered), group):
+        together = ordered[first : first + group]
+        solved += len(together) * TOKENS.capacity(together[-1])
+    return 1 - sum(lengths) / solved
 
 
 def _stock(fast: CompiledTTS, texts: list[str], seeds: list[int], side: Side) -> list[Tensor]:

@@ -159,6 +159,11 @@ class EngineComponent(ABC):
             note="; ".join(notes),
         )
 
+    @property
+    def reached(self) -> bool:
+        """Whether nobody has put anything in front of this component."""
+        return self._seam.stands
+
     def left_to_stock(self) -> str | None:
         """Why a call would be left to the stock method now, if so; an event says so once."""
         reason = self._replaced or self._customised()

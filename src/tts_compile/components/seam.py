@@ -81,6 +81,11 @@ class Seam:
         setattr(self._owner, self._name, self._replacement)
         self._attached = True
 
+    @property
+    def stands(self) -> bool:
+        """Whether the replacement is what callers reach."""
+        return vars(self._owner).get(self._name) is self._replacement
+
     def detach(self) -> None:
         """Put back what stood there; doing it twice is harmless.
 
@@ -89,7 +94,7 @@ class Seam:
         """
         if not self._attached:
             return
-        if vars(self._owner).get(self._name) is not self._replacement:
+        if not self.stands:
             raise ModelStateError(
                 f"{type(self._owner).__name__}.{self._name} was replaced after compile_model; undo that first"
             )

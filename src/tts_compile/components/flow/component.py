@@ -11,6 +11,7 @@ from ...config import CompileConfig
 from ...errors import UnsupportedModelError
 from ...execution import transformer
 from ...execution.cuda_graph import GraphCache
+from ...fallback import reason
 from ..engine_component import CopyingComponent
 from ..operators import choose_operators
 from .engine import FlowEngine
@@ -51,7 +52,7 @@ class FlowComponent(CopyingComponent):
 
     def ran_out_of_memory(self, error: Exception, group: int) -> None:
         """Tell the report that a group has to be split."""
-        self._fallback.record("memory", str(error).splitlines()[0], f"{group // 2} at a time instead of {group}")
+        self._fallback.record("memory", reason(error), f"{group // 2} at a time instead of {group}")
 
 
 def _native_applies(flow: Any) -> bool:

@@ -151,7 +151,11 @@ class FlowEngine:
         token = pad_sequence([token for token, _ in given], batch_first=True)
         noise = pad_sequence([noise[0].T for _, noise in given], batch_first=True).transpose(1, 2)
         token_len = torch.tensor(lengths, device=token.device)
-        mel, _ = self.inference(token, token_len, finalize=True, noise=noise, **reference)
+        cast = {
+            name: value.to(noise.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+            for name, value in reference.items()
+        }
+        mel, _ = self.inference(token, token_len, finalize=True, noise=noise, **cast)
         ratio = self.flow.token_mel_ratio
         return [mel[row : row + 1, :, : length * ratio] for row, length in enumerate(lengths)]
 
@@ -224,6 +228,8 @@ class FlowEngine:
             try:
                 return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given)
             except CompilationError as error:
+                if len(given[0]) > 1 and error.__cause__ and _compat.is_out_of_memory(error.__cause__):
+                    raise error.__cause__ from None  # fewer at a time may have room
                 self._fallback.fall("compile", error)
         return self._frames(weights, steps, meanflow, *given)
 

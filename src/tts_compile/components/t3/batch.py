@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _compat
-from ...fallback import FallbackManager
+from ...fallback import FallbackManager, reason
 from .decoding import Decoding, Utterance
 
 
@@ -89,9 +89,8 @@ class Batch:
             self._decoding = self._make_decoding(self.slots)
         decoding = self._decoding
         while self._waiting and len(decoding.active) < self.slots:
-            request = self._waiting.popleft()
-            utterance = self._make_utterance(request)
-            self._speaking.append((request, utterance))
+            utterance = self._make_utterance(self._waiting[0])  # may fail: the request waits until it has not
+            self._speaking.append((self._waiting.popleft(), utterance))
             decoding.begin(utterance)
         if not any(utterance.ended for _, utterance in self._speaking):
             decoding.advance(alone=self.slots == 1 or not self._waiting)
@@ -102,7 +101,7 @@ class Batch:
 
     def _halve(self, error: Exception) -> None:
         before, self.slots = self.slots, self.slots // 2
-        self._fallback.record("memory", str(error).splitlines()[0], f"{self.slots} at a time instead of {before}")
+        self._fallback.record("memory", reason(error), f"{self.slots} at a time instead of {before}")
         for _, utterance in self._speaking:
             utterance.noise.rewind()
         again = [request for request, _ in self._speaking]

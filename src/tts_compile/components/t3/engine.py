@@ -182,7 +182,7 @@ class T3Engine:
         guided, length = len(longest) == 2, longest.shape[1] + budget
 
         def decoding(slots: int) -> Decoding:
-            if self._graphed and self._fallback.level == "cuda_graph":
+            if self._graphed and self._decode is self._graphed:
                 self._fit_rotary(RUNGS.rungs[-1])  # for good: recordings know it by its address
                 return self._decoding(self._graphed.cache(slots, guided, length), settings)
             return self._decoding(self._cache(slots, guided, length), settings)
@@ -195,6 +195,8 @@ class T3Engine:
         """How many utterances of that many positions have room; at least one."""
         weights = self._weights
         like = weights.final_norm
+        if like.is_cuda:  # where memory is taken at once, and not as it is reached
+            length = CAPACITY.capacity(length)
         position = 2 * len(weights.layers) * weights.heads * weights.head_dim * like.element_size()
         held = self._graphed.held if self._graphed else 0
         free = int(_MEMORY_SHARE * (_compat.free_memory(like.device) + held))
@@ -227,7 +229,9 @@ class T3Engine:
             self._decode, *drafts = self._native
             self._draft = drafts[0] if drafts else None
         else:
-            self._decode, self._draft = self._graphed or self._layered, None
+            self._decode, self._draft = self._layered, None
+            if self._graphed and self._loop():
+                self._decode = self._graphed
 
     @property
     def _guesses(self) -> int:

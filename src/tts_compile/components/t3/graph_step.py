@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ... import _compat
 from ...bucketing import ChunkBucketer
 from ...errors import CompilationError
 from ...execution.cuda_graph import GraphCache, Replays
@@ -51,7 +52,13 @@ class GraphedPass:
     def cache(self, slots: int, guided: bool, length: int) -> KVCache:
         """An empty cache for at least ``length`` positions; the last one, where it is of that kind."""
         last, self._cache = self._cache, None
-        if last is None or (last.slots, last.guided) != (slots, guided) or last.capacity < length:
+        like = self._weights.final_norm
+        kind = slots, guided, like.dtype, like.device
+        if (
+            last is None
+            or (last.slots, last.guided, last.keys.dtype, last.keys.device) != kind
+            or last.capacity < length
+        ):
             if last is not None:
                 place = place_of(last)
                 self.replays.recordings.drop(lambda key: key[:2] == place)
@@ -84,6 +91,8 @@ class GraphedPass:
             try:
                 return self._replayed(tokens, spoken, rotary, places, cache, cfg_weight)
             except CompilationError as error:
+                if len(tokens) > 1 and error.__cause__ and _compat.is_out_of_memory(error.__cause__):
+                    raise error.__cause__ from None  # a smaller batch may have room
                 self._fallback.fall("compile", error)
         return self._layered(tokens, spoken, rotary, places, cache, cfg_weight)
 
