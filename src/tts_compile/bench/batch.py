@@ -180,6 +180,7 @@ class BatchResult:
             ("T3, tokens/s", *(spread(side.rates) for side in sides), *nothing),
             ("flow, vocoder and watermark, s", *(spread(seconds) for seconds in rest), *nothing),
         ]
+        sizes: list[tuple[str, ...]]
         if s.synthesis_by_size:
             sizes = [("texts at a time", "T3, tokens/s", "seconds of speech a second")]
             sizes += [

@@ -151,7 +151,7 @@ class FlowEngine:
         token = pad_sequence([token for token, _ in given], batch_first=True)
         noise = pad_sequence([noise[0].T for _, noise in given], batch_first=True).transpose(1, 2)
         token_len = torch.tensor(lengths, device=token.device)
-        cast = {
+        cast: dict[str, Any] = {
             name: value.to(noise.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
             for name, value in reference.items()
         }
