@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,9 +32,23 @@ QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
 T3_ONLY = tc.CompileConfig.off().replace(t3=QUICK)
 
 
+@pytest.fixture(scope="module")
+def _quick(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
+    with tc.compile_model(tc.testing.load_checkpoint(checkpoint), T3_ONLY) as handle:
+        yield handle
+
+
 @pytest.fixture
-def quick(tts: Any) -> tc.CompiledTTS:
-    return tc.compile_model(tts, T3_ONLY)
+def quick(_quick: tc.CompiledTTS) -> tc.CompiledTTS:
+    """One model for all tests, traced once."""
+    _quick._components["t3"]._fallback.events.clear()
+    return _quick
+
+
+@pytest.fixture
+def tts(tts: Any, request: pytest.FixtureRequest) -> Any:
+    """The model of ``quick``, in tests that ask for that one."""
+    return request.getfixturevalue("quick").wrapped if "quick" in request.fixturenames else tts
 
 
 def alone(model: Any, heard: Heard, texts: list[str], seeds: list[int], **settings: Any) -> list[Any]:
@@ -86,16 +101,13 @@ def test_tokens_are_those_of_generate(quick: tc.CompiledTTS, tts: Any, heard: He
 
 
 @given(st.data())
-@settings(max_examples=5, deadline=None)
-def test_any_mix_in_any_order(model: Any, data: st.DataObject) -> None:
-    """One model for all examples: hypothesis and function-scoped fixtures do not go together."""
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_mix_in_any_order(quick: tc.CompiledTTS, tts: Any, heard: Heard, data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(range(len(CHUNKS))), min_size=1, max_size=6))
     seeds = data.draw(st.lists(st.integers(0, 3), min_size=len(chosen), max_size=len(chosen)))
     texts = [CHUNKS[i] for i in chosen]
-    with tc.compile_model(model, T3_ONLY) as quick, pytest.MonkeyPatch.context() as patch:
-        said = silenced(patch, model)
-        expected = alone(quick, said, texts, seeds)
-        assert together(quick, said, texts, seeds, max_batch=data.draw(st.integers(1, 4))) == expected
+    expected = alone(quick, heard, texts, seeds)
+    assert together(quick, heard, texts, seeds, max_batch=data.draw(st.integers(1, 4))) == expected
 
 
 def test_waves_and_random_numbers(tts: Any, eager: tc.CompiledTTS) -> None:
