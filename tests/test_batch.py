@@ -24,7 +24,7 @@ from tts_compile.components.flow.engine import TOKENS
 from tts_compile.components.t3.batch import Batch
 from tts_compile.components.t3.decoding import Decoding
 
-CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", TEXTS[300], "Yes.", "It was a dark and stormy night."]
+CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", "It was a dark and stormy night."]
 Heard = list[tuple[int, ...]]
 SEEDS = list(range(len(CHUNKS)))
 QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
@@ -94,14 +94,14 @@ def heard(tts: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 )
 def test_tokens_are_those_of_generate(quick: tc.CompiledTTS, tts: Any, heard: Heard, options: dict[str, Any]) -> None:
     expected = alone(quick, heard, CHUNKS, SEEDS, **options)
-    assert len({len(tokens) for tokens in expected}) > 3
-    for max_batch in (2, 3, None):
+    assert len({len(tokens) for tokens in expected}) > 2
+    for max_batch in (2, None):
         assert together(quick, heard, CHUNKS, SEEDS, max_batch=max_batch, **options) == expected
     assert together(quick, heard, CHUNKS[:2], SEEDS[:2], max_batch=1, **options) == expected[:2]
 
 
 @given(st.data())
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_in_any_order(quick: tc.CompiledTTS, tts: Any, heard: Heard, data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(range(len(CHUNKS))), min_size=1, max_size=6))
     seeds = data.draw(st.lists(st.integers(0, 3), min_size=len(chosen), max_size=len(chosen)))
@@ -125,13 +125,12 @@ def test_waves_and_random_numbers(tts: Any, eager: tc.CompiledTTS) -> None:
         assert signal_to_error_db(alone_, wave) >= 60
 
 
-@pytest.mark.parametrize("group", [2, 3])
 def test_mel_frames_solved_together_make_the_same_waves(
-    tts: Any, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch, group: int
+    tts: Any, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = eager.generate_batch(CHUNKS[:4], seeds=range(4))
     calls = eager.report().components["flow"].calls
-    monkeypatch.setitem(job.FLOW_GROUP, "cpu", group)
+    monkeypatch.setitem(job.FLOW_GROUP, "cpu", 3)
     waves = eager.generate_batch(CHUNKS[:4], seeds=range(4))
     assert eager.report().components["flow"].calls - calls < calls  # fewer passes over the estimator
     for wave, alone_ in zip(waves, expected):
@@ -240,7 +239,7 @@ def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, heard: Hear
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy)) as handle:
         assert together(handle, heard, CHUNKS, SEEDS) == expected
         events = handle.report().components["t3"].fallbacks
-    halved = [("memory", "3 at a time instead of 7"), ("memory", "1 at a time instead of 3")]
+    halved = [("memory", "2 at a time instead of 5"), ("memory", "1 at a time instead of 2")]
     fallen = [("compile", "inductor instead of cuda_graph")]
     assert [(event.phase, event.action) for event in events] == (halved if memory else []) + fallen
 
@@ -476,7 +475,7 @@ class TestMemory:
             quick.generate_batch(CHUNKS, max_batch=4)
         assert len(quick.report().components["t3"].fallbacks) == 2
 
-    @pytest.mark.parametrize(("free", "most"), [(2**20, 1), (2**40, 7)])
+    @pytest.mark.parametrize(("free", "most"), [(2**20, 1), (2**40, len(CHUNKS))])
     def test_the_free_memory_decides(
         self,
         quick: tc.CompiledTTS,
