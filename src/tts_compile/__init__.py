@@ -1,7 +1,7 @@
 """Make the text-to-speech model Chatterbox fast, exactly and provably."""
 
 from . import testing
-from .api import CompiledTTS, WarmupReport, compile_model
+from .api import CompiledTTS, compile_model
 from .batch import BatchProgress
 from .bucketing import Batch, BucketStats, ChunkBucketer
 from .config import CompileConfig, ComponentPolicy
@@ -11,11 +11,14 @@ from .errors import (
     ConfigError,
     InputError,
     ModelStateError,
+    NonFiniteError,
+    OutOfMemoryError,
     TTSCompileError,
+    UnsafeFileError,
     UnsupportedModelError,
 )
 from .fallback import FallbackEvent, FallbackManager
-from .report import ComponentReport, ExecutionReport
+from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
 
 __version__ = "0.1.0"
@@ -37,7 +40,10 @@ __all__ = [
     "FallbackManager",
     "InputError",
     "ModelStateError",
+    "NonFiniteError",
+    "OutOfMemoryError",
     "TTSCompileError",
+    "UnsafeFileError",
     "UnsupportedModelError",
     "WarmupReport",
     "compile_model",

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ def is_compile_failure(error: BaseException) -> bool:
     return isinstance(error, compile_failures())
 
 
+class RandomState:
+    """Where the global generators that a model on ``device`` draws from stand now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Have them stand there again."""
+        torch.set_rng_state(self._cpu)
+        if self._gpu is not None:
+            torch.cuda.set_rng_state(self._gpu, self._device)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or for a CPU's tensors, for which torch has no type of its own."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
@@ -54,12 +70,38 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def memory_summary() -> str:
+    """What this process holds, and what is free, in a sentence."""
+    gib = 2**30
+    machine = psutil.virtual_memory()
+    parts = [
+        f"the process holds {psutil.Process().memory_info().rss / gib:.2f} GiB, "
+        f"{machine.available / gib:.2f} of {machine.total / gib:.2f} GiB are free"
+    ]
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            reserved = torch.cuda.memory_reserved(index)
+            parts.append(
+                f"cuda:{index}: torch holds {reserved / gib:.2f} GiB, "
+                f"{free / gib:.2f} of {total / gib:.2f} GiB are free"
+            )
+    return "; ".join(parts)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can be taken: of the device, what torch keeps for later included, or of the machine."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
     return int(psutil.virtual_memory().available)
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes that this process holds: of the device, as torch counts them, or resident in the machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
 
 
 def dynamo_counters() -> Any:
@@ -73,6 +115,12 @@ def graph_counts() -> tuple[int, int]:
     """(graphs compiled, graph breaks) in this process so far."""
     counters = dynamo_counters()
     return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def no_new_graphs() -> AbstractContextManager[object]:
+    """Inside, what would have to be compiled runs eagerly; for the whole process."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("eager_on_recompile")
+    return stance
 
 
 def launch_settings() -> tuple[Any, ...]:

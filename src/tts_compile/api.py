@@ -8,7 +8,6 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -16,21 +15,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from .batch import BatchProgress, checked_seeds, checked_texts, delivered
+from . import background
+from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
+from .components.assembly import Assembly
 from .components.audio import Recording
-from .components.base import Component, StockComponent
 from .components.engine_component import EngineComponent
-from .components.flow import FlowComponent
-from .components.seam import attach_all, detach_all, not_its_own
-from .components.t3 import SAMPLING, SamplingSettings, T3Component, check_text, finite_number
-from .components.vocoder import VocoderComponent
-from .components.voice import ReferenceComponent, VoiceEncoderComponent
-from .components.watermark import WatermarkComponent
-from .config import COMPONENTS, CompileConfig, switched_off_by_env
+from .components.seam import not_its_own
+from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
+from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
-from .execution import cuda_graph
-from .report import ExecutionReport, format_table
+from .execution.turn import Turn
+from .report import ExecutionReport, WarmupReport
 from .timing import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -96,12 +92,11 @@ class CompiledTTS:
         own = vars(self)  # plain assignment would reach the wrapped model
         own["wrapped"] = tts
         own["config"] = config
-        device = next(tts.s3gen.parameters()).device
-        recorder = cuda_graph.recorder_for(device)
-        graphs = cuda_graph.GraphCache(recorder) if recorder else None
-        own["_components"] = _components(tts, config, graphs)
-        # Whole utterances take turns where there are graphs: nobody may draw or wait while another thread records.
-        own["_turn"] = graphs.turn if graphs is not None else contextlib.nullcontext
+        own["_background"] = background.start(tts, config)
+        own["_components"] = Assembly(tts, background.meanwhile(config) if own["_background"] else config)
+        own["_earlier"] = {}
+        own["_process"] = Turn()
+        own["_turn"] = own["_components"].turn
         own["_attached"] = False
         own["_suspended"] = False
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
@@ -124,6 +119,7 @@ class CompiledTTS:
             given.apply_defaults()
             _check_request(self.wrapped, given.arguments)
         with self._turn():
+            self._switch()
             wave: Tensor = self.wrapped.generate(*args, **kwargs)
         return wave
 
@@ -171,10 +167,11 @@ class CompiledTTS:
         bound.apply_defaults()
         given = {name: value for name, value in bound.arguments.items() if name != "text"}
         _check_settings(self.wrapped, given)
-        # What was put in the way of generate and of what it calls is honoured, in a row.
-        t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
-        flow = self._engine("flow") if not_its_own(self.wrapped.s3gen, "inference") is None else None
         with self._turn():
+            self._switch()
+            # What was put in the way of generate and of what it calls is honoured, in a row.
+            t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
+            flow = self._engine("flow") if not_its_own(self.wrapped.s3gen, "inference") is None else None
             chunks = speak_batch(
                 self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
             )
@@ -205,18 +202,38 @@ class CompiledTTS:
                 raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
             _check_voice(self.wrapped, None)
         seconds: dict[str, float] = {}
-        for name, component in self._components.items():
-            with Stopwatch() as watch:
-                component.warm_up()
-            seconds[name] = watch.seconds
         spoken = 0
-        with torch.random.fork_rng():
-            for text in texts or ():
-                # at the voice's own exaggeration: another would replace it
-                self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
-                spoken += 1
+        with self._turn():
+            self._switch(wait=True)
+            for name in self._components:
+                with Stopwatch() as watch:
+                    self._components[name].warm_up()
+                seconds[name] = watch.seconds
+            with torch.random.fork_rng():
+                for text in texts or ():
+                    # at the voice's own exaggeration: another would replace it
+                    self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
+                    spoken += 1
         graphs = {name: row.graphs for name, row in self.report().components.items()}
         return WarmupReport(seconds, graphs, spoken)
+
+    @contextlib.contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Alone among the threads that speak, with torch's generators as ``torch.manual_seed(seed)`` leaves them.
+
+        Afterwards they are as before. Calls from several threads take turns in any case; but ``torch.manual_seed`` is
+        global, and another thread may draw between it and :meth:`generate`.
+
+        >>> def speak(fast, text, seed):  # doctest: +SKIP
+        ...     with fast.seeded(seed):
+        ...         return fast.generate(text)  # the same from every thread, at any time
+
+        Raises:
+            InputError: for what is no seed.
+        """
+        (seed,) = checked_seeds([seed], 1)
+        with self._turn(), RandomNumbers(seed, torch.device(self.wrapped.device)).as_global():
+            yield
 
     @contextlib.contextmanager
     def stock(self) -> Iterator[Any]:
@@ -233,40 +250,66 @@ class CompiledTTS:
         if not self._attached:
             yield self.wrapped
             return
-        self._detach()
-        own["_suspended"] = True
-        try:
-            yield self.wrapped
-        finally:
-            if own["_suspended"]:
-                own["_suspended"] = False
-                self._attach()
+        with self._turn():
+            self._detach()
+            own["_suspended"] = True
+            try:
+                yield self.wrapped
+            finally:
+                if own["_suspended"]:
+                    own["_suspended"] = False
+                    self._attach()
 
     def report(self) -> ExecutionReport:
         """What was asked, what ran, and the counts that prove it; waits for the device."""
-        return ExecutionReport(self._attached, {name: c.report() for name, c in self._components.items()})
+        rows = self._components.report()
+        for name, row in self._earlier.items():
+            rows[name] = rows[name].after(row, "while another process compiled")
+        return ExecutionReport(self._attached, rows)
 
     def restore(self) -> None:
         """Give the model back as it was; the handle then passes everything through. Doing it twice is harmless.
 
+        Waits for an utterance that another thread is speaking.
+
         Raises:
             ModelStateError: when a replaced method was replaced again by somebody else.
         """
-        vars(self)["_suspended"] = False
-        if self._attached:
+        with contextlib.nullcontext() if self._process.forked else self._turn():
+            vars(self)["_suspended"] = False
+            if self._attached:
+                self._detach()
+            self._components.release()
+            if self._background is not None:
+                self._background.stop()
+                vars(self)["_background"] = None
+
+    def _switch(self, wait: bool = False) -> None:
+        """Use what another process has compiled, once it has; between two utterances, and while attached."""
+        running = self._background
+        if running is None or not self._attached or (running.running and not wait):
+            return
+        own = vars(self)
+        own["_background"] = None
+        running.wait()
+        earlier = self._components.report()
+        try:
             self._detach()
-        for component in self._components.values():
-            component.release()
+        except ModelStateError as error:  # somebody stands in front of a component, which can only stay then
+            logger.warning("what was compiled in the background is not used: %s", error)
+            return
+        own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config), earlier
+        self._attach()
 
     def _detach(self) -> None:
-        detach_all(self._components.values())
+        self._components.detach()
         delattr(self.wrapped, _HANDLE)
         vars(self)["_attached"] = False
 
     def _attach(self) -> None:
         if vars(self.wrapped).get(_HANDLE) is not None:  # a copied model has None
             raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
-        attach_all(self._components.values())
+        self._components.attach()
         setattr(self.wrapped, _HANDLE, self)
         vars(self)["_attached"] = True
 
@@ -309,52 +352,19 @@ class CompiledTTS:
         """
         raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A handle belongs to one model in one process; ``config`` can be pickled and makes another one.
+
+        Raises:
+            ModelStateError: always.
+        """
+        raise ModelStateError(
+            "a handle cannot be pickled: pickle its config, load the model where it is needed, and compile it there"
+        )
+
     def __repr__(self) -> str:
         state = "attached" if self._attached else "restored"
         return f"<CompiledTTS around {type(self.wrapped).__name__}, {state}>"
-
-
-@dataclass(frozen=True)
-class WarmupReport:
-    """Seconds and compiled graphs per component, and how many texts were spoken; ``str()`` is a table."""
-
-    seconds: dict[str, float]
-    graphs: dict[str, int]
-    texts: int = 0
-    total: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "total", sum(self.seconds.values()))
-
-    def __str__(self) -> str:
-        rows = [(name, f"{s:.1f}", str(self.graphs[name])) for name, s in self.seconds.items()]
-        return format_table([("component", "seconds", "graphs"), *rows])
-
-
-def _components(tts: Any, config: CompileConfig, graphs: cuda_graph.GraphCache | None) -> dict[str, Component]:
-    makers: dict[str, Callable[[], Component]] = {
-        "flow": lambda: FlowComponent(tts.s3gen, config, graphs),
-        "vocoder": lambda: VocoderComponent(tts.s3gen, config),
-        "reference": lambda: ReferenceComponent(tts, config),
-        "watermark": lambda: WatermarkComponent(tts.watermarker, config),
-    }
-    if hasattr(tts, "t3"):  # a voice converter has neither
-        makers["t3"] = lambda: T3Component(tts.t3, config, graphs)
-        makers["voice_encoder"] = lambda: VoiceEncoderComponent(tts.ve, config)
-    components: dict[str, Component] = {}
-    for name in COMPONENTS:
-        policy = getattr(config, name)
-        if name not in makers:
-            missing = f"{type(tts).__name__} has no {name}"
-            components[name] = StockComponent(name, policy, config.fallback, missing)
-        elif policy.execution == "stock":
-            components[name] = StockComponent(name, policy, config.fallback)
-        else:
-            try:
-                components[name] = makers[name]()
-            except UnsupportedModelError as error:
-                components[name] = StockComponent(name, policy, config.fallback, str(error))
-    return components
 
 
 def _check_request(tts: Any, given: dict[str, Any]) -> None:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 from . import __version__, demo, doctor
 from .api import compile_model
 from .bench import batch as bench_batch
+from .bench import soak as bench_soak
 from .bench import synthesis as bench_synthesis
 from .bench import t3 as bench_t3
 from .bench import voice as bench_voice
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
 from .errors import TTSCompileError
+from .files import replaced
 from .testing import SIZES
 
 
@@ -55,7 +57,8 @@ def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
     path = getattr(args, "save", None)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(plain + "\n", encoding="utf-8")
+        with replaced(path) as beside:
+            beside.write_text(plain + "\n", encoding="utf-8")
 
 
 def _demo(args: argparse.Namespace) -> _Outcome:
@@ -103,6 +106,12 @@ def _bench_batch(args: argparse.Namespace) -> _Outcome:
 def _bench_voice(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args, speech_tokens=60) as source:
         result = bench_voice.run(source, bench_voice.Settings(args.device, args.repeats, args.seconds))
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
+def _bench_soak(args: argparse.Namespace) -> _Outcome:
+    with _checkpoint(args, speech_tokens=args.tokens) as source:
+        result = bench_soak.run(source, bench_soak.Settings(args.device, args.calls, args.seed))
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
@@ -154,9 +163,10 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
     benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch")
-    measured = argparse.ArgumentParser(add_help=False, parents=[model])
+    saved = argparse.ArgumentParser(add_help=False, parents=[model])
+    saved.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
+    measured = argparse.ArgumentParser(add_help=False, parents=[saved])
     measured.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
-    measured.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
 
     command = benches.add_parser("t3", parents=[measured], help="the token loop")
     command.add_argument("--tokens", type=_at_least(8), default=64, metavar="N", help="speech tokens; default: 64")
@@ -196,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     command = benches.add_parser("voice", parents=[measured], help="the reference voice, in fresh processes")
     command.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of the reference; default: 10")
     command.set_defaults(run=_bench_voice)
+
+    command = benches.add_parser("soak", parents=[saved], help="many calls: whether anything grows or slows down")
+    command.add_argument("--calls", type=_at_least(12), default=500, metavar="N", help="default: 500")
+    about = "about where a synthetic model stops after 90 characters; default: 30"
+    command.add_argument("--tokens", type=_at_least(8), default=30, metavar="N", help=about)
+    command.set_defaults(run=_bench_soak)
 
     command = commands.add_parser(
         "warmup",

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from .bucketing import Range, as_ranges, is_range, mistaken_ranges
 from .errors import ConfigError
+from .fallback import MAX_FAILURES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,9 +124,17 @@ class CompileConfig:
     Attributes:
         t3, flow, vocoder, voice_encoder, reference, watermark: a policy for each component.
         buckets: ranges of chunk lengths in characters, ascending; empty switches bucketing off.
-        fallback: ``"fallback"`` runs the next safe level after a failed compilation, ``"raise"`` raises.
+        fallback: ``"fallback"`` runs the next safe level after a failure, ``"raise"`` raises.
+        max_failures: so many failures of a component at a level, and it stays at the next safe one for good.
         warmup_samples: how many built-in texts a warm-up may speak.
-        memory_limit_gb: upper limit on memory in GiB; None for no limit.
+        memory_limit_gb: upper limit in GiB on what the process holds on the model's device; None for no limit. What the
+            library could do without is not taken beyond it: copies, recordings, places in a batch.
+        compile_seconds: budget for compiling, all components together; None for any. Once it is spent, what is not
+            compiled yet runs eagerly.
+        compile_in_background: on a CPU, have another process compile while this one speaks eagerly, and switch between
+            two utterances.
+        cpu_fallback: for a model on a GPU, a last level after stock: stock on a copy of the component in the machine's
+            memory. Its random numbers, and so its results, are a CPU's.
         cache_dir: folder for compiled code; None leaves torch's own.
     """
 
@@ -137,8 +146,12 @@ class CompileConfig:
     watermark: ComponentPolicy = ComponentPolicy()
     buckets: tuple[Range, ...] = field(default=((50, 200), (200, 500), (500, 1000)))
     fallback: str = "fallback"
+    max_failures: int = MAX_FAILURES
     warmup_samples: int = 3
     memory_limit_gb: float | None = None
+    compile_seconds: float | None = None
+    compile_in_background: bool = False
+    cpu_fallback: bool = False
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -152,9 +165,17 @@ class CompileConfig:
         mistakes += mistaken_ranges(self.buckets)
         if not _is_int(self.warmup_samples) or self.warmup_samples < 0:
             mistakes.append(f"warmup_samples must be a whole number from 0, got {self.warmup_samples!r}")
-        limit = self.memory_limit_gb
-        if limit is not None and not (_is_number(limit) and math.isfinite(limit) and limit > 0):
-            mistakes.append(f"memory_limit_gb must be positive or None, got {limit!r}")
+        if not _is_int(self.max_failures) or self.max_failures < 1:
+            mistakes.append(f"max_failures must be a whole number from 1, got {self.max_failures!r}")
+        for name in ("memory_limit_gb", "compile_seconds"):
+            limit = getattr(self, name)
+            if limit is not None and not (_is_number(limit) and math.isfinite(limit) and limit > 0):
+                mistakes.append(f"{name} must be positive or None, got {limit!r}")
+        mistakes += [
+            f"{name} must be True or False, got {getattr(self, name)!r}"
+            for name in ("compile_in_background", "cpu_fallback")
+            if not isinstance(getattr(self, name), bool)
+        ]
         if self.cache_dir is not None and not isinstance(self.cache_dir, str):
             mistakes.append(f"cache_dir must be a string or None, got {self.cache_dir!r}")
         _raise_all(mistakes)

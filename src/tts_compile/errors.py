@@ -28,6 +28,14 @@ class ModelStateError(TTSCompileError, RuntimeError):
     """The model is in a state in which it cannot be compiled or cannot speak."""
 
 
+class NonFiniteError(ModelStateError):
+    """The model has computed what is not finite."""
+
+
+class OutOfMemoryError(TTSCompileError, MemoryError):
+    """Memory has run out at every level; the message has the numbers."""
+
+
 class UnsupportedModelError(TTSCompileError, TypeError):
     """The object is no model that this library knows; the message names those that it does."""
 
@@ -51,3 +59,7 @@ class BatchError(TTSCompileError, RuntimeError):
 
 class CompilationError(TTSCompileError, RuntimeError):
     """A component could not be compiled and its policy forbids falling back."""
+
+
+class UnsafeFileError(CompilationError):
+    """Compiled code is not loaded from where another user could have written it."""

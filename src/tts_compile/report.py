@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .fallback import FallbackEvent
@@ -36,6 +36,11 @@ class ComponentReport:
     fallbacks: tuple[FallbackEvent, ...] = ()
     note: str = ""
 
+    def after(self, earlier: ComponentReport, when: str) -> ComponentReport:
+        """The same, with a word about what ran before the component was exchanged, and its events."""
+        notes = [self.note, f"{earlier.calls} calls ran {earlier.ran} {when}" if earlier.calls else ""]
+        return replace(self, fallbacks=earlier.fallbacks + self.fallbacks, note="; ".join(filter(None, notes)))
+
 
 @dataclass(frozen=True)
 class ExecutionReport:
@@ -60,6 +65,23 @@ class ExecutionReport:
             for event in row.fallbacks
         ]
         return "\n".join([table, *notes])
+
+
+@dataclass(frozen=True)
+class WarmupReport:
+    """Seconds and compiled graphs per component, and how many texts were spoken; ``str()`` is a table."""
+
+    seconds: dict[str, float]
+    graphs: dict[str, int]
+    texts: int = 0
+    total: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", sum(self.seconds.values()))
+
+    def __str__(self) -> str:
+        rows = [(name, f"{s:.1f}", str(self.graphs[name])) for name, s in self.seconds.items()]
+        return format_table([("component", "seconds", "graphs"), *rows])
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:

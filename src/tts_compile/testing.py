@@ -20,7 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _compat
 from .errors import InputError
+from .fallback import reason
+from .files import replaced
 from .wav import write_wav
 
 if TYPE_CHECKING:
@@ -68,20 +71,27 @@ def write_checkpoint(
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+
+    def save(tensors: dict[str, Tensor], name: str) -> None:
+        with replaced(directory / name) as path:
+            save_file(tensors, path)
+
     depth = _SMALL_DEPTH if size == "small" else _FULL_DEPTH
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _architecture_depth(depth):
         torch.manual_seed(seed)
-        save_file(VoiceEncoder().state_dict(), directory / "ve.safetensors")
+        save(VoiceEncoder().state_dict(), "ve.safetensors")
         t3 = T3()
         _shape_token_distribution(t3, speech_tokens)
-        save_file(t3.state_dict(), directory / "t3_cfg.safetensors")
+        save(t3.state_dict(), "t3_cfg.safetensors")
         del t3
         s3gen = S3Gen()
         _shape_pitch(s3gen.mel2wav.f0_predictor)
-        save_file(_without_shared_storage(s3gen.state_dict()), directory / "s3gen.safetensors")
+        save(_without_shared_storage(s3gen.state_dict()), "s3gen.safetensors")
         del s3gen
-        torch.save(_conditionals(seconds=10 if size == "full" else 2), directory / "conds.pt")
-    (directory / "tokenizer.json").write_text(json.dumps(_tokenizer()), encoding="utf-8")
+        with replaced(directory / "conds.pt") as path:
+            torch.save(_conditionals(seconds=10 if size == "full" else 2), path)
+    with replaced(directory / "tokenizer.json") as path:
+        path.write_text(json.dumps(_tokenizer()), encoding="utf-8")
     return directory
 
 
@@ -89,7 +99,7 @@ def load_checkpoint(directory: str | Path, variant: str = "english", device: str
     """Load a checkpoint folder through the stock class's own ``from_local``, whatever its depth.
 
     Raises:
-        InputError: for an unknown variant or a folder without the checkpoint's files.
+        InputError: for an unknown variant, or a folder whose files are missing or damaged.
     """
     if variant not in VARIANTS:
         raise InputError(f"unknown variant {variant!r}; available: {', '.join(VARIANTS)}")
@@ -100,8 +110,13 @@ def load_checkpoint(directory: str | Path, variant: str = "english", device: str
         raise InputError(f"{directory} is no checkpoint folder: {', '.join(missing)} missing")
     from chatterbox.tts import ChatterboxTTS
 
-    with torch.random.fork_rng(devices=[]), _architecture_depth(_depth_of(directory)):
-        return ChatterboxTTS.from_local(directory, device)
+    try:
+        with torch.random.fork_rng(devices=[]), _architecture_depth(_depth_of(directory)):
+            return ChatterboxTTS.from_local(directory, device)
+    except Exception as error:  # those of safetensors, tokenizers, torch.load and load_state_dict share no base
+        if _compat.is_out_of_memory(error):
+            raise
+        raise InputError(f"{directory} cannot be loaded: {reason(error)}") from error
 
 
 def make_reference_wav(path: str | Path, seconds: float = 10.0, sample_rate: int = 24_000) -> Path:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .files import replaced
+
 
 def write_wav(path: str | Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
     """Write mono float samples in [-1, 1], shape (samples,), as a 16-bit WAV; values beyond are clipped."""
     path = Path(path)
     pcm = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2")
-    with wave.open(str(path), "wb") as file:
+    with replaced(path) as beside, wave.open(str(beside), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sample_rate)

@@ -16,7 +16,7 @@ from .chunk import Chunk, RandomNumbers, checked_seeds, checked_texts, delivered
 from .job import BatchJob
 from .progress import BatchProgress, Shown
 
-__all__ = ["BatchProgress", "Chunk", "checked_seeds", "checked_texts", "delivered", "speak"]
+__all__ = ["BatchProgress", "Chunk", "RandomNumbers", "checked_seeds", "checked_texts", "delivered", "speak"]
 
 
 def speak(
@@ -52,11 +52,12 @@ def speak(
     with Stopwatch() as watch, Shown(progress, chunks, watch, tts.sr) as shown:
         shown()
         _set_voice(tts, given["audio_prompt_path"], given["exaggeration"])
+        alone = functools.partial(generate, **{**given, "audio_prompt_path": None})
+        rest = chunks
         if t3 is not None:
             settings = SamplingSettings(**{name: given[name] for name in SAMPLING})
-            BatchJob(tts, t3, flow, chunks, settings, max_batch, shown).run()
-        else:
-            _in_a_row(chunks, functools.partial(generate, **{**given, "audio_prompt_path": None}), shown)
+            rest = BatchJob(tts, t3, flow, chunks, settings, max_batch, shown).run()
+        _in_a_row(rest, alone, shown)
     return chunks
 
 

@@ -30,6 +30,15 @@ class RandomNumbers:
         self._cpu = torch.Generator().manual_seed(seed)
         self.generator = torch.Generator(device).manual_seed(seed) if device.type == "cuda" else self._cpu
 
+    def state(self) -> list[Tensor]:
+        """Where they stand; :meth:`rewind` takes it."""
+        return [generator.get_state() for generator in (self._cpu, self.generator)]
+
+    def rewind(self, state: list[Tensor]) -> None:
+        """Have them stand there again."""
+        for generator, before in zip((self._cpu, self.generator), state):
+            generator.set_state(before)
+
     @contextlib.contextmanager
     def as_global(self) -> Iterator[None]:
         """What is drawn from the global generators inside comes from these."""

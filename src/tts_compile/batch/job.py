@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _compat
+from ..components.engine_component import EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
 from ..errors import InputError
@@ -57,8 +58,12 @@ class BatchJob:
         self._group = FLOW_GROUP.get(torch.device(tts.device).type, 1) if flow else 1
         self._marking: list[tuple[Chunk, Future[Tensor]]] = []
 
-    def run(self) -> None:
+    def run(self) -> list[Chunk]:
         """Give every chunk its wave or its error.
+
+        Returns:
+            Those that T3 could not speak together with others, from random numbers as they were: alone, they have
+            levels to fall back to.
 
         Raises:
             ModelStateError: when T3 cannot speak at all, before anything has been spoken.
@@ -70,7 +75,8 @@ class BatchJob:
             if chunk.error is None
         ]
         if not requests:
-            return
+            return []
+        left: list[Chunk] = []
         batch = self._t3.batch(requests, self._tts.conds.t3, self._settings, BUDGET, self._max_batch)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watermark") as aside:
             spoken: list[tuple[Chunk, Tensor]] = []
@@ -78,13 +84,15 @@ class BatchJob:
                 try:
                     ended = batch.advance()
                 except Exception as error:  # what is complete is worth keeping
-                    self._give_up(batch.unfinished(), error)
+                    left += self._alone(self._t3, [self._chunks[request.index] for request in batch.abandon()], error)
                     break
                 for request, utterance in ended:
                     chunk = self._chunks[request.index]
+                    if utterance.error:
+                        utterance.noise.rewind()
+                        left += self._alone(self._t3, [chunk], utterance.error)
+                        continue
                     try:
-                        if utterance.error:
-                            raise utterance.error
                         spoken.append((chunk, _heard(self._tts, utterance.tokens)))
                     except Exception as error:  # of this chunk; the others are spoken all the same
                         self._failed(chunk, error)
@@ -94,6 +102,7 @@ class BatchJob:
                 self._synthesise(group, aside)
             self._collect(wait=True)
         self._t3.mark_warm_once()
+        return left
 
     def _ready(self, spoken: list[tuple[Chunk, Tensor]], all_of_them: bool) -> list[list[tuple[Chunk, Tensor]]]:
         """Groups of similar length, taken out of ``spoken``; a group that is not full waits for more."""
@@ -111,12 +120,15 @@ class BatchJob:
         """Waves of a group, each with its own random numbers; the mel frames together where there are several."""
         mels: list[Tensor | None] = [None] * len(group)
         if len(group) > 1:
+            assert self._flow is not None
+            before = [chunk.random.state() for chunk, _ in group]
             try:
                 mels[:] = self._mels([(tokens, self._noise(chunk, tokens)) for chunk, tokens in group])
             except Exception as error:
-                for chunk, _ in group:
-                    self._failed(chunk, error)
-                return
+                if not self._alone(self._flow, [chunk for chunk, _ in group], error):
+                    return
+                for (chunk, _), state in zip(group, before):
+                    chunk.random.rewind(state)
         for (chunk, tokens), mel in zip(group, mels):
             try:
                 with chunk.random.as_global(), torch.inference_mode():
@@ -172,13 +184,17 @@ class BatchJob:
                 self._report()
         self._marking = pending
 
+    def _alone(self, component: EngineComponent, chunks: list[Chunk], error: Exception) -> list[Chunk]:
+        """Chunks that have failed together and may be tried alone, where a component has levels to fall back to."""
+        if component.may_try_alone(error, len(chunks)):
+            return chunks
+        for chunk in chunks:
+            self._failed(chunk, error)
+        return []
+
     def _failed(self, chunk: Chunk, error: Exception) -> None:
         chunk.error = error
         self._report()
-
-    def _give_up(self, requests: Sequence[Request], error: Exception) -> None:
-        for request in requests:
-            self._failed(self._chunks[request.index], error)
 
 
 def _heard(tts: Any, tokens: list[int]) -> Tensor:

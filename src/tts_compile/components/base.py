@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from ..config import ComponentPolicy
+from ..config import CompileConfig
 from ..fallback import FallbackManager
 from ..report import ComponentReport
 from .seam import Seam, attach_all, detach_all, not_its_own
 
+T = TypeVar("T")
+
 
 class Component(Protocol):
     """A part of the model that can be attached, warmed up, reported on and detached."""
+
+    fallback: FallbackManager
 
     def attach(self) -> None:
         """Replace the seam on the model instance."""
@@ -35,17 +39,17 @@ class StockComponent:
 
     Args:
         name: the component's.
-        policy: what was asked for.
-        fallback_policy: see :class:`tts_compile.FallbackManager`.
+        config: with its policy.
         missing: why there is nothing to accelerate, if that is so.
+        failed: whether that is a failure rather than how the model is.
     """
 
-    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str, missing: str = "") -> None:
-        self._policy = policy
+    def __init__(self, name: str, config: CompileConfig, missing: str = "", failed: bool = False) -> None:
+        self._asked = getattr(config, name).execution
         self._missing = missing
-        self._fallback = FallbackManager(name, ["stock"], fallback_policy)
-        if policy.execution not in ("stock", "auto"):
-            self._fallback.note("attach", missing, "nothing to run")
+        self.fallback = FallbackManager(name, ["stock"], config.fallback)
+        if failed or self._asked not in ("stock", "auto"):
+            self.fallback.note("attach", missing, "stock")
 
     def attach(self) -> None:
         """Nothing to replace."""
@@ -61,8 +65,8 @@ class StockComponent:
 
     def report(self) -> ComponentReport:
         """A row that says "stock"."""
-        events = tuple(self._fallback.events)
-        return ComponentReport(self._policy.execution, "stock", fallbacks=events, note=self._missing)
+        events = tuple(self.fallback.events)
+        return ComponentReport(self._asked, "stock", fallbacks=events, note=self._missing)
 
 
 class EagerComponent:
@@ -73,16 +77,19 @@ class EagerComponent:
         left_to_stock: calls that it has passed on.
     """
 
-    def __init__(self, name: str, policy: ComponentPolicy, fallback_policy: str, nothing_to_compile: str) -> None:
+    def __init__(self, name: str, config: CompileConfig, nothing_to_compile: str) -> None:
+        policy = getattr(config, name)
         self._asked = policy.execution
-        self._fallback = FallbackManager(name, ["eager"], fallback_policy)
+        self.fallback = FallbackManager(
+            name, ["eager", "stock"], config.fallback, config.max_failures, release=self.release
+        )
         self._seams: list[Seam] = []
         self.calls = 0
         self.left_to_stock = 0
         if policy.execution in ("inductor", "cuda_graph"):
-            self._fallback.note("attach", nothing_to_compile, "eager instead")
+            self.fallback.note("attach", nothing_to_compile, "eager instead")
         if policy.dtype != "model":
-            self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+            self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
 
     def attach(self) -> None:
         """Replace the seams."""
@@ -96,7 +103,11 @@ class EagerComponent:
         """Nothing to give back."""
 
     def warm_up(self) -> None:
-        """Nothing to compile."""
+        """Have the first call wait for no library."""
+        self.fallback.run({"eager": self._load, "stock": lambda: None}, phase="warm-up")
+
+    def _load(self) -> None:
+        """Whatever the first call would load."""
 
     def report(self) -> ComponentReport:
         """Calls answered; none of them compiled."""
@@ -104,9 +115,18 @@ class EagerComponent:
             asked=self._asked,
             ran="eager" if self.calls else "stock",
             calls=self.calls,
-            fallbacks=tuple(self._fallback.events),
+            fallbacks=tuple(self.fallback.events),
             note="; ".join(self._notes()),
         )
+
+    def _run(self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Ours; after a failure, stock's."""
+
+        def counted(*args: Any, **kwargs: Any) -> T:
+            self.left_to_stock += 1
+            return stock(*args, **kwargs)
+
+        return self.fallback.run({"eager": ours, "stock": counted}, *args, **kwargs)
 
     def _notes(self) -> list[str]:
         notes = [] if self.calls or self.left_to_stock else ["it has not been reached yet"]
@@ -115,7 +135,7 @@ class EagerComponent:
     def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str = "chatterbox") -> bool:
         """Make a seam, and say so, where the method is the one that this component was written for."""
         if reason := not_its_own(owner, name, package):
-            self._fallback.note("attach", reason, "left as it is")
+            self.fallback.note("attach", reason, "left as it is")
             return False
         self._seams.append(Seam(owner, name, replacement))
         return True

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from .. import _compat
-from ..config import ComponentPolicy
-from ..execution.cuda_graph import GraphCache
-from ..fallback import FallbackManager
+from .. import _compat, files
+from ..config import CompileConfig, ComponentPolicy
+from ..errors import CompilationError
+from ..execution.turn import Turn
+from ..fallback import FallbackManager, reason
 from ..report import ComponentReport
+from .elsewhere import CPU, on_cpu
 from .seam import Seam, not_its_own
+from .shared import Shared
 from .weights import Copies
+
+T = TypeVar("T")
 
 
 class Counted(Protocol):
@@ -44,22 +51,22 @@ class EngineComponent(ABC):
 
     Args:
         name: the component's.
-        policy: what to run.
-        fallback_policy: see :class:`tts_compile.FallbackManager`.
+        config: the component's policy, and what holds for all.
         owner: the stock module.
         method: of the owner, to be replaced.
-        graphs: for CUDA graphs, in whose keys ``name`` comes first; None where there are none.
+        shared: what the model's components have in common; ``name`` comes first in the keys of recordings.
     """
 
     def __init__(
         self,
         name: str,
-        policy: ComponentPolicy,
-        fallback_policy: str,
+        config: CompileConfig,
         owner: Any,
         method: str,
-        graphs: GraphCache | None = None,
+        shared: Shared,
     ) -> None:
+        policy: ComponentPolicy = getattr(config, name)
+        graphs = shared.graphs
         self._name = name
         self._recordings = graphs
         self._asked = policy.execution
@@ -69,17 +76,28 @@ class EngineComponent(ABC):
             "mode": policy.mode,
             "dynamic": policy.dynamic,
             "fuse": fuse,
+            "budget": shared.budget,
         }
         self._backend = policy.backend
         self._owner = owner
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
         if graphs is not None and policy.execution in ("auto", "cuda_graph"):
             levels.insert(0, "cuda_graph")
-        self._fallback = FallbackManager(name, levels, fallback_policy)
+        levels.append("stock")
+        if config.cpu_fallback and next(owner.parameters()).device != CPU:
+            levels.append("cpu")
+        self.fallback = FallbackManager(name, levels, config.fallback, config.max_failures, release=self.release)
+        self._turn = Turn()
+        if levels[0] != "eager":
+            try:
+                files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
+            except (OSError, CompilationError) as error:
+                while self.fallback.level != "eager":
+                    self.fallback.fall("compile", error)
         if policy.execution == "cuda_graph" and graphs is None:
-            self._fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
+            self.fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
         if policy.dtype != "model":
-            self._fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+            self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
         self._warm_graphs: int | None = None
         self._left_to_stock = 0
         self._method = method
@@ -108,9 +126,11 @@ class EngineComponent(ABC):
 
     def warm_up(self) -> None:
         """Compile whatever later calls may need, unless they would be left to stock."""
-        if not (self._replaced or self._customised()):
-            self._warm_up_engine()
-            self._mark_warm()
+        if self._replaced or self._customised():
+            return
+        with self._turn():
+            self._run(self._warm_up_engine, lambda: None, phase="warm-up")
+        self._mark_warm()
 
     def attach(self) -> None:
         """Replace the method on this instance; a patch that is there goes on being called."""
@@ -155,7 +175,7 @@ class EngineComponent(ABC):
             graphs=self._graphs,
             graph_breaks=sum(part.graph_breaks for part in self.parts),
             recompiles_after_warmup=0 if self._warm_graphs is None else self._graphs - self._warm_graphs,
-            fallbacks=tuple(self._fallback.events),
+            fallbacks=tuple(self.fallback.events),
             note="; ".join(notes),
         )
 
@@ -167,9 +187,17 @@ class EngineComponent(ABC):
     def left_to_stock(self) -> str | None:
         """Why a call would be left to the stock method now, if so; an event says so once."""
         reason = self._replaced or self._customised()
-        if reason and all(event.error != reason for event in self._fallback.events):  # not for every chunk of a book
-            self._fallback.note("call", reason, "stock for such calls")
+        if reason and all(event.error != reason for event in self.fallback.events):  # not for every chunk of a book
+            self.fallback.note("call", reason, "stock for such calls")
         return reason
+
+    def may_try_alone(self, error: Exception, count: int) -> bool:
+        """Tell the report that ``count`` utterances could not be spoken together; whether each may be alone."""
+        if self.fallback.policy == "raise":
+            return False
+        phase = "memory" if _compat.is_out_of_memory(error) else "call"
+        self.fallback.record(phase, reason(error), f"one by one what was spoken together: {count}")
+        return True
 
     def mark_warm_once(self) -> None:
         """Without a warm-up, the first utterance is one: every graph from now on is a recompilation."""
@@ -184,12 +212,26 @@ class EngineComponent(ABC):
         return sum(part.graphs for part in self.parts)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if self.left_to_stock():
-            self._left_to_stock += 1
-            return self._stock(*args, **kwargs)
-        result = self._engine_call(*args, **kwargs)
-        self.mark_warm_once()
-        return result
+        with self._turn():
+            if self.left_to_stock():
+                return self._stock_call(*args, **kwargs)
+            result = self._run(self._engine_call, self._stock_call, *args, **kwargs)
+            self.mark_warm_once()
+            return result
+
+    def _stock_call(self, *args: Any, **kwargs: Any) -> Any:
+        self._left_to_stock += 1
+        return self._stock(*args, **kwargs)
+
+    def _run(
+        self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, phase: str = "call", **kwargs: Any
+    ) -> T:
+        """The engine, and after a failure at one level the next one's, from the same random numbers on."""
+        ways = {level: stock if level == "stock" else ours for level in self.fallback.chain}
+        if "cpu" in ways:
+            ways["cpu"] = functools.partial(on_cpu, self._owner, self._method)
+        again = _compat.RandomState(next(self._owner.parameters()).device)
+        return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
 
 
 class CopyingEngine(Protocol):

@@ -12,6 +12,7 @@ from ..config import CompileConfig
 from ..errors import InputError, UnsupportedModelError
 from .audio import resample
 from .base import EagerComponent
+from .seam import own_method
 
 
 class WatermarkComponent(EagerComponent):
@@ -25,36 +26,43 @@ class WatermarkComponent(EagerComponent):
 
     def __init__(self, watermarker: Any, config: CompileConfig) -> None:
         reason = "it takes a hundredth of an utterance's time: there is nothing to gain from compiling it"
-        super().__init__("watermark", config.watermark, config.fallback, reason)
+        super().__init__("watermark", config, reason)
         self._watermarker = watermarker
         if not hasattr(watermarker, "perth_net"):
             raise UnsupportedModelError(f"a {type(watermarker).__name__} has no network to prepare a wave for")
+        self._stock = own_method(watermarker, "apply_watermark")
         self._replace(watermarker, "apply_watermark", self._apply_watermark, package="perth")
 
-    def warm_up(self) -> None:
+    def _load(self) -> None:
         """Mark a second of silence at another rate than perth's."""
         if self._seams:
             self._mark(np.zeros(24_000, dtype=np.float32), 24_000)
 
     def _apply_watermark(self, signal: Any, sample_rate: float, **others: Any) -> npt.NDArray[np.float32]:
         network = self._watermarker.perth_net
+
+        def stock() -> npt.NDArray[np.float32]:
+            marked: npt.NDArray[np.float32] = self._stock(signal, sample_rate, **others)
+            return marked
+
         if not (isinstance(signal, np.ndarray) and signal.ndim == 1 and np.issubdtype(signal.dtype, np.floating)):
             self.left_to_stock += 1
-            stock: npt.NDArray[np.float32] = type(self._watermarker).apply_watermark(
-                self._watermarker, signal, sample_rate, **others
-            )
-            return stock
+            return stock()
         if not np.isfinite(signal).all():
             raise InputError("the wave to be watermarked holds samples that are not finite")
         # perth's transform mirrors half a window at each end.
         if math.ceil(signal.size * network.hp.sample_rate / sample_rate) <= network.hp.n_fft // 2:
             seconds, needed = signal.size / sample_rate, (network.hp.n_fft // 2 + 1) / network.hp.sample_rate
             raise InputError(f"the wave to be watermarked is {seconds:.4f} s long, a watermark needs {needed:.4f} s")
-        marked = self._mark(signal, sample_rate)
-        self.calls += 1
-        return marked
+
+        def mark() -> npt.NDArray[np.float32]:
+            marked = self._mark(signal, sample_rate)
+            self.calls += 1
+            return marked
+
+        return self._run(mark, stock)
 
     def _mark(self, signal: npt.NDArray[Any], sample_rate: float) -> npt.NDArray[np.float32]:
         own = self._watermarker.perth_net.hp.sample_rate
-        marked = type(self._watermarker).apply_watermark(self._watermarker, resample(signal, sample_rate, own), own)
+        marked = self._stock(resample(signal, sample_rate, own), own)
         return resample(marked, own, sample_rate)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import os
-import stat
+import logging
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from .. import _compat
+from .. import _compat, files
 from ..errors import CompilationError
+
+logger = logging.getLogger(__name__)
 
 # Without the last flag, GCC 12 writes neighbouring rows of an activation back where several threads write them.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-predictive-commoning")
@@ -39,10 +39,13 @@ def library(name: str, cache_dir: str | None = None) -> ctypes.CDLL:
     try:
         path = _built(name, folder)
         try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # cut short or foreign: once more from the source
-            path.unlink()
-            return ctypes.CDLL(str(_built(name, folder)))
+            if files.sealed(path):  # loading what was cut short may end the process
+                return ctypes.CDLL(str(path))
+        except OSError:
+            logger.warning("%s cannot be loaded", path)  # foreign
+        logger.warning("%s is damaged and built again", path)
+        path.unlink()
+        return ctypes.CDLL(str(_built(name, folder)))
     except OSError as error:
         raise CompilationError(f"the native {name} cannot be kept in or loaded from {folder}: {error}") from error
 
@@ -73,8 +76,7 @@ def _built(name: str, folder: Path) -> Path:
     compiler = _compat.cpp_compiler()
     if compiler is None:
         raise CompilationError("no C++ compiler found")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_unsafe(folder)
+    files.own_folder(folder)
     source = _FOLDER / f"{name}.cpp"
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
     key = hashlib.sha256()
@@ -82,25 +84,14 @@ def _built(name: str, folder: Path) -> Path:
         key.update(part.encode())
     path = folder / f"{name}-{key.hexdigest()[:16]}.so"
     if path.exists():
-        _refuse_unsafe(path)
+        files.refuse_unsafe(path)
         return path
-    handle, building = tempfile.mkstemp(suffix=".so", dir=folder)
-    os.close(handle)
     try:
-        command = [compiler, *FLAGS, str(source), "-o", building]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_SECONDS)
-        os.replace(building, path)  # atomic: another process never loads half a file
+        with files.replaced(path) as building:
+            command = [compiler, *FLAGS, str(source), "-o", str(building)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_SECONDS)
+            files.seal(building)
     except (OSError, subprocess.SubprocessError) as error:
-        Path(building).unlink(missing_ok=True)
         detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         raise CompilationError(f"the C++ compiler failed: {detail[0] if detail else error}") from error
     return path
-
-
-def _refuse_unsafe(path: Path) -> None:
-    """What lies in the folder is run as code, so only its owner may be able to write there."""
-    status = path.stat()
-    if hasattr(os, "getuid") and (
-        status.st_uid not in (os.getuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    ):
-        raise CompilationError(f"{path} can be written by other users; code is not loaded from there")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,14 +19,16 @@ from torch import Tensor
 
 from .. import _compat
 from ..errors import CompilationError
+from .memory import MemoryLimit
+from .turn import Turn
 
 T = TypeVar("T")
 
 # Lazy initialisation of libraries, and their choice of algorithms, must not end up in a recording.
 WARM_UPS = 3
 
-# Torch records for one thread of a process at a time, and its generators draw nothing meanwhile.
-_turn = threading.RLock()
+# What a recording takes is known afterwards only; torch's pools grow by blocks of so many bytes.
+_AT_LEAST = 20 * 2**20
 
 
 class Recording(Protocol):
@@ -156,12 +157,15 @@ class GraphCache:
     Args:
         recorder: makes them.
         ceiling: on their number.
+        memory: asked before each; None for as much as there is.
     """
 
-    def __init__(self, recorder: Recorder, ceiling: int = 64) -> None:
+    def __init__(self, recorder: Recorder, ceiling: int = 64, memory: MemoryLimit | None = None) -> None:
         self._recorder = recorder
+        self._memory = memory
         self._ceiling = ceiling
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._turn = Turn()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -172,7 +176,7 @@ class GraphCache:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """The only thread of the process that records, replays or draws for a replay; may be nested."""
-        with _turn, self._recorder.turn():
+        with self._turn(), self._recorder.turn():
             yield
 
     def replay(
@@ -195,9 +199,10 @@ class GraphCache:
             What ``function`` returned while it was recorded; overwritten by the next replay of any key.
 
         Raises:
-            CompilationError: when recording fails; its memory has been given back.
+            CompilationError: when recording fails; its memory has been given back. Running out of memory is raised as
+                it is: there may be more of it another time.
         """
-        with _turn:
+        with self._turn():
             kept = self._kept.get(key)
             if kept is None:
                 kept = self._kept[key] = self._record(function, inputs, changed)
@@ -213,12 +218,14 @@ class GraphCache:
 
     def drop(self, condition: Callable[[Any], bool]) -> None:
         """Give up the recordings whose keys meet the condition, and their memory."""
-        with _turn:
+        with self._turn():
             for key in [key for key in self._kept if condition(key)]:
                 self._give_up(key)
             self._recorder.release()
 
     def _record(self, function: Callable[..., T], inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> _Kept:
+        if self._memory is not None:
+            self._memory.check(_AT_LEAST)
         buffers = tuple(value.clone() for value in inputs)
         before = [value.clone() for value in changed]
 
@@ -228,7 +235,9 @@ class GraphCache:
 
         try:
             recording, results = self._recorder.record(lambda: function(*buffers), undo)
-        except RuntimeError as error:  # torch's own errors, out of memory among them
+        except RuntimeError as error:
+            if _compat.is_out_of_memory(error):
+                raise
             raise CompilationError(f"a CUDA graph could not be recorded: {error}") from error
         finally:
             undo()

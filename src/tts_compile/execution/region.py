@@ -12,6 +12,8 @@ import torch
 
 from .. import _compat
 from ..fallback import FallbackManager
+from ..timing import Stopwatch
+from .budget import CompileBudget
 
 _serial = itertools.count()
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -35,6 +37,7 @@ class Region:
         backend, mode, dynamic: passed to ``torch.compile``.
         fuse: compile it at the level ``"cuda_graph"`` too; its launches are then recorded, so that modes with CUDA
             graphs of their own lose those.
+        budget: of time for compiling; None for any.
     """
 
     execution = "inductor"
@@ -50,6 +53,7 @@ class Region:
         mode: str = "default",
         dynamic: bool | None = None,
         fuse: bool = False,
+        budget: CompileBudget | None = None,
     ) -> None:
         self.name = name
         self.calls = 0
@@ -57,6 +61,7 @@ class Region:
         self.graph_breaks = 0
         self._fallback = fallback
         self._fuse = fuse
+        self._budget = budget or CompileBudget()
         self._function = function
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
         self._uncounted = torch.zeros_like(self._counts)  # of calls inside recordings
@@ -111,12 +116,18 @@ class Region:
 
     def _run_compiled(self, counts: torch.Tensor, *args: Any) -> Any:
         graphs, breaks = _compat.graph_counts()
-        try:
-            return self._compiled(counts, *args)
-        finally:
-            graphs_after, breaks_after = _compat.graph_counts()
-            self.graphs += graphs_after - graphs
-            self.graph_breaks += breaks_after - breaks
+        done = False
+        with self._budget.enforced(self._fallback), Stopwatch() as watch:
+            try:
+                result = self._compiled(counts, *args)
+                done = True
+                return result
+            finally:
+                graphs_after, breaks_after = _compat.graph_counts()
+                self.graphs += graphs_after - graphs
+                self.graph_breaks += breaks_after - breaks
+                if graphs_after > graphs or not done:
+                    self._budget.spent += watch.seconds
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:

@@ -10,10 +10,10 @@ from torch import Tensor
 from ...config import CompileConfig
 from ...errors import UnsupportedModelError
 from ...execution import transformer
-from ...execution.cuda_graph import GraphCache
 from ...fallback import reason
 from ..engine_component import CopyingComponent
 from ..operators import choose_operators
+from ..shared import Shared
 from .engine import FlowEngine
 from .supported import another_make
 
@@ -23,21 +23,23 @@ class FlowComponent(CopyingComponent):
 
     Raises:
         UnsupportedModelError: for a flow of another make than the released ones.
+        OutOfMemoryError: when copies of its weights would exceed the limit.
     """
 
     engine: FlowEngine
 
-    def __init__(self, s3gen: Any, config: CompileConfig, graphs: GraphCache | None = None) -> None:
-        policy, flow = config.flow, s3gen.flow
+    def __init__(self, s3gen: Any, config: CompileConfig, shared: Shared) -> None:
+        flow = s3gen.flow
         if reason := another_make(flow):
             raise UnsupportedModelError(reason)
-        super().__init__("flow", policy, config.fallback, flow, "inference", graphs)
-        operators = choose_operators(flow.parameters(), _native_applies(flow), self._fallback, config.cache_dir)
+        shared.memory.check(sum(parameter.nbytes for parameter in flow.decoder.estimator.parameters()))  # of the copies
+        super().__init__("flow", config, flow, "inference", shared)
+        operators = choose_operators(flow.parameters(), _native_applies(flow), self.fallback, config.cache_dir)
         self.engine = FlowEngine(
             flow,
-            self._fallback,
+            self.fallback,
             operators,
-            graphs,
+            shared.graphs,
             config.cache_dir,
             **self._compile_options,
         )
@@ -52,7 +54,7 @@ class FlowComponent(CopyingComponent):
 
     def ran_out_of_memory(self, error: Exception, group: int) -> None:
         """Tell the report that a group has to be split."""
-        self._fallback.record("memory", reason(error), f"{group // 2} at a time instead of {group}")
+        self.fallback.record("memory", reason(error), f"{group // 2} at a time instead of {group}")
 
 
 def _native_applies(flow: Any) -> bool:

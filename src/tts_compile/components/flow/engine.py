@@ -228,8 +228,6 @@ class FlowEngine:
             try:
                 return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given)
             except CompilationError as error:
-                if len(given[0]) > 1 and error.__cause__ and _compat.is_out_of_memory(error.__cause__):
-                    raise error.__cause__ from None  # fewer at a time may have room
                 self._fallback.fall("compile", error)
         return self._frames(weights, steps, meanflow, *given)
 

@@ -84,6 +84,15 @@ class Batch:
         _compat.release_memory()  # outside the handler: the error holds what the failed pass had made
         return []
 
+    def abandon(self) -> list[Request]:
+        """Give up; the requests that have not been returned, with their random numbers as at first."""
+        for _, utterance in self._speaking:
+            utterance.noise.rewind()
+        left = self.unfinished()
+        self._waiting.clear()
+        self._speaking, self._decoding = [], None
+        return left
+
     def _step(self) -> list[tuple[Request, Utterance]]:
         if self._decoding is None:
             self._decoding = self._make_decoding(self.slots)
@@ -102,11 +111,7 @@ class Batch:
     def _halve(self, error: Exception) -> None:
         before, self.slots = self.slots, self.slots // 2
         self._fallback.record("memory", reason(error), f"{self.slots} at a time instead of {before}")
-        for _, utterance in self._speaking:
-            utterance.noise.rewind()
-        again = [request for request, _ in self._speaking]
-        self._waiting = deque(sorted([*self._waiting, *again], key=_longest_first))
-        self._speaking, self._decoding = [], None
+        self._waiting = deque(sorted(self.abandon(), key=_longest_first))
 
 
 def _longest_first(request: Request) -> int:

@@ -10,13 +10,14 @@ import torch
 from ...config import CompileConfig
 from ...errors import CompilationError
 from ...execution import native
-from ...execution.cuda_graph import GraphCache, Replays
+from ...execution.cuda_graph import Replays
 from ..engine_component import EngineComponent
+from ..shared import Shared
 from .batch import Batch, Request
 from .engine import T3Engine
 from .sampling import SamplingSettings
 from .step import LayeredPass, NativePass
-from .weights import customised
+from .weights import customised, int8_bytes
 
 # Guesses per pass on a CPU.
 CPU_GUESSES = 4
@@ -25,22 +26,27 @@ CPU_GUESSES = 4
 class T3Component(EngineComponent):
     """Replaces ``tts.t3.inference`` by the engine's."""
 
-    def __init__(self, t3: Any, config: CompileConfig, graphs: GraphCache | None = None) -> None:
+    def __init__(self, t3: Any, config: CompileConfig, shared: Shared) -> None:
         policy = config.t3
-        super().__init__("t3", policy, config.fallback, t3, "inference", graphs)
-        use_native = self._fallback.level == "inductor" and _native_applies(t3)
+        super().__init__("t3", config, t3, "inference", shared)
+        use_native = self.fallback.level == "inductor" and _native_applies(t3)
         if use_native:
             try:
                 native.load(config.cache_dir)
             except CompilationError as error:
-                self._fallback.note("compile", str(error), "torch's own matrix products, no guessing ahead")
+                self.fallback.note("compile", str(error), "torch's own matrix products, no guessing ahead")
                 use_native = False
+        guesses = CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens
+        if use_native and guesses and (why := shared.memory.refused(int8_bytes(t3))):
+            self.fallback.record("memory", why, "no guessing ahead")
+            guesses = 0
         self.engine = T3Engine(
             t3,
-            self._fallback,
+            self.fallback,
+            shared.memory,
             use_native,
-            CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens,
-            graphs,
+            guesses,
+            shared.graphs,
             config.cache_dir,
             **self._compile_options,
         )

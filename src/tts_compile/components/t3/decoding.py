@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...errors import ModelStateError
+from ...errors import NonFiniteError
 from .cache import KVCache, Part
 from .noise import NoiseStream
 from .sampling import SamplingSettings, choose, guide, probabilities
@@ -32,7 +32,7 @@ class Utterance:
     budget: int
     noise: NoiseStream
     tokens: list[int] = field(default_factory=list)
-    error: ModelStateError | None = None
+    error: NonFiniteError | None = None
     ended: bool = False
 
     @property
@@ -213,7 +213,7 @@ class Decoding:
             index = len(utterance.tokens)
             if not trusted:
                 message = f"T3 gave non-finite logits at token {index}; the utterance was given up"
-                utterance.error, utterance.ended = ModelStateError(message), True
+                utterance.error, utterance.ended = NonFiniteError(message), True
                 continue
             utterance.tokens.append(token)
             utterance.noise.release(index)

@@ -19,6 +19,7 @@ from ...bucketing import ChunkBucketer
 from ...errors import CompilationError, InputError, ModelStateError
 from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
+from ...execution.memory import MemoryLimit
 from ...fallback import FallbackManager
 from .batch import Batch, Request
 from .cache import KVCache, Part
@@ -51,6 +52,7 @@ class T3Engine:
     Args:
         t3: the stock model; its parameters are used where they are.
         fallback: decides between compiled and eager passes.
+        memory: what a batch may take.
         use_native: decode with the native decoder, which must be loaded and made for this model.
         guesses: tokens guessed ahead; only the native decoder can read the copy.
         graphs: for CUDA graphs; None where there are none.
@@ -62,6 +64,7 @@ class T3Engine:
         self,
         t3: Any,
         fallback: FallbackManager,
+        memory: MemoryLimit,
         use_native: bool = False,
         guesses: int = 0,
         graphs: GraphCache | None = None,
@@ -70,6 +73,7 @@ class T3Engine:
     ) -> None:
         self.t3 = t3
         self._fallback = fallback
+        self._memory = memory
         self.guesses = Guesses()
         self._cache_dir = cache_dir
         self._weights = stock_weights(t3)
@@ -127,7 +131,8 @@ class T3Engine:
 
         Raises:
             InputError: for settings out of range, or text beyond the model's sizes.
-            ModelStateError: for a model in training mode or non-finite logits.
+            ModelStateError: for a model in training mode.
+            NonFiniteError: for logits that are not finite.
         """
         if self.t3.training:
             raise ModelStateError("the model is in training mode; call .eval() on it first")
@@ -199,7 +204,7 @@ class T3Engine:
             length = CAPACITY.capacity(length)
         position = 2 * len(weights.layers) * weights.heads * weights.head_dim * like.element_size()
         held = self._graphed.held if self._graphed else 0
-        free = int(_MEMORY_SHARE * (_compat.free_memory(like.device) + held))
+        free = int(_MEMORY_SHARE * (self._memory.room() + held))
         return max(1, free // (position * (2 if guided else 1) * length))
 
     @contextlib.contextmanager

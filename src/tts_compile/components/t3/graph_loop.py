@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...bucketing import ChunkBucketer
-from ...errors import ModelStateError
+from ...errors import NonFiniteError
 from ...execution.cuda_graph import GraphCache, Replays
 from .cache import KVCache, visible
 from .noise import NoiseStream
@@ -151,7 +151,7 @@ class GraphLoop:
 
         Raises:
             CompilationError: when a step cannot be recorded.
-            ModelStateError: for logits that are not finite.
+            NonFiniteError: for logits that are not finite.
         """
         self._board.start(start, first, place, settings)
         launched = 0
@@ -165,7 +165,7 @@ class GraphLoop:
                 self._readback.send(launched, self._board.heard)
             token = self._readback.receive(index)
             if token < 0:
-                raise ModelStateError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
+                raise NonFiniteError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
             noise.release(index)
             yield token
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ... import _compat
 from ...bucketing import ChunkBucketer
 from ...errors import CompilationError
 from ...execution.cuda_graph import GraphCache, Replays
@@ -91,8 +90,6 @@ class GraphedPass:
             try:
                 return self._replayed(tokens, spoken, rotary, places, cache, cfg_weight)
             except CompilationError as error:
-                if len(tokens) > 1 and error.__cause__ and _compat.is_out_of_memory(error.__cause__):
-                    raise error.__cause__ from None  # a smaller batch may have room
                 self._fallback.fall("compile", error)
         return self._layered(tokens, spoken, rotary, places, cache, cfg_weight)
 

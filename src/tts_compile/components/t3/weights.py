@@ -102,6 +102,11 @@ def int8_copy(stock: DecoderWeights) -> native.Weights:
     return native.Weights(layers, stock.final_norm, Int8Matrix.of(stock.head))
 
 
+def int8_bytes(t3: Any) -> int:
+    """What :func:`int8_copy` takes, up to its scales."""
+    return sum(weight.numel() for weight in stock_weights(t3).tensors()[:-2] if weight.ndim == 2)
+
+
 def rotary_table(t3: Any, length: int) -> Tensor:
     """Cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""
     like = t3.tfmr.norm.weight

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ...config import CompileConfig
 from ...errors import UnsupportedModelError
 from ..engine_component import CopyingComponent
 from ..operators import choose_operators
+from ..shared import Shared
 from .engine import VocoderEngine
 from .supported import another_make
 
@@ -17,17 +19,19 @@ class VocoderComponent(CopyingComponent):
 
     Raises:
         UnsupportedModelError: for a vocoder of another make than the released ones.
+        OutOfMemoryError: when copies of its weights would exceed the limit.
     """
 
-    def __init__(self, s3gen: Any, config: CompileConfig) -> None:
-        policy, vocoder = config.vocoder, s3gen.mel2wav
+    def __init__(self, s3gen: Any, config: CompileConfig, shared: Shared) -> None:
+        vocoder = s3gen.mel2wav
         if reason := another_make(vocoder):
             raise UnsupportedModelError(reason)
-        super().__init__("vocoder", policy, config.fallback, vocoder, "inference")
+        shared.memory.check(sum(parameter.nbytes for parameter in vocoder.parameters()))  # of the copies
+        super().__init__("vocoder", config, vocoder, "inference", dataclasses.replace(shared, graphs=None))
         self.engine = VocoderEngine(
             vocoder,
-            self._fallback,
-            choose_operators(vocoder.parameters(), True, self._fallback, config.cache_dir),
+            self.fallback,
+            choose_operators(vocoder.parameters(), True, self.fallback, config.cache_dir),
             config.cache_dir,
             **self._compile_options,
         )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ...config import CompileConfig
 from ...errors import InputError
 from ..base import EagerComponent
+from ..seam import own_method
 from .spectrum import mel_spectrogram, plain, trim
 
 
@@ -19,12 +20,12 @@ class VoiceEncoderComponent(EagerComponent):
 
     def __init__(self, encoder: Any, config: CompileConfig) -> None:
         reason = "nn.LSTM breaks torch.compile's graphs"
-        super().__init__("voice_encoder", config.voice_encoder, config.fallback, reason)
+        super().__init__("voice_encoder", config, reason)
         self._encoder = encoder
         self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs)
 
-    def warm_up(self) -> None:
-        """Encode a second of a tone, so that the first voice does not wait for libraries."""
+    def _load(self) -> None:
+        """Encode a second of a tone."""
         rate = self._encoder.hp.sample_rate
         if plain(self._encoder.hp):
             self._embed([tone(rate)], trim_top_db=20, rate=1.3)
@@ -43,19 +44,28 @@ class VoiceEncoderComponent(EagerComponent):
     ) -> npt.NDArray[np.float32]:
         encoder = self._encoder
         wavs = list(wavs)  # stock reads them once: they may come from a generator
+
+        def stock() -> npt.NDArray[np.float32]:
+            embeds: npt.NDArray[np.float32] = own_method(encoder, "embeds_from_wavs")(
+                wavs, sample_rate, as_spk, batch_size, trim_top_db, **kwargs
+            )
+            return embeds
+
         ours = plain(encoder.hp) and sample_rate == encoder.hp.sample_rate and all(map(_is_plain_wave, wavs))
         if not ours:
             self.left_to_stock += 1
-            stock: npt.NDArray[np.float32] = type(encoder).embeds_from_wavs(
-                encoder, wavs, sample_rate, as_spk, batch_size, trim_top_db, **kwargs
-            )
-            return stock
+            return stock()
         for wave in wavs:
             if not (wave.size and np.isfinite(wave).all()):
                 raise InputError("the voice encoder was given a wave that is empty or not finite")
-        self.calls += 1
-        kwargs.setdefault("rate", 1.3)  # as stock
-        return self._embed(wavs, trim_top_db, as_spk=as_spk, batch_size=batch_size, **kwargs)
+
+        def embed() -> npt.NDArray[np.float32]:
+            settings = {"rate": 1.3, **kwargs}  # stock's default
+            embeds = self._embed(wavs, trim_top_db, as_spk=as_spk, batch_size=batch_size, **settings)
+            self.calls += 1
+            return embeds
+
+        return self._run(embed, stock)
 
     def _embed(self, wavs: list[npt.NDArray[Any]], trim_top_db: float | None, **kwargs: Any) -> npt.NDArray[np.float32]:
         if trim_top_db:

@@ -15,6 +15,7 @@ from ...config import CompileConfig
 from ...errors import InputError
 from ..audio import Recording, digest, resample
 from ..base import EagerComponent
+from ..seam import own_method
 from ..t3 import finite_number
 from ..weights import WeightWatch, environment
 from .encoder import tone
@@ -37,7 +38,7 @@ class ReferenceComponent(EagerComponent):
 
     def __init__(self, tts: Any, config: CompileConfig) -> None:
         reason = "a reference is read once: compiling would cost more than it saves"
-        super().__init__("reference", config.reference, config.fallback, reason)
+        super().__init__("reference", config, reason)
         self._tts = tts
         self._memory = Memory(_KEPT)
         self._answered = 0
@@ -54,14 +55,14 @@ class ReferenceComponent(EagerComponent):
         """Forget the voices."""
         self._memory.clear()
 
-    def warm_up(self) -> None:
-        """Embed a second of a tone, so that the first voice does not wait for libraries."""
+    def _load(self) -> None:
+        """Embed a second of a tone."""
         import soundfile  # noqa: F401
 
         s3gen = self._tts.s3gen
         with torch.no_grad():
             wave = resample(tone(48_000), 48_000, 24_000)
-            type(s3gen).embed_ref(s3gen, wave, 24_000, device=self._tts.device)
+            own_method(s3gen, "embed_ref")(wave, 24_000, device=self._tts.device)
 
     def _modules(self) -> list[nn.Module]:
         """Those that a reference goes through."""
@@ -78,6 +79,10 @@ class ReferenceComponent(EagerComponent):
         return notes
 
     def _prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
+        stock = own_method(self._tts, "prepare_conditionals")
+        self._run(self._prepare, stock, wav_fpath, exaggeration)
+
+    def _prepare(self, wav_fpath: Any, exaggeration: float) -> None:
         finite_number("exaggeration", exaggeration)
         tts = self._tts
         stock = sys.modules[type(tts).prepare_conditionals.__module__]  # each has its own Conditionals
@@ -107,6 +112,9 @@ class ReferenceComponent(EagerComponent):
         tts.conds = stock.Conditionals(t3_cond, generator)
 
     def _set_target_voice(self, wav_fpath: Any) -> None:
+        self._run(self._set_target, own_method(self._tts, "set_target_voice"), wav_fpath)
+
+    def _set_target(self, wav_fpath: Any) -> None:
         tts = self._tts
         recording = Recording(wav_fpath)
         key = ("target", recording.digest, tts.DEC_COND_LEN)
@@ -115,11 +123,15 @@ class ReferenceComponent(EagerComponent):
     def _embed_ref(
         self, ref_wav: Any, ref_sr: float, device: Any = "auto", ref_fade_out: bool = True
     ) -> dict[str, Any]:
+        stock = own_method(self._tts.s3gen, "embed_ref")
+        return self._run(self._embed, stock, ref_wav, ref_sr, device, ref_fade_out)
+
+    def _embed(self, ref_wav: Any, ref_sr: float, device: Any, ref_fade_out: bool) -> dict[str, Any]:
         s3gen = self._tts.s3gen
         _check_wave(ref_wav, ref_sr, "ref_wav")
 
         def compute() -> dict[str, Any]:
-            embedded: dict[str, Any] = type(s3gen).embed_ref(s3gen, ref_wav, ref_sr, device, ref_fade_out)
+            embedded: dict[str, Any] = own_method(s3gen, "embed_ref")(ref_wav, ref_sr, device, ref_fade_out)
             return embedded
 
         if isinstance(ref_wav, Tensor) and ref_wav.requires_grad and torch.is_grad_enabled():
@@ -138,7 +150,7 @@ class ReferenceComponent(EagerComponent):
         wave = recording.samples(S3GEN_SR)
         start = wave[: tts.DEC_COND_LEN]
         _check_wave(start, S3GEN_SR, recording.name)
-        return wave, type(tts.s3gen).embed_ref(tts.s3gen, start, S3GEN_SR, device=tts.device)
+        return wave, own_method(tts.s3gen, "embed_ref")(start, S3GEN_SR, device=tts.device)
 
     def _answer(self, key: Hashable, device: Any, compute: Callable[[], Any]) -> Any:
         """``compute()``, or what it gave for an equal key and equal weights; without gradients where it is kept."""

@@ -1,0 +1,190 @@
+"""Many calls in one process, of mixed lengths and voices: whether anything grows, slows down or drifts."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _compat
+from ..api import CompiledTTS, compile_model
+from ..components.audio import digest
+from ..config import CompileConfig
+from ..testing import make_reference_wav
+from . import machine
+from .models import Progress, describe, load, timed_call
+from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes
+
+TEXTS = (
+    "Yes.",
+    "The rain had stopped by noon.",
+    "Seven wizards jog past the old mill, and nobody asks them why.",
+    "It was late; the lamps were lit one by one, and the street grew quiet, save for a dog that barked at nothing.",
+)
+VOICES = 3
+_MIB = 2**20
+# Memory may move by the allocator's own caches; a leak of one wave a call would come to more than this in 500.
+_MOST_GROWTH = 64 * _MIB
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do.
+
+    Attributes:
+        device: where the model runs.
+        calls: how many, rounded up to whole rounds of every text with every voice.
+        seed: of every call.
+    """
+
+    device: str = "cpu"
+    calls: int = 500
+    seed: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """Of every text with every voice."""
+        return -(-self.calls // (len(TEXTS) * VOICES))
+
+
+@dataclass(frozen=True)
+class SoakResult:
+    """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` is a table.
+
+    Attributes:
+        seconds: of each round.
+        held: bytes of memory held after each round.
+        hooks: on any module, after the first round and after the last.
+        graphs: compiled or recorded after the first round.
+        drifted: calls whose wave was not bit for bit that of the first round.
+        events: of the report.
+    """
+
+    settings: Settings
+    model: dict[str, Any]
+    machine: dict[str, Any]
+    seconds: list[float]
+    held: list[int]
+    hooks: tuple[int, int]
+    graphs: int
+    drifted: int
+    events: list[dict[str, str]]
+
+    @property
+    def growth(self) -> int:
+        """Bytes by which the memory held in the last quarter of the rounds is above that of the second."""
+        quarter = max(1, len(self.held) // 4)
+        return min(self.held[-quarter:]) - min(self.held[quarter : 2 * quarter] or self.held[:1])
+
+    @property
+    def slowdown(self) -> Ratio:
+        """The last half of the rounds against the first, without the very first; above 1 is slower."""
+        half = len(self.seconds) // 2
+        return ratio_of_medians(self.seconds[half:], self.seconds[1:half] or self.seconds[:1])
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing grew or drifted; how long a call takes depends on the machine and is shown only."""
+        grown = self.hooks[1] - self.hooks[0] or self.graphs or self.drifted or self.events
+        return not grown and self.growth <= _MOST_GROWTH
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raw values and what follows from them."""
+        slowdown = {**asdict(self.slowdown), "verdict": self.slowdown.verdict}
+        return {"bench": "soak", "passed": self.passed, "growth": self.growth, "slowdown": slowdown, **asdict(self)}
+
+    def __str__(self) -> str:
+        calls = len(self.seconds) * len(TEXTS) * VOICES
+        about = self.machine
+        rows = [
+            (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
+            ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),
+            ("time of the later half over the earlier", f"{self.slowdown.value:.3f}x{_interval(self.slowdown)}"),
+            ("memory held at the end, GiB", f"{self.held[-1] / 2**30:.2f}"),
+            ("memory gained, MiB", f"{self.growth / _MIB:.1f}"),
+            ("hooks, first round and last", f"{self.hooks[0]}, {self.hooks[1]}"),
+            ("graphs compiled or recorded after the first round", str(self.graphs)),
+            ("waves that differ from the first round's", str(self.drifted)),
+            ("fallback events", str(len(self.events))),
+            ("nothing grew or drifted", yes(self.passed)),
+        ]
+        return "\n".join([
+            markdown_table(rows),
+            "",
+            f"{self.model['t3_layers']} layers of T3, {self.model['dtype']}, {self.model['device']}; {about['cpu']}, "
+            f"{about['torch_threads']} threads; torch {about['versions']['torch']}",
+        ])  # fmt: skip
+
+
+def _interval(ratio: Ratio) -> str:
+    return f" ({ratio.interval[0]:.3f} to {ratio.interval[1]:.3f})" if ratio.interval else ""
+
+
+def run(source: str, settings: Settings, config: CompileConfig | None = None) -> SoakResult:
+    """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tts-compile-soak-") as folder,
+        Progress(2 + settings.rounds) as progress,
+    ):
+        with progress.step("loading"):
+            tts = load(source, settings.device)
+        voices = [make_reference_wav(Path(folder) / f"{n}.wav", seconds=2 + n) for n in range(VOICES)]
+        with compile_model(tts, config or CompileConfig.from_env()) as fast:
+            with progress.step("warm-up"):
+                fast.warmup()
+            return _measure(tts, fast, voices, settings, progress)
+
+
+def _measure(tts: Any, fast: CompiledTTS, voices: list[Path], settings: Settings, progress: Progress) -> SoakResult:
+    seconds: list[float] = []
+    held: list[int] = []
+    hooks: list[int] = []
+    first: list[str] = []
+    drifted = graphs = 0
+    for number in range(settings.rounds):
+        with progress.step(f"round {number + 1} of {settings.rounds}"):
+            found: list[str] = []
+            spoken = _round(fast, voices, settings.seed, found)
+            _, spent = timed_call(settings.device, spoken)
+        gc.collect()
+        seconds.append(spent)
+        held.append(_compat.held_memory(torch.device(settings.device)))
+        hooks.append(_hooks(tts))
+        if number == 0:
+            first, graphs = found, _graphs(fast)
+        drifted += sum(a != b for a, b in zip(first, found))
+    return SoakResult(
+        settings=settings,
+        model=describe(tts),
+        machine=machine.describe(),
+        seconds=seconds,
+        held=held,
+        hooks=(hooks[0], hooks[-1]),
+        graphs=_graphs(fast) - graphs,
+        drifted=drifted,
+        events=[event.to_dict() for row in fast.report().components.values() for event in row.fallbacks],
+    )
+
+
+def _round(fast: CompiledTTS, voices: list[Path], seed: int, found: list[str]) -> Callable[[], None]:
+    def speak() -> None:
+        for voice in voices:
+            for text in TEXTS:
+                torch.manual_seed(seed)
+                found.append(digest(fast.generate(text, audio_prompt_path=str(voice)).numpy()))
+
+    return speak
+
+
+def _graphs(fast: CompiledTTS) -> int:
+    return sum(row.graphs for row in fast.report().components.values())
+
+
+def _hooks(tts: Any) -> int:
+    modules = [module for part in (tts.t3, tts.s3gen, tts.ve) for module in part.modules()]
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)

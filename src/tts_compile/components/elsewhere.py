@@ -1,0 +1,48 @@
+"""A stock module's work on another device than its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .seam import own_method
+
+CPU = torch.device("cpu")
+
+
+def on_cpu(owner: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
+    """A stock method on a copy of its module in the machine's memory; results are on the module's own device.
+
+    The copy is made for each call: it is the last resort, and weights may have changed. Nothing is taken of the
+    device's memory but for the results.
+    """
+    device = next(owner.parameters()).device
+    return moved(own_method(_copied(owner), method)(*moved(args, CPU), **moved(kwargs, CPU)), device)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Tensors in tuples, lists, dicts and dataclasses on a device; the given ones stay as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: moved(part, device) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(moved(part, device) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {part.name: moved(getattr(value, part.name), device) for part in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy whose tensors go straight to the machine's memory."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to(CPU, copy=True), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().to(CPU, copy=True)
+    return copy.deepcopy(module, memo).to(CPU)

@@ -1,0 +1,165 @@
+"""``FallbackManager.run`` on any callable: which level answers, what is undone, and what is written down."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tts_compile as tc
+from tts_compile.errors import NonFiniteError, OutOfMemoryError
+
+LEVELS = ("cuda_graph", "inductor", "eager", "stock")
+FAILURES: dict[str, Callable[[], BaseException]] = {
+    "kernel": lambda: RuntimeError("CUDA error: an illegal instruction"),
+    "type": lambda: TypeError("mine"),
+    "compile": lambda: tc.CompilationError("no compiler"),
+    "disk": lambda: OSError(28, "No space left on device"),
+    "memory": lambda: MemoryError("no memory left"),
+    "gpu memory": lambda: torch.OutOfMemoryError("CUDA out of memory"),
+}
+RETRIED = ("memory", "gpu memory")
+
+
+class Ways:
+    """For each level, what its attempts come to, one after the other; the last one repeats."""
+
+    def __init__(self, outcomes: dict[str, list[str]]) -> None:
+        self.attempts: list[str] = []
+        self._outcomes = {level: list(given) for level, given in outcomes.items()}
+
+    def __getitem__(self, level: str) -> Callable[[int], str]:
+        def way(x: int) -> str:
+            self.attempts.append(level)
+            outcomes = self._outcomes[level]
+            outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+            if outcome != "fine":
+                raise FAILURES[outcome]()
+            return f"{level} {x}"
+
+        return way
+
+
+outcomes = st.lists(st.sampled_from(["fine", *FAILURES]), min_size=1, max_size=3)
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(LEVELS, outcomes)))
+def test_the_first_level_that_succeeds_answers(plan: dict[str, list[str]]) -> None:
+    ways, undone = Ways(plan), []
+    released = []
+    manager = tc.FallbackManager("t3", LEVELS, release=lambda: released.append(1))
+    expected, attempts, spared = None, [], False
+    for level in LEVELS:
+        first = plan[level][0]
+        attempts.append(level)
+        if first in RETRIED and not spared:
+            spared = True
+            attempts.append(level)
+            first = plan[level][min(1, len(plan[level]) - 1)]
+        if first == "fine":
+            expected = f"{level} 7"
+            break
+    try:
+        found = manager.run(ways, 7, begin_again=lambda: undone.append(len(ways.attempts)))
+    except Exception:
+        found = None
+    assert found == expected
+    assert ways.attempts == attempts
+    assert undone == list(range(1, len(attempts)))  # once before every attempt but the first
+    assert len(released) >= spared
+    assert manager.level == LEVELS[0]
+    falls = [event.action for event in manager.events if " instead of " in event.action]
+    used = list(dict.fromkeys(attempts))
+    wanted = [f"{after} instead of {before}" for before, after in itertools.pairwise(used)]
+    assert falls == (wanted if expected else [])  # where all fail the caller is at fault, and nothing is said
+    assert all(event.phase != "compile" for event in manager.events)
+
+
+@given(st.integers(1, 4), st.integers(0, 6))
+def test_the_fuse(most: int, calls: int) -> None:
+    ways = Ways({"fast": ["kernel"], "plain": ["fine"]})
+    manager = tc.FallbackManager("t3", ["fast", "plain"], max_failures=most)
+    for _ in range(calls):
+        assert manager.run(ways, 1) == "plain 1"
+    assert ways.attempts.count("fast") == min(calls, most)
+    assert manager.level == ("plain" if calls >= most else "fast")
+    blown = [event for event in manager.events if "from now on" in event.action]
+    assert len(blown) == (calls >= most)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_is_no_error_passes(error: type[BaseException]) -> None:
+    def stopped() -> None:
+        raise error
+
+    manager = tc.FallbackManager("t3", ["fast", "plain"])
+    with pytest.raises(error):
+        manager.run({"fast": stopped, "plain": lambda: None})
+    assert (manager.events, manager.level) == ([], "fast")
+
+
+@pytest.mark.parametrize("error", [tc.InputError("no text"), tc.ModelStateError("in training mode")])
+def test_what_the_caller_has_been_told_is_not_tried_elsewhere(error: Exception) -> None:
+    def refused() -> None:
+        raise error
+
+    manager = tc.FallbackManager("t3", ["fast", "plain"])
+    with pytest.raises(type(error)) as caught:
+        manager.run({"fast": refused, "plain": lambda: pytest.fail("tried")})
+    assert caught.value is error
+
+
+def test_nothing_is_drawn_at_the_last_level_from_what_is_not_finite() -> None:
+    def not_finite() -> None:
+        raise NonFiniteError("nan")
+
+    manager = tc.FallbackManager("t3", ["inductor", "eager", "stock"])
+    with pytest.raises(NonFiniteError):
+        manager.run({"inductor": not_finite, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
+    assert manager.events == []
+    assert manager.run({"inductor": not_finite, "eager": lambda: 1, "stock": lambda: 2}) == 1
+    assert [event.action for event in manager.events] == ["eager instead of inductor"]
+
+
+def test_memory_that_runs_out_everywhere_is_an_error_with_the_numbers() -> None:
+    manager = tc.FallbackManager("flow", ["eager", "stock"])
+    with pytest.raises(OutOfMemoryError, match=r"flow: out of memory.*GiB, .* of .* GiB are free") as caught:
+        manager.run(Ways({"eager": ["memory"], "stock": ["gpu memory"]}), 1)
+    assert isinstance(caught.value, MemoryError)
+    assert [(event.phase, event.action) for event in manager.events] == [
+        ("memory", "eager again, with what could be given back")
+    ]
+
+
+def test_policy_raise_raises_the_first_error() -> None:
+    ways = Ways({"fast": ["kernel"], "plain": ["fine"]})
+    manager = tc.FallbackManager("t3", ["fast", "plain"], policy="raise")
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        manager.run(ways, 1)
+    assert ways.attempts == ["fast"]
+
+
+def test_a_run_inside_a_run() -> None:
+    manager = tc.FallbackManager("reference", ["eager", "stock"])
+    inner = Ways({"eager": ["fine"], "stock": ["kernel"]})
+    outer: dict[str, Any] = {"eager": FAILURES["kernel"], "stock": lambda: manager.run(inner, 1)}
+    outer["eager"] = lambda: (_ for _ in ()).throw(RuntimeError("broken"))
+    with pytest.raises(RuntimeError):  # inside, levels above the outer one's are not tried
+        manager.run(outer)
+    assert inner.attempts == ["stock"]
+    assert manager.level == "eager"
+
+
+def test_one_line_is_logged_for_each_event(caplog: pytest.LogCaptureFixture) -> None:
+    manager = tc.FallbackManager("t3", ["fast", "plain"])
+    with caplog.at_level(logging.WARNING, "tts_compile"):
+        manager.run(Ways({"fast": ["kernel"], "plain": ["fine"]}), 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "t3: call failed (RuntimeError: CUDA error: an illegal instruction): plain instead of fast"
+    ]

@@ -1,0 +1,156 @@
+"""Files are whole or not there; code is not loaded from where somebody else can write."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tts_compile as tc
+from tts_compile import files, testing
+from tts_compile.errors import UnsafeFileError
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    path.write_text("before")
+    with files.replaced(path) as beside:
+        beside.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "kept.json"
+    path.write_text("before")
+
+    def fail() -> None:
+        with files.replaced(path) as beside:
+            beside.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@given(st.binary(max_size=200), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_seal_is_broken_by_any_change(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
+    path = tmp_path / "code"
+    path.write_bytes(content)
+    assert not files.sealed(path)
+    files.seal(path)
+    whole = path.read_bytes()
+    assert files.sealed(path)
+    assert whole.startswith(content)
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    assert not files.sealed(path)
+    at = data.draw(st.integers(0, len(whole) - 1))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :])
+    assert not files.sealed(path)
+
+
+def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    folder = files.own_folder(tmp_path / "a" / "b")
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
+@pytest.mark.parametrize("mode", [0o702, 0o777])
+def test_a_folder_that_others_can_write_to(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(UnsafeFileError, match="other users"):
+        files.own_folder(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
+def test_a_group_of_ones_own_name_is_no_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o770)
+    monkeypatch.setattr(files, "_is_own_group", lambda number: True)
+    files.own_folder(folder)
+    monkeypatch.setattr(files, "_is_own_group", lambda number: False)
+    with pytest.raises(UnsafeFileError, match="other users"):
+        files.own_folder(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
+def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = os.getuid()
+    if owner == 0:
+        os.chown(tmp_path, 4321, -1)  # root's own files are trusted by everybody
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(UnsafeFileError, match="belongs to another user"):
+        files.own_folder(tmp_path)
+
+
+def test_an_unsafe_cache_folder_means_eager_and_says_so(tts: Any, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    config = tc.CompileConfig(cache_dir=str(tmp_path))
+    with tc.compile_model(tts, config) as fast:
+        for name in ("t3", "flow", "vocoder"):
+            event = fast.report().components[name].fallbacks[0]
+            assert (event.phase, event.action) == ("compile", "eager instead of inductor")
+            assert "written by other users" in event.error
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(tc.CompilationError, match="written by other users"):
+        tc.compile_model(tts, config.replace(fallback="raise"))
+
+
+def test_a_failed_checkpoint_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    (tmp_path / "ve.safetensors").write_bytes(b"the one before")
+
+    def full(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        testing.write_checkpoint(tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the one before"]
+
+
+class Harmful:
+    """What would leave a file behind if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def link(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        (target / path.name).symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt"]
+)
+def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    whole = (checkpoint / name).read_bytes()[: 1 << 20]
+    for number, content in enumerate((whole[:100], pickle.dumps(Harmful(tmp_path / "harm")))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        link(checkpoint, folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+        with pytest.raises(tc.InputError, match="cannot be loaded"):
+            testing.load_checkpoint(folder)
+    assert not (tmp_path / "harm").exists()

@@ -1,0 +1,196 @@
+"""Budgets of time and memory, compiling in another process, and the machine's memory as a last level."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import test_flow
+import tts_compile as tc
+from conftest import EAGER
+from speech import SHORT, Speech, speak
+from tts_compile import _compat, background
+from tts_compile.components import elsewhere, engine_component
+from tts_compile.execution import Region
+from tts_compile.execution.budget import CompileBudget
+from tts_compile.execution.memory import MemoryLimit
+
+GIB = 2**30
+CPU = torch.device("cpu")
+QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
+    def slowly(graph: Any, inputs: Any) -> Any:
+        time.sleep(0.05)
+        return graph.forward
+
+    budget = CompileBudget(0.05)
+    manager = tc.FallbackManager("t3", ["inductor", "eager"])
+    first, second = (
+        Region(name, lambda x: x * 2, manager, CPU, backend=slowly, budget=budget) for name in ("first", "second")
+    )
+    for _ in range(3):
+        assert torch.equal(first(torch.ones(4)), torch.full((4,), 2.0))
+    assert budget.spent >= 0.05
+    for _ in range(2):
+        assert torch.equal(second(torch.ones(4)), torch.full((4,), 2.0))
+    assert (first.compiled_calls, first.eager_calls) == (3, 0)  # what is compiled goes on being used
+    assert (second.compiled_calls, second.eager_calls, second.graphs) == (0, 2, 0)
+    assert first(torch.ones(4, 4)).sum() == 32  # another shape would be another graph
+    assert (first.graphs, first.eager_calls) == (1, 1)
+    (event,) = manager.events
+    assert (event.phase, event.action) == ("compile", "what is not compiled yet runs eagerly")
+    assert "the budget is 0.05 s" in event.error
+    with pytest.raises(tc.CompilationError, match="budget"):
+        budget.enforced(tc.FallbackManager("flow", ["inductor", "eager"], policy="raise"))
+
+
+def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) -> None:
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_seconds=1e-9)
+    with tc.compile_model(tts, config) as fast:
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        row = fast.report().components["t3"]
+    assert row.ran == "eager"
+    assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
+    assert row.graphs <= 1  # the one that spent it
+
+
+def test_room_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compat, "held_memory", lambda device: 4 * GIB)
+    monkeypatch.setattr(_compat, "free_memory", lambda device: 10 * GIB)
+    limit = MemoryLimit(CPU, 6.5)
+    assert limit.room() == int(2.5 * GIB)
+    limit.check(int(2.5 * GIB))
+    with pytest.raises(tc.OutOfMemoryError, match=r"2.60 GiB more would exceed the limit of 6.5 GiB: 4.00 GiB"):
+        limit.check(int(2.6 * GIB))
+    assert MemoryLimit(CPU).room() == 10 * GIB
+    assert MemoryLimit(CPU).refused(2**60) is None
+    monkeypatch.setattr(_compat, "free_memory", lambda device: GIB)
+    assert limit.room() == GIB
+
+
+def test_beyond_the_limit_nothing_is_kept_twice(tts: Any, stock_speech: Callable[..., Speech]) -> None:
+    with tc.compile_model(tts, tc.CompileConfig(memory_limit_gb=0.01)) as fast:
+        rows = fast.report().components
+        assert [event.action for event in rows["t3"].fallbacks] == ["no guessing ahead"]
+        for name in ("flow", "vocoder"):
+            assert [event.phase for event in rows[name].fallbacks] == ["attach"]
+            assert "limit of 0.01 GiB" in rows[name].fallbacks[0].error
+        assert fast._components["t3"].engine._slots_in_memory(True, 100) == 1
+
+
+def test_no_recording_beyond_the_limit(tts: Any, recorder: Any, stock_speech: Callable[..., Speech]) -> None:
+    config = tc.CompileConfig.off().replace(
+        t3=tc.ComponentPolicy(execution="cuda_graph", backend="eager"), memory_limit_gb=0.01
+    )
+    with tc.compile_model(tts, config) as fast:
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        found = [(event.phase, event.action) for event in fast.report().components["t3"].fallbacks]
+    assert found == [
+        ("memory", "cuda_graph again, with what could be given back"),
+        ("memory", "inductor instead of cuda_graph"),
+    ]
+    assert recorder.recorded == []
+
+
+def test_the_machines_memory_as_a_last_level(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, stock_speech: Callable[..., Speech]
+) -> None:
+    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were elsewhere
+    with tc.compile_model(tts, EAGER.replace(cpu_fallback=True)) as fast:
+
+        def short(*args: Any, **kwargs: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        for name in ("t3", "flow"):
+            component = fast._components[name]
+            assert component.fallback.chain == ("eager", "stock", "cpu")
+            monkeypatch.setattr(component, "_engine_call", short)
+            monkeypatch.setattr(component, "_stock", short)
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        found = test_flow.flow(fast.s3gen.flow.inference, 12)
+        actions = [event.action for event in fast.report().components["flow"].fallbacks]
+    test_flow.assert_alike(found, test_flow.flow(test_flow.stock(tts), 12))
+    assert actions[-2:] == ["stock instead of eager", "cpu instead of stock"]
+
+
+def test_a_module_is_copied_without_its_device() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    copied = elsewhere._copied(module)
+    assert [type(part) for part in copied] == [nn.Linear, nn.BatchNorm1d]
+    for mine, its in zip(copied.state_dict().values(), module.state_dict().values()):
+        assert torch.equal(mine, its)
+        assert mine.data_ptr() != its.data_ptr()
+    tensor = torch.ones(2)
+    assert elsewhere.moved({"a": (tensor, [1, None])}, CPU) == {"a": (tensor, [1, None])}
+
+
+def test_another_process_compiles_while_this_one_speaks(
+    tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_speech: Callable[..., Speech]
+) -> None:
+    (tmp_path / "cache").mkdir(mode=0o700)
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = tts.t3.speech_head.weight.data_ptr()
+    with tc.compile_model(tts, config) as fast:
+        running = fast._background
+        assert running.running
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        row = fast.report().components["t3"]
+        assert (row.ran, row.graphs) == ("eager", 0)
+        fast.warmup()  # waits for it
+        assert fast._background is None
+        assert not running.running
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        row = fast.report().components["t3"]
+        assert row.ran == "inductor"
+        assert "calls ran eager while another process compiled" in row.note
+        assert row.fallbacks == ()
+    assert tts.t3.speech_head.weight.data_ptr() == before
+    assert list((tmp_path / "cache" / "tts_compile").glob("decoder-*.so"))  # built over there
+
+
+def test_what_fails_in_another_process_does_no_harm(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock_speech: Callable[..., Speech]
+) -> None:
+    monkeypatch.setattr(background.sys, "executable", "/bin/false")
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    with tc.compile_model(tts, config) as fast:
+        fast._background._process.wait()
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        fast.warmup()
+        assert "compiling in the background failed: exit status 1" in caplog.text
+        assert fast.report().components["t3"].graphs > 0
+
+
+def test_restoring_ends_the_other_process(tts: Any) -> None:
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    fast = tc.compile_model(tts, config)
+    running = fast._background
+    fast.restore()
+    assert not running.running
+    assert not Path(running._folder.name).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_failures", 0),
+        ("max_failures", True),
+        ("compile_seconds", 0),
+        ("compile_seconds", "60"),
+        ("compile_in_background", 1),
+        ("cpu_fallback", None),
+    ],
+)
+def test_settings_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(tc.ConfigError, match=name):
+        tc.CompileConfig(**{name: value})

@@ -1,0 +1,159 @@
+"""Threads take turns, processes keep to themselves, and handles are not carried over."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tts_compile as tc
+from conftest import EAGER
+from speech import SHORT, TEXTS
+from tts_compile.execution.turn import Turn
+
+
+def test_every_thread_hears_what_it_would_hear_alone(
+    eager: tc.CompiledTTS, silent: Callable[[Any], list[tuple[int, ...]]]
+) -> None:
+    heard = silent(eager)
+    wanted = {}
+    texts = ["A", SHORT, "Who goes there?"]
+    for seed, text in enumerate(texts):
+        with eager.seeded(seed):
+            eager.generate(text)
+        wanted[seed] = heard[-1]
+    torch.manual_seed(1)
+    eager.generate(texts[1])
+    assert heard[-1] == wanted[1]  # as by hand
+    state = torch.get_rng_state()
+
+    def speak(number: int) -> tuple[int, tuple[int, ...]]:
+        seed = number % len(texts)
+        with eager.seeded(seed):
+            eager.generate(texts[seed])
+            return seed, heard[-1]
+
+    with ThreadPoolExecutor(4) as threads:
+        for seed, tokens in threads.map(speak, range(9)):
+            assert tokens == wanted[seed]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tc.compile_model(tc.testing.load_checkpoint(checkpoint), EAGER)
+    inside, most = [0], [0]
+
+    def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        threading.Event().wait(0.05)
+        inside[0] -= 1
+        return torch.zeros(1, 1)
+
+    for handle in (eager, other):
+        monkeypatch.setattr(handle.wrapped, "generate", generate)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda handle: handle.generate(SHORT), [eager, other] * 3))
+    assert most[0] == 1
+    monkeypatch.undo()
+    other.restore()
+
+
+def test_stock_waits_for_an_utterance_under_way(eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking, seen = threading.Event(), []
+
+    def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        speaking.set()
+        threading.Event().wait(0.1)
+        seen.append("inference" in vars(eager.t3))
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr(eager.wrapped, "generate", generate)
+    thread = threading.Thread(target=eager.generate, args=(SHORT,))
+    thread.start()
+    speaking.wait()
+    with eager.stock():
+        assert seen == [True]
+    thread.join()
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
+    reading, writing = os.pipe()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with eager.seeded(0):  # the lock is held by a thread that is not forked along
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        said = []
+        for call in (
+            lambda: eager.generate(SHORT),
+            lambda: eager.generate_batch([SHORT]),
+            eager.warmup,
+            lambda: eager.t3.inference(),
+            lambda: eager.wrapped.s3gen.flow.inference(),
+        ):
+            try:
+                call()
+            except tc.ModelStateError as error:
+                said.append(str("spawn" in str(error)))
+            except BaseException as error:
+                said.append(repr(error))
+        eager.restore()
+        said.append(str("inference" not in vars(eager.t3)))
+        os.write(writing, ",".join(said).encode())
+        os._exit(0)
+    done.set()
+    thread.join()
+    os.waitpid(child, 0)
+    assert os.read(reading, 10_000) == b"True,True,True,True,True,True"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_handle_is_not_pickled_and_its_config_is(eager: tc.CompiledTTS) -> None:
+    for thing in (eager, [eager]):
+        with pytest.raises(tc.ModelStateError, match="pickle its config"):
+            pickle.dumps(thing)
+    config = pickle.loads(pickle.dumps(eager.config))
+    assert config == eager.config
+    model = eager.wrapped
+    eager.restore()
+    with tc.compile_model(model, config) as again:
+        assert again.config == EAGER
+
+
+@pytest.mark.parametrize("seed", [1.5, "one", 2**64, None])
+def test_what_is_no_seed(eager: tc.CompiledTTS, seed: Any) -> None:
+    with pytest.raises(tc.InputError, match="seed"), eager.seeded(seed):
+        pass
+
+
+def test_turns_nest() -> None:
+    turn = Turn()
+    with turn(), turn(), Turn()():
+        pass
+
+
+def test_long_texts_are_seeded_alike(eager: tc.CompiledTTS, silent: Callable[[Any], list[tuple[int, ...]]]) -> None:
+    heard = silent(eager)
+    with eager.seeded(3):
+        eager.generate(TEXTS[120])
+    eager.generate_batch([TEXTS[120]], seeds=[3])
+    assert heard[0] == heard[1]
