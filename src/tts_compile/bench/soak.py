@@ -82,10 +82,10 @@ class SoakResult:
         return min(self.held[-quarter:]) - min(self.held[quarter : 2 * quarter] or self.held[:1])
 
     @property
-    def slowdown(self) -> Ratio:
-        """The last half of the rounds against the first, without the very first; above 1 is slower."""
+    def pace(self) -> Ratio:
+        """Speed of the later half of the rounds over that of the earlier, the very first left out; below 1 is slower."""
         half = len(self.seconds) // 2
-        return ratio_of_medians(self.seconds[half:], self.seconds[1:half] or self.seconds[:1])
+        return ratio_of_medians(self.seconds[1:half] or self.seconds[:1], self.seconds[half:])
 
     @property
     def passed(self) -> bool:
@@ -95,8 +95,8 @@ class SoakResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them."""
-        slowdown = {**asdict(self.slowdown), "verdict": self.slowdown.verdict}
-        return {"bench": "soak", "passed": self.passed, "growth": self.growth, "slowdown": slowdown, **asdict(self)}
+        pace = {**asdict(self.pace), "verdict": self.pace.verdict}
+        return {"bench": "soak", "passed": self.passed, "growth": self.growth, "pace": pace, **asdict(self)}
 
     def __str__(self) -> str:
         calls = len(self.seconds) * len(TEXTS) * VOICES
@@ -104,7 +104,7 @@ class SoakResult:
         rows = [
             (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
             ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),
-            ("time of the later half over the earlier", f"{self.slowdown.value:.3f}x{_interval(self.slowdown)}"),
+            ("speed of the later half over the earlier", str(self.pace)),
             ("memory held at the end, GiB", f"{self.held[-1] / 2**30:.2f}"),
             ("memory gained, MiB", f"{self.growth / _MIB:.1f}"),
             ("hooks, first round and last", f"{self.hooks[0]}, {self.hooks[1]}"),
@@ -119,10 +119,6 @@ class SoakResult:
             f"{self.model['t3_layers']} layers of T3, {self.model['dtype']}, {self.model['device']}; {about['cpu']}, "
             f"{about['torch_threads']} threads; torch {about['versions']['torch']}",
         ])  # fmt: skip
-
-
-def _interval(ratio: Ratio) -> str:
-    return f" ({ratio.interval[0]:.3f} to {ratio.interval[1]:.3f})" if ratio.interval else ""
 
 
 def run(source: str, settings: Settings, config: CompileConfig | None = None) -> SoakResult:

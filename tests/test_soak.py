@@ -1,0 +1,70 @@
+"""Many calls in one process: nothing grows, slows down or drifts, and the bench would say so if it did."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tts_compile as tc
+from conftest import EAGER
+from tts_compile.bench import soak
+from tts_compile.bench.soak import Settings, SoakResult
+
+MIB = 2**20
+
+
+def test_a_few_calls(checkpoint: Path) -> None:
+    result = soak.run(str(checkpoint), Settings(calls=13), EAGER)
+    assert len(result.seconds) == 2  # whole rounds of twelve
+    assert (result.drifted, result.graphs, result.hooks[0], result.events) == (0, 0, result.hooks[1], [])
+    assert result.to_dict()["bench"] == "soak"
+    assert "24 calls, 4 texts, 3 voices" in str(result)
+
+
+@pytest.mark.slow
+def test_many_calls(checkpoint: Path) -> None:
+    result = soak.run(str(checkpoint), Settings(calls=500), tc.CompileConfig.exact())
+    print(result)
+    assert result.passed
+
+
+GOOD = SoakResult(
+    settings=Settings(calls=96),
+    model={"t3_layers": 3, "dtype": "float32", "device": "cpu"},
+    machine={"cpu": "some", "torch_threads": 2, "versions": {"torch": "2.6.0"}},
+    seconds=[5.0, 2.0, 2.1, 2.0, 2.05, 2.0, 2.1, 2.0],
+    held=[1000 * MIB + i * MIB for i in range(8)],
+    hooks=(3, 3),
+    graphs=0,
+    drifted=0,
+    events=[],
+)
+
+
+def test_steady() -> None:
+    assert GOOD.passed
+    assert GOOD.pace.verdict == "no difference"
+    assert "nothing grew or drifted" in str(GOOD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"held": [1000 * MIB + 20 * i * MIB for i in range(8)]},
+        {"hooks": (3, 6)},
+        {"graphs": 1},
+        {"drifted": 1},
+        {"events": [{"phase": "call"}]},
+    ],
+)
+def test_what_grows_or_drifts_is_noticed(change: dict[str, Any]) -> None:
+    assert not dataclasses.replace(GOOD, **change).passed
+
+
+def test_growing_slower_is_shown() -> None:
+    slower = dataclasses.replace(GOOD, seconds=[5.0, 2.0, 2.1, 2.0, 2.05, 2.6, 2.7, 2.6, 2.65])
+    assert slower.pace.verdict == "loss"
+    assert "loss" in str(slower)
