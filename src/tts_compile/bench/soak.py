@@ -83,7 +83,7 @@ class SoakResult:
 
     @property
     def pace(self) -> Ratio:
-        """Speed of the later half of the rounds over that of the earlier, the very first left out; below 1 is slower."""
+        """Speed of the later half of the rounds over that of the earlier, the very first left out."""
         half = len(self.seconds) // 2
         return ratio_of_medians(self.seconds[1:half] or self.seconds[:1], self.seconds[half:])
 
