@@ -117,12 +117,15 @@ def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
                 said.append(repr(error))
         eager.restore()
         said.append(str("inference" not in vars(eager.t3)))
+        off = tc.compile_model(eager.wrapped, tc.CompileConfig.off())
+        eager.wrapped.generate = lambda text: "stock"
+        said += [str(handle.generate(SHORT) == "stock") for handle in (eager, off)]
         os.write(writing, ",".join(said).encode())
         os._exit(0)
     done.set()
     thread.join()
     os.waitpid(child, 0)
-    assert os.read(reading, 10_000) == b"True,True,True,True,True,True"
+    assert os.read(reading, 10_000) == b"True,True,True,True,True,True,True,True"
     os.close(reading)
     os.close(writing)
 

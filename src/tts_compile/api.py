@@ -118,7 +118,7 @@ class CompiledTTS:
             given = self._signature.bind(*args, **kwargs)
             given.apply_defaults()
             _check_request(self.wrapped, given.arguments)
-        with self._turn():
+        with self._turn() if self._attached else contextlib.nullcontext():
             self._switch()
             wave: Tensor = self.wrapped.generate(*args, **kwargs)
         return wave

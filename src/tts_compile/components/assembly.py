@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,13 +39,15 @@ class Assembly:
     def __init__(self, tts: Any, config: CompileConfig) -> None:
         self._config = config
         shared = Shared.of(next(tts.s3gen.parameters()).device, config)
-        self.turn: Callable[[], AbstractContextManager[None]] = shared.graphs.turn if shared.graphs else Turn()
         self._components = {name: self._made(name, maker) for name, maker in _makers(tts, config, shared).items()}
+        self.turn: Callable[[], AbstractContextManager[None]] = shared.graphs.turn if shared.graphs else Turn()
+        if all(isinstance(component, StockComponent) for component in self._components.values()):
+            self.turn = contextlib.nullcontext  # nothing but stock, whose rules hold
 
     def __getitem__(self, name: str) -> Component:
         return self._components[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._components)
 
     def attach(self) -> None:
