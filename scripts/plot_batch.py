@@ -30,7 +30,7 @@ def main(source, target):
         axes.axhline(rate(result["sides"]["stock"]), linestyle=":", color="C2", label="stock generate, in a row")
     axes.set(xlabel="texts at a time", ylabel="T3, speech tokens a second", xticks=sizes, ylim=(0, None))
     axes.set_title(f"{result['model']['device']}, {result['model']['dtype']}", fontsize="small")
-    axes.legend()
+    axes.legend(loc="center right")
     axes.grid(alpha=0.3)
     figure.savefig(target, metadata={"Date": None})
 
