@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from .config import COMPONENTS, CompileConfig, ComponentPolicy
+from .fallback import reason
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ class BackgroundCompilation:
             "threads": torch.get_num_threads(),
         }
         path = Path(self._folder.name) / "payload"
-        path.write_bytes(pickle.dumps(payload))
+        with path.open("wb") as file:
+            _Pickler(file).dump(payload)
         self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(path)],
@@ -86,7 +89,37 @@ def _skeleton(module: nn.Module) -> nn.Module:
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in module.parameters()
     }
-    return copy.deepcopy(module, memo)
+    skeleton = copy.deepcopy(module, memo)
+    for part in skeleton.modules():  # transformers collects hidden states by hooks, which cannot be pickled
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+        part._load_state_dict_pre_hooks.clear()  # weight norm's; it comes back with the norm
+    return skeleton
+
+
+class _Pickler(pickle.Pickler):
+    """Also pickles modules with weight norms, of which torch pickles the weights alone."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not (isinstance(obj, nn.Module) and parametrize.is_parametrized(obj)):
+            return NotImplemented
+        state = dict(vars(obj))
+        parts = dict(state["_modules"])
+        norms = parts.pop("parametrizations")
+        state["_modules"] = parts
+        weights = {name: (norm[0].dim, norm.original1) for name, norm in norms.items()}
+        return _with_norms, (type(obj).__bases__[0], state, weights)
+
+
+def _with_norms(
+    kind: type[nn.Module], state: dict[str, Any], weights: dict[str, tuple[int, nn.Parameter]]
+) -> nn.Module:
+    module = kind.__new__(kind)
+    vars(module).update(state)
+    for name, (dim, weight) in weights.items():
+        module.register_parameter(name, weight)
+        parametrizations.weight_norm(module, name, dim)
+    return module
 
 
 def _fleshed_out(module: nn.Module) -> nn.Module:
@@ -116,7 +149,11 @@ def start(tts: Any, config: CompileConfig) -> BackgroundCompilation | None:
     device = next(tts.s3gen.parameters()).device
     if not (config.compile_in_background and device.type == "cpu" and _compiled(config)):
         return None
-    return BackgroundCompilation(tts, config)
+    try:
+        return BackgroundCompilation(tts, config)
+    except Exception as error:  # a part that somebody has added cannot be copied or pickled
+        logger.warning("nothing is compiled in the background: %s", reason(error))
+        return None
 
 
 def meanwhile(config: CompileConfig) -> CompileConfig:

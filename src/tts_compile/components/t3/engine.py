@@ -292,6 +292,8 @@ class T3Engine:
         positions = self.t3.text_pos_emb.emb.num_embeddings
         if length > positions:
             raise InputError(f"text has {length} tokens, the model has {positions} positions for them")
+        if length == 0:
+            raise InputError("there are no text tokens")
         if int(text_tokens.min()) < 0 or int(text_tokens.max()) >= hp.text_tokens_dict_size:
             raise InputError(f"text tokens must be from 0 to {hp.text_tokens_dict_size - 1}")
         for name, token in (("start", hp.start_text_token), ("stop", hp.stop_text_token)):
