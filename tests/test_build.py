@@ -58,10 +58,11 @@ def test_folder_is_made_for_its_owner_alone(tmp_path: Path, sources: Path) -> No
     assert path.stat().st_mode & 0o022 == 0
 
 
-def test_library_cut_short_is_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, -1])
+def test_library_cut_short_is_built_again(tmp_path: Path, kept: int) -> None:
     path = build._built(NAME, tmp_path / "tts_compile")
     whole = path.stat().st_size
-    path.write_bytes(b"")
+    path.write_bytes(path.read_bytes()[:kept])
     build.library(NAME, str(tmp_path))
     assert path.stat().st_size == whole
 

@@ -97,6 +97,15 @@ def test_doctor_says_when_compiled_code_cannot_be_kept(monkeypatch, capsys, tmp_
     assert "problem: compiled code cannot be kept" in capsys.readouterr().out
 
 
+def test_doctor_says_when_others_can_write_compiled_code(monkeypatch, capsys, tmp_path):
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("TTS_COMPILE_CACHE_DIR", str(tmp_path))
+    assert cli.main(["doctor"]) == 1
+    assert "can be written by other users" in capsys.readouterr().out
+    monkeypatch.setenv("TTS_COMPILE_CACHE_DIR", str(tmp_path / "made later"))
+    assert cli.main(["doctor"]) == 0
+
+
 def test_doctor_follows_the_kill_switch(monkeypatch):
     monkeypatch.setenv("TTS_COMPILE", "0")
     plans = doctor.examine().components

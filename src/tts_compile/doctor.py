@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from . import _compat
+from . import _compat, files
 from .bench import machine
 from .components.t3.component import CPU_GUESSES
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
+from .errors import UnsafeFileError
 from .report import format_table
 
 _EAGER = ("voice_encoder", "reference", "watermark")  # there is nothing in them to compile
@@ -82,6 +83,11 @@ def examine() -> Diagnosis:
     place = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         problems.append(f"compiled code cannot be kept in {cache_dir}: {place} is not a folder that can be written to")
+    try:
+        files.refuse_unsafe(place)
+    except UnsafeFileError as error:
+        if place == cache_dir:  # otherwise it is made for its owner alone
+            problems.append(str(error))
     if about["versions"]["chatterbox-tts"] is None:
         problems.append("chatterbox-tts is not installed: pip install 'tts-compile[chatterbox]'")
     return Diagnosis(

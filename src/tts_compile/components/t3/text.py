@@ -15,13 +15,17 @@ def check_text(tts: Any, text: object) -> None:
     """Refuse what the model cannot speak. Empty text passes: stock has a sentence of its own for it.
 
     Raises:
-        InputError: for anything but a string, for white space alone, for text in which every letter is unknown to
-            the tokenizer, and for more tokens than the model has positions.
+        InputError: for anything but a string of valid Unicode, for white space alone, for text in which every letter
+            is unknown to the tokenizer, and for more tokens than the model has positions.
     """
     if not isinstance(text, str):
         raise InputError(f"text must be a string, got {type(text).__name__}")
     if not text:
         return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text is no valid Unicode: a lone surrogate at position {error.start}") from None
     if not text.strip():
         raise InputError("text holds nothing but white space")
     from chatterbox.models.tokenizers.tokenizer import SPACE, UNK
