@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/tts-compile demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: lint types test docs
 

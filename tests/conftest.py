@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the workers, which share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +80,15 @@ def fast(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
         yield handle
 
 
+def forget_failures(handle: tc.CompiledTTS) -> None:
+    """Have the components of a model that several tests share be as if nothing had ever failed."""
+    for name in handle._components:
+        fallback = handle._components[name].fallback
+        fallback.events.clear()
+        fallback._failures.clear()
+        fallback._first, fallback.level = 0, fallback.chain[0]
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> PretendRecorder:
     """Models compiled from now on find CUDA graphs, pretended, where they are."""
@@ -89,8 +103,12 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "fresh_dynamo" in getattr(item, "fixturenames", ()))
+    for item in items:  # one worker compiles ``fast``, which some tests ask for by name; the others share files
+        fixtures = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("fast" if {"fast", "request"} & {*fixtures} else item.path.stem))
 
 
 @pytest.fixture(scope="session")

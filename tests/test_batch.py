@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, forget_failures
 from pretend import PretendRecorder
 from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error_db
 from tts_compile.batch import job
@@ -41,7 +41,7 @@ def _quick(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
 @pytest.fixture
 def quick(_quick: tc.CompiledTTS) -> tc.CompiledTTS:
     """One model for all tests, traced once."""
-    _quick._components["t3"].fallback.events.clear()
+    forget_failures(_quick)
     return _quick
 
 
@@ -248,7 +248,7 @@ def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, heard: Hear
     assert found == [
         ("memory", "2 at a time instead of 5"),
         ("memory", "1 at a time instead of 2"),
-        ("memory", "one by one what was spoken together: 5"),
+        ("memory", "one by one what was spoken together: 4"),  # one was complete
         *[again, fallen] * 2,
         again,
         ("memory", fallen[1] + ", from now on: 3 failures"),
@@ -294,6 +294,18 @@ def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, heard: H
     finally:
         if hook:
             hook.remove()
+
+
+def failing_once_heard(patch: pytest.MonkeyPatch, heard: Heard, together_only: bool) -> None:
+    """T3's loop fails as soon as one chunk is complete; if need be, only where it speaks several."""
+    advance = Decoding.advance
+
+    def fail(self: Any, alone: bool = True) -> None:
+        if heard and not (together_only and len(self.active) == 1):
+            raise RuntimeError("gone")
+        advance(self, alone)
+
+    patch.setattr(Decoding, "advance", fail)
 
 
 class TestErrors:
@@ -370,17 +382,23 @@ class TestErrors:
         with pytest.raises(tc.BatchError, match="ValueError: no mark"):
             quick.generate_batch(["A"])
 
+    def test_what_fails_together_is_spoken_one_by_one(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS, SEEDS)
+        failing_once_heard(monkeypatch, heard, together_only=True)
+        before = torch.get_rng_state()
+        assert together(quick, heard, CHUNKS, SEEDS, max_batch=3) == expected
+        assert torch.equal(torch.get_rng_state(), before)
+        (event,) = quick.report().components["t3"].fallbacks
+        assert (event.phase, event.error) == ("call", "RuntimeError: gone")
+        assert "one by one what was spoken together" in event.action
+
     def test_what_is_complete_survives_a_failure_of_t3(
         self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        advance = Decoding.advance
-
-        def fail(self: Any, alone: bool) -> None:
-            if heard:
-                raise RuntimeError("gone")
-            advance(self, alone)
-
-        monkeypatch.setattr(Decoding, "advance", fail)
+        monkeypatch.setattr(quick._components["t3"].fallback, "policy", "raise")
+        failing_once_heard(monkeypatch, heard, together_only=False)
         with pytest.raises(tc.BatchError, match="gone") as info:
             quick.generate_batch(CHUNKS, SEEDS, max_batch=3)
         assert len(heard) == sum(wave is not None for wave in info.value.results) > 0
@@ -478,13 +496,19 @@ class TestMemory:
         self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
 
-        def scarce(self: Any, alone: bool) -> None:
+        def scarce(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried much")
 
         monkeypatch.setattr(Decoding, "advance", scarce)
-        with pytest.raises(tc.BatchError, match="can't allocate"):
-            quick.generate_batch(CHUNKS, max_batch=4)
-        assert len(quick.report().components["t3"].fallbacks) == 2
+        monkeypatch.setattr(quick._components["t3"], "_stock", scarce)
+        with pytest.raises(tc.BatchError, match=r"OutOfMemoryError: t3: out of memory.*GiB are free") as info:
+            quick.generate_batch(CHUNKS[:2], max_batch=4)
+        assert all(isinstance(error, tc.OutOfMemoryError) for error in info.value.errors.values())
+        assert [event.action for event in quick.report().components["t3"].fallbacks] == [
+            "1 at a time instead of 2",
+            "one by one what was spoken together: 2",
+            *["inductor again, with what could be given back"] * 2,
+        ]
 
     @pytest.mark.parametrize(("free", "most"), [(2**20, 1), (2**40, len(CHUNKS))])
     def test_the_free_memory_decides(

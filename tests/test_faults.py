@@ -18,7 +18,7 @@ import torch
 import test_flow
 import test_vocoder
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, forget_failures
 from speech import SHORT, Speech, speak
 from tts_compile.components.base import EagerComponent
 from tts_compile.components.engine_component import EngineComponent
@@ -93,11 +93,7 @@ def _engines(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
 @pytest.fixture
 def engines(_engines: tc.CompiledTTS) -> tc.CompiledTTS:
     """One model for all tests, as if nothing had ever failed."""
-    for name in ENGINES:
-        fallback = _engines._components[name].fallback
-        fallback.events.clear()
-        fallback._failures.clear()
-        fallback._first, fallback.level = 0, fallback.chain[0]
+    forget_failures(_engines)
     return _engines
 
 
