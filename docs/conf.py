@@ -31,7 +31,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 
-doctest_global_setup = "import tts_compile as tc\nfrom tts_compile import *"
+doctest_global_setup = "import logging\nlogging.disable()\nimport tts_compile as tc\nfrom tts_compile import *"
 
 html_theme = "furo"
 html_title = f"tts_compile {release}"

@@ -1,7 +1,7 @@
 """Speak a text file chunk by chunk, many at a time, and write one WAV file.
 
-python examples/batch.py book.txt                # synthetic weights: the real classes, a meaningless sound
-python examples/batch.py book.txt --pretrained   # published weights, downloaded by chatterbox
+python examples/batch.py                         # a few sentences, synthetic weights: a meaningless sound
+python examples/batch.py BOOK.txt --pretrained   # a text file, published weights, downloaded by chatterbox
 """
 
 import argparse
@@ -38,7 +38,6 @@ def main():
             tts = testing.load_checkpoint(checkpoint, device=args.device)
 
     chunks = tc.split_text(args.file.read_text(encoding="utf-8") if args.file else TEXT, args.max_chars)
-    print(tc.ChunkBucketer().stats(chunks))
     pause = np.zeros(int(args.pause * tts.sr), dtype=np.float32)
     with tc.compile_model(tts) as fast:
         waves = fast.generate_batch(chunks, seeds=range(len(chunks)), progress=True)

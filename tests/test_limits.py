@@ -145,7 +145,8 @@ def test_another_process_compiles_while_this_one_speaks(
         assert running.running
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         row = fast.report().components["t3"]
-        assert (row.ran, row.graphs) == ("eager", 0)
+        assert (row.asked, row.ran, row.graphs) == ("inductor", "eager", 0)
+        assert "another process is compiling" in row.note
         fast.warmup()  # waits for it
         assert fast._background is None
         assert not running.running

@@ -108,7 +108,9 @@ class CompiledTTS:
 
         Raises:
             InputError: for text, voice or settings that the model cannot speak with, before any work is done.
-            ModelStateError: for a model in training mode or one that gives non-finite logits.
+            ModelStateError: for a model in training mode, or a process that was forked from the one that compiled it.
+            NonFiniteError: for a model whose logits are not finite.
+            OutOfMemoryError: when memory has run out at every level.
         """
         # An instance attribute with the wrapped method's signature stands in front of this one.
         return self._checked_generate(text, *args, **kwargs)
@@ -263,6 +265,8 @@ class CompiledTTS:
     def report(self) -> ExecutionReport:
         """What was asked, what ran, and the counts that prove it; waits for the device."""
         rows = self._components.report()
+        if self._background is not None:
+            rows = {name: row.meanwhile(getattr(self.config, name).execution) for name, row in rows.items()}
         for name, row in self._earlier.items():
             rows[name] = rows[name].after(row, "while another process compiled")
         return ExecutionReport(self._attached, rows)

@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
-    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch")
+    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch | soak")
     saved = argparse.ArgumentParser(add_help=False, parents=[model])
     saved.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
     measured = argparse.ArgumentParser(add_help=False, parents=[saved])

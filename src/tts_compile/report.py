@@ -36,6 +36,12 @@ class ComponentReport:
     fallbacks: tuple[FallbackEvent, ...] = ()
     note: str = ""
 
+    def meanwhile(self, asked: str) -> ComponentReport:
+        """The same for as long as another process compiles what was asked for."""
+        if asked == self.asked:
+            return self
+        return replace(self, asked=asked, note="; ".join(filter(None, [self.note, "another process is compiling"])))
+
     def after(self, earlier: ComponentReport, when: str) -> ComponentReport:
         """The same, with a word about what ran before the component was exchanged, and its events."""
         notes = [self.note, f"{earlier.calls} calls ran {earlier.ran} {when}" if earlier.calls else ""]

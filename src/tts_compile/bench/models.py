@@ -150,7 +150,7 @@ def quiet() -> Iterator[None]:
 
 
 class Progress:
-    """A bar of named steps on stderr, shown on a terminal only."""
+    """Named steps on stderr: a bar on a terminal, elsewhere a line as each begins."""
 
     def __init__(self, total: int) -> None:
         from tqdm import tqdm
@@ -168,6 +168,9 @@ class Progress:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show ``name`` while the block runs."""
-        self._bar.set_description(name)
+        if self._bar.disable:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+        else:
+            self._bar.set_description(name)
         yield
         self._bar.update()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,13 +222,17 @@ class EngineComponent(ABC):
         self._left_to_stock += 1
         return self._stock(*args, **kwargs)
 
+    def _cpu_call(self, *args: Any, **kwargs: Any) -> Any:
+        self._left_to_stock += 1
+        return on_cpu(self._owner, self._method, *args, **kwargs)
+
     def _run(
         self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, phase: str = "call", **kwargs: Any
     ) -> T:
         """The engine, and after a failure at one level the next one's, from the same random numbers on."""
         ways = {level: stock if level == "stock" else ours for level in self.fallback.chain}
         if "cpu" in ways:
-            ways["cpu"] = functools.partial(on_cpu, self._owner, self._method)
+            ways["cpu"] = self._cpu_call
         again = _compat.RandomState(next(self._owner.parameters()).device)
         return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
 
