@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import UnsafeFileError
+from .errors import CompilationError, UnsafeFileError
 
 _SEAL = hashlib.sha256().digest_size
 
@@ -47,9 +47,12 @@ def own_folder(folder: Path) -> Path:
 
     Raises:
         UnsafeFileError: when another user can write to it.
-        OSError: when it cannot be made.
+        CompilationError: when it cannot be made.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompilationError(f"compiled code cannot be kept in {folder}: {error}") from error
     refuse_unsafe(folder)
     return folder
 
