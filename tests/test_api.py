@@ -18,6 +18,7 @@ from torch import Tensor
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, speak, speak_stock
+from tts_compile.components.seam import Seam
 
 CONFIGS = {"eager": EAGER, "exact": tc.CompileConfig.exact(), "off": tc.CompileConfig.off()}
 
@@ -347,6 +348,51 @@ def test_a_restore_that_fails_changes_nothing(tts: Any) -> None:
     tts.s3gen.mel2wav.inference = ours
     fast.restore()
     assert "inference" not in vars(tts.s3gen.flow)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("what", ["attach", "detach"])
+def test_an_interrupt_leaves_what_can_be_restored(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, what: str, where: str
+) -> None:
+    before = identities(*instances(tts))
+    inner = getattr(Seam, what)
+    calls: list[Seam] = []
+
+    def interrupted(self: Seam) -> None:
+        calls.append(self)
+        if len(calls) == 2:
+            if where == "after":
+                inner(self)
+            raise KeyboardInterrupt
+        inner(self)
+
+    if what == "attach":
+        with monkeypatch.context() as patch:
+            patch.setattr(Seam, "attach", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                tc.compile_model(tts, EAGER)
+        assert identities(*instances(tts)) == before
+        return
+    fast = tc.compile_model(tts, EAGER)
+    with monkeypatch.context() as patch:
+        patch.setattr(Seam, "detach", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fast.restore()
+    fast.restore()
+    assert identities(*instances(tts)) == before
+
+
+def test_a_seam_that_was_interrupted_half_way(tts: Any) -> None:
+    seam = Seam(tts.t3, "inference", lambda: "ours")
+    seam.attach()
+    del tts.t3.inference  # as detach does, before it can say so
+    seam.detach()
+    seam.attach()
+    seam.attach()
+    assert tts.t3.inference() == "ours"
+    seam.detach()
+    assert "inference" not in vars(tts.t3)
 
 
 def test_a_patch_made_while_stock_goes_on_being_called(tts: Any) -> None:

@@ -137,6 +137,54 @@ def test_mel_frames_solved_together_make_the_same_waves(
         assert signal_to_error_db(alone_, wave) >= 60
 
 
+def test_mel_frames_that_fail_together_are_solved_alone(
+    tts: Any, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = eager.generate_batch(CHUNKS[:2], seeds=range(2))
+    monkeypatch.setitem(job.FLOW_GROUP, "cpu", 2)
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a broken kernel")
+
+    monkeypatch.setattr(eager._components["flow"].engine, "together", broken)
+    waves = eager.generate_batch(CHUNKS[:2], seeds=range(2))
+    assert [torch.equal(a, b) for a, b in zip(waves, expected)] == [True, True]
+    (event,) = eager.report().components["flow"].fallbacks
+    assert (event.phase, event.action) == ("call", "one by one what was spoken together: 2")
+
+
+def test_waves_after_guesses(tts: Any) -> None:
+    """What T3 has drawn too early is given back before flow and vocoder draw."""
+    with tc.compile_model(tts, T3_ONLY) as handle:
+        torch.manual_seed(5)
+        expected = handle.generate(SHORT)
+        (wave,) = handle.generate_batch([SHORT], seeds=[5])
+        assert handle._components["t3"].engine.guesses.made > 0
+    assert torch.equal(wave, expected)
+
+
+def test_what_another_voice_says_meanwhile_is_its_own(
+    tts: Any, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    voices = []
+
+    def inference(speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
+        voices.append(ref_dict)
+        return torch.zeros(1, 4800), None
+
+    monkeypatch.setattr(tts.s3gen, "inference", inference)
+    monkeypatch.setattr(tts.watermarker, "apply_watermark", lambda wave, sample_rate: wave)
+    other = str(tc.testing.make_reference_wav(tmp_path / "other.wav", seconds=1))
+    own = tts.conds.gen
+
+    def nested(progress: tc.BatchProgress) -> None:
+        if progress.done == 1:
+            eager.generate("A", audio_prompt_path=other)
+
+    eager.generate_batch(CHUNKS[:3], SEEDS[:3], max_batch=1, progress=nested)
+    assert [voice is own for voice in voices].count(False) == 1
+
+
 def test_without_seeds_torch_seeds_the_batch(quick: tc.CompiledTTS, tts: Any, heard: Heard) -> None:
 
     def said(seed: int) -> list[tuple[int, ...]]:
@@ -226,7 +274,26 @@ def test_what_is_not_finite_is_gone_with_its_chunk(
             with torch.no_grad():
                 weight[letter] = good
         assert list(info.value.errors) == [0]
+        assert info.value.errors[0].__traceback__ is None  # its frames hold caches
         assert sorted(heard) == sorted(expected)
+
+
+def test_not_finite_among_others_only_is_spoken_alone(
+    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(quick, heard, CHUNKS[:3], SEEDS[:3])
+    choose = Decoding._choose
+
+    def distrust(self: Any, slots: list[int], *args: Any, **kwargs: Any) -> Any:
+        tokens, finite = choose(self, slots, *args, **kwargs)
+        if len(slots) == 3:
+            finite[1] = False
+        return tokens, finite
+
+    monkeypatch.setattr(Decoding, "_choose", distrust)
+    assert together(quick, heard, CHUNKS[:3], SEEDS[:3]) == expected
+    (event,) = quick.report().components["t3"].fallbacks
+    assert event.action == "one by one what was spoken together: 1"
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -394,6 +461,57 @@ class TestErrors:
         assert (event.phase, event.error) == ("call", "RuntimeError: gone")
         assert "one by one what was spoken together" in event.action
 
+    def test_what_keeps_failing_together_is_given_up(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS[:2], SEEDS[:2])
+        failing_once_heard(monkeypatch, [(0,)], together_only=True)
+        monkeypatch.setattr(quick._components["t3"], "_failed_together", 0)
+        for _ in range(5):
+            assert together(quick, heard, CHUNKS[:2], SEEDS[:2]) == expected
+        actions = [event.action for event in quick.report().components["t3"].fallbacks]
+        assert len(actions) == 3
+        assert actions[-1].endswith("from now on: 3 failures")
+
+    def test_a_level_that_is_given_up_is_not_used_together(
+        self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        component = quick._components["t3"]
+        monkeypatch.setattr(component.fallback, "level", "stock")
+        assert not component.speaks_together
+
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError("none left")])
+    def test_a_first_prompt_that_fails(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        expected = alone(quick, heard, CHUNKS[:2], SEEDS[:2])
+        engine = quick._components["t3"].engine
+        prompt, calls = engine._prompt, []
+
+        def once(*args: Any) -> Tensor:
+            calls.append(1)
+            if len(calls) == 1:
+                raise error
+            return prompt(*args)
+
+        monkeypatch.setattr(engine, "_prompt", once)
+        assert together(quick, heard, CHUNKS[:2], SEEDS[:2]) == expected
+        assert len(quick.report().components["t3"].fallbacks) == 1
+
+    def test_a_tokenizer_that_fails_for_one_chunk(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        to_tokens = tts.tokenizer.text_to_tokens
+
+        def picky(text: str) -> Tensor:
+            if text.startswith("Now"):
+                raise ValueError("not this one")
+            return to_tokens(text)
+
+        monkeypatch.setattr(tts.tokenizer, "text_to_tokens", picky)
+        waves = quick.generate_batch(CHUNKS[2:], on_error="skip")
+        assert [wave is None for wave in waves] == [False, True, False]
+
     def test_what_is_complete_survives_a_failure_of_t3(
         self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -440,10 +558,12 @@ class TestErrors:
         self, quick: tc.CompiledTTS, tts: Any, heard: Heard, texts: Any, options: Any, message: str
     ) -> None:
         voice = tts.conds
+        before = torch.get_rng_state()
         with pytest.raises(tc.InputError, match=message):
             quick.generate_batch(texts, **options)
         assert not heard
         assert tts.conds is voice
+        assert torch.equal(torch.get_rng_state(), before)
 
     def test_unknown_settings(self, quick: tc.CompiledTTS) -> None:
         with pytest.raises(TypeError, match="tempo"):
@@ -469,8 +589,11 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much.")
             advance(self, alone)
 
+        released = []
+        monkeypatch.setattr("tts_compile._compat.release_memory", lambda: released.append(1))
         monkeypatch.setattr(Decoding, "advance", scarce)
         assert together(quick, heard, CHUNKS, SEEDS, max_batch=4) == expected
+        assert released == [1]
         (event,) = quick.report().components["t3"].fallbacks
         assert (event.phase, event.action) == ("memory", "2 at a time instead of 4")
 

@@ -372,6 +372,13 @@ def test_padding_tensors_and_arrays() -> None:
     assert lengths.tolist() == [2, 1, 3, 0]
 
 
+def test_padding_numbers_beyond_int64() -> None:
+    bucketer = ChunkBucketer.from_ladder((4,))
+    with pytest.raises(InputError, match="beyond int64"):
+        bucketer.pad([np.array([2**63], dtype=np.uint64)], pad_id=0)
+    assert bucketer.pad([np.array([7], dtype=np.uint64)], pad_id=0)[0].tolist() == [[7, 0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

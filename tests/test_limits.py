@@ -172,6 +172,18 @@ def test_what_fails_in_another_process_does_no_harm(
         assert fast.report().components["t3"].graphs > 0
 
 
+def test_a_model_that_is_not_compiled_leaves_no_process(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = background.start
+    monkeypatch.setattr(background, "start", lambda *args: started.append(start(*args)) or started[0])
+    config = tc.CompileConfig(
+        t3=QUICK, compile_in_background=True, fallback="raise", watermark=tc.ComponentPolicy(dtype="bf16")
+    )
+    with pytest.raises(tc.CompilationError):
+        tc.compile_model(tts, config)
+    assert not started[0].running
+
+
 def test_restoring_ends_the_other_process(tts: Any) -> None:
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
     fast = tc.compile_model(tts, config)

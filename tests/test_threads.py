@@ -66,6 +66,68 @@ def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypa
     other.restore()
 
 
+@pytest.mark.parametrize("config", [EAGER, tc.CompileConfig.off()], ids=["eager", "off"])
+def test_turns_hold_for_seeds_that_are_drawn(
+    tts: Any, config: tc.CompileConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaking, drawn = threading.Event(), []
+
+    def generate(text: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+        drawn.append(torch.rand(()))
+        speaking.set()
+        threading.Event().wait(0.1)
+        drawn.append(torch.rand(()))
+        return torch.zeros(1, 1)
+
+    with tc.compile_model(tts, config) as handle:
+        with handle.seeded(3):
+            expected = [torch.rand(()) for _ in range(2)]
+        monkeypatch.setattr(tts, "generate", generate)
+
+        def speak() -> None:
+            with handle.seeded(3):
+                handle.generate(SHORT)
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        speaking.wait()
+        handle.generate_batch([SHORT])
+        thread.join()
+        monkeypatch.undo()
+    assert drawn[:2] == expected
+
+
+def test_threads_that_compile_one_model_share_a_handle(tts: Any) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        handles = set(threads.map(lambda _: id(tc.compile_model(tts, EAGER)), range(4)))
+    assert len(handles) == 1
+
+
+def test_a_manager_in_two_threads() -> None:
+    manager = tc.FallbackManager("t3", ["fast", "plain"], max_failures=100)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    def plain() -> None:
+        inside.set()
+        go_on.wait()
+
+    first = threading.Thread(target=manager.run, args=({"fast": broken, "plain": plain},))
+    found: list[str] = []
+    second = threading.Thread(
+        target=lambda: found.append(manager.run({"fast": lambda: "fast", "plain": lambda: "plain"}))
+    )
+    first.start()
+    inside.wait()
+    second.start()
+    go_on.set()
+    first.join()
+    second.join()
+    assert (found, manager.level) == (["fast"], "fast")
+
+
 def test_stock_waits_for_an_utterance_under_way(eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     speaking, seen = threading.Event(), []
 

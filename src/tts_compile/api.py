@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -18,14 +17,13 @@ from typing_extensions import Self
 from . import background
 from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
+from .checks import check_mode, check_request, check_settings, check_voice
 from .components.assembly import Assembly
-from .components.audio import Recording
 from .components.engine_component import EngineComponent
 from .components.seam import not_its_own
-from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
 from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
-from .execution.turn import Turn
+from .execution.turn import Turn, alone
 from .report import ExecutionReport, WarmupReport
 from .timing import Stopwatch
 
@@ -66,16 +64,20 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
         raise ConfigError(f"config must be a CompileConfig, got {type(config).__name__}")
     if switched_off_by_env():
         config = CompileConfig.off()
-    existing = vars(tts).get(_HANDLE)
-    if existing is not None:
-        if existing.wrapped is not tts:
-            raise ModelStateError("a shallow copy of a compiled model sets the original's voice; use copy.deepcopy")
-        if existing.config == config:
-            return existing  # type: ignore[no-any-return]
-        raise ModelStateError("this model is already compiled with another configuration; call restore() first")
-    _check_mode(tts)
-    with torch.inference_mode(mode=False), torch.no_grad():  # what is made here must serve outside inference mode too
-        return CompiledTTS(tts, config)
+    with alone():
+        existing = vars(tts).get(_HANDLE)
+        if existing is not None:
+            if existing.wrapped is not tts:
+                raise ModelStateError("a shallow copy of a compiled model sets the original's voice; use copy.deepcopy")
+            if existing.config == config:
+                return existing  # type: ignore[no-any-return]
+            raise ModelStateError("this model is already compiled with another configuration; call restore() first")
+        check_mode(tts)
+        with (
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+        ):  # what is made here must serve outside inference mode too
+            return CompiledTTS(tts, config)
 
 
 class CompiledTTS:
@@ -92,16 +94,21 @@ class CompiledTTS:
         own = vars(self)  # plain assignment would reach the wrapped model
         own["wrapped"] = tts
         own["config"] = config
-        own["_background"] = background.start(tts, config)
-        own["_components"] = Assembly(tts, background.meanwhile(config) if own["_background"] else config)
         own["_earlier"] = {}
         own["_process"] = Turn()
-        own["_turn"] = own["_components"].turn
         own["_attached"] = False
         own["_suspended"] = False
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
         own["_signature"] = inspect.signature(tts.generate)
-        self._attach()
+        own["_background"] = background.start(tts, config)
+        try:
+            own["_components"] = Assembly(tts, background.meanwhile(config) if own["_background"] else config)
+            own["_turn"] = own["_components"].turn
+            self._attach()
+        except BaseException:
+            if own["_background"] is not None:
+                own["_background"].stop()
+            raise
 
     def generate(self, text: str, *args: Any, **kwargs: Any) -> Tensor:
         """Speak ``text``; signature and return of the wrapped class: float32 (1, samples) on the CPU.
@@ -119,8 +126,8 @@ class CompiledTTS:
         if self._attached:
             given = self._signature.bind(*args, **kwargs)
             given.apply_defaults()
-            _check_request(self.wrapped, given.arguments)
-        with self._turn() if self._attached else contextlib.nullcontext():
+            check_request(self.wrapped, given.arguments)
+        with self._turns():
             self._switch()
             wave: Tensor = self.wrapped.generate(*args, **kwargs)
         return wave
@@ -158,7 +165,6 @@ class CompiledTTS:
             ModelStateError: for a model in training mode.
         """
         texts = checked_texts(texts)
-        seeds = checked_seeds(seeds, len(texts))
         if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
             raise InputError(f"max_batch must be a whole number from 1 or None, got {max_batch!r}")
         if on_error not in ("raise", "skip"):
@@ -168,8 +174,9 @@ class CompiledTTS:
         bound = self._signature.bind("", **generate_kwargs)
         bound.apply_defaults()
         given = {name: value for name, value in bound.arguments.items() if name != "text"}
-        _check_settings(self.wrapped, given)
-        with self._turn():
+        check_settings(self.wrapped, given)
+        with self._turns():
+            seeds = checked_seeds(seeds, len(texts))  # which may draw them
             self._switch()
             # What was put in the way of generate and of what it calls is honoured, in a row.
             t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
@@ -182,7 +189,7 @@ class CompiledTTS:
     def _engine(self, name: str) -> Any:
         """The component, where it speaks by itself now."""
         component = self._components[name]
-        if not isinstance(component, EngineComponent) or not component.reached or component.left_to_stock():
+        if not isinstance(component, EngineComponent) or not component.speaks_together:
             return None
         return component
 
@@ -202,10 +209,10 @@ class CompiledTTS:
         if texts is not None:
             if not hasattr(self.wrapped, "t3"):
                 raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
-            _check_voice(self.wrapped, None)
+            check_voice(self.wrapped, None)
         seconds: dict[str, float] = {}
         spoken = 0
-        with self._turn():
+        with self._turns():
             self._switch(wait=True)
             for name in self._components:
                 with Stopwatch() as watch:
@@ -234,7 +241,7 @@ class CompiledTTS:
             InputError: for what is no seed.
         """
         (seed,) = checked_seeds([seed], 1)
-        with self._turn(), RandomNumbers(seed, torch.device(self.wrapped.device)).as_global():
+        with self._turns(), RandomNumbers(seed, torch.device(self.wrapped.device)).as_global():
             yield
 
     @contextlib.contextmanager
@@ -279,7 +286,7 @@ class CompiledTTS:
         Raises:
             ModelStateError: when a replaced method was replaced again by somebody else.
         """
-        with contextlib.nullcontext() if self._process.forked else self._turn():
+        with alone() if self._process.forked else self._turn():
             vars(self)["_suspended"] = False
             if self._attached:
                 self._detach()
@@ -305,17 +312,28 @@ class CompiledTTS:
         own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config), earlier
         self._attach()
 
+    def _turns(self) -> contextlib.AbstractContextManager[None]:
+        """Utterances take turns, those of a model that is stock again too; only compiled code minds a fork."""
+        return self._turn() if self._attached else alone()
+
+    # An interrupt may come between any two of these lines: what says that the model is compiled is set before it is and
+    # taken away after it is not, and all of it can be done twice.
+
     def _detach(self) -> None:
         self._components.detach()
-        delattr(self.wrapped, _HANDLE)
+        vars(self.wrapped).pop(_HANDLE, None)
         vars(self)["_attached"] = False
 
     def _attach(self) -> None:
         if vars(self.wrapped).get(_HANDLE) is not None:  # a copied model has None
             raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
-        self._components.attach()
-        setattr(self.wrapped, _HANDLE, self)
         vars(self)["_attached"] = True
+        setattr(self.wrapped, _HANDLE, self)
+        try:
+            self._components.attach()
+        except BaseException:
+            self._detach()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -369,36 +387,3 @@ class CompiledTTS:
     def __repr__(self) -> str:
         state = "attached" if self._attached else "restored"
         return f"<CompiledTTS around {type(self.wrapped).__name__}, {state}>"
-
-
-def _check_request(tts: Any, given: dict[str, Any]) -> None:
-    """Raise before a reference is read or a voice replaced, so that a bad request costs nothing."""
-    if hasattr(tts, "t3"):
-        check_text(tts, given["text"])
-        _check_settings(tts, given)
-    else:
-        _check_voice(tts, given["target_voice_path"])
-        if isinstance(given["audio"], (str, os.PathLike)):
-            Recording(given["audio"])  # raises where there is none
-        _check_mode(tts)
-
-
-def _check_settings(tts: Any, given: dict[str, Any]) -> None:
-    settings = SamplingSettings(**{name: given[name] for name in SAMPLING})
-    if settings.cfg_weight < 0:
-        raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
-    finite_number("exaggeration", given["exaggeration"])
-    _check_voice(tts, given["audio_prompt_path"])
-    _check_mode(tts)
-
-
-def _check_voice(tts: Any, reference: object) -> None:
-    attribute, method = ("conds", "prepare_conditionals") if hasattr(tts, "t3") else ("ref_dict", "set_target_voice")
-    if not reference and getattr(tts, attribute) is None:
-        raise InputError(f"the model has no voice: pass a reference or call {method} first")
-
-
-def _check_mode(tts: Any) -> None:
-    training = [name for name in ("t3", "s3gen", "ve") if hasattr(tts, name) and getattr(tts, name).training]
-    if training:
-        raise ModelStateError(f"the model is in training mode; call .eval() on {', '.join(training)} first")

@@ -404,6 +404,8 @@ class ChunkBucketer:
                 raise InputError(f"sequence {i} must hold whole numbers: {error}") from error
             if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)):
                 raise InputError(f"sequence {i} must be a row of whole numbers, got {ids.dtype} {tuple(ids.shape)}")
+            if ids.dtype == torch.uint64 and bool((ids.to(torch.int64) < 0).any()):
+                raise InputError(f"sequence {i} holds numbers beyond int64")
             found.append(ids)
         lengths = [len(ids) for ids in found]
         padded = torch.full((len(found), self.capacity(max(lengths))), pad_id, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -83,6 +84,7 @@ class FallbackManager:
         self._max_failures = max_failures
         self._release = release
         self._failures: Counter[str] = Counter()
+        self._lock = threading.RLock()  # a level is held for the length of a call
         self._first = 0  # levels before this one have been given up
 
     def run(
@@ -97,7 +99,7 @@ class FallbackManager:
 
         A failure counts, and has an event, once a later way has succeeded: where all fail, the mistake is the
         caller's, and so is the error. A shortage of memory has its event in any case; after the first one, the same
-        way has another try with what ``release`` has given back.
+        way has another try with what ``release`` has given back. Calls from several threads take turns.
 
         Args:
             ways: for each level of the chain, what to call.
@@ -110,6 +112,17 @@ class FallbackManager:
             Exception: any other error of the last way; at the first failure where the policy is ``"raise"``; and at
                 once what this library has raised about the caller's input.
         """
+        with self._lock:
+            return self._run(ways, args, kwargs, phase, begin_again)
+
+    def _run(
+        self,
+        ways: Mapping[str, Callable[..., T]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        phase: str,
+        begin_again: Callable[[], object] | None,
+    ) -> T:
         before = self.level
         self.level = self._trusted(before)
         fallen: list[tuple[str, str, str]] = []  # phase, error and level of every failure so far

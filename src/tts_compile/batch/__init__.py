@@ -68,7 +68,7 @@ def _in_a_row(chunks: Sequence[Chunk], generate: Callable[[str], Tensor], report
                 with chunk.random.as_global():
                     chunk.wave = generate(chunk.text)
             except Exception as error:  # of this chunk; the others are spoken all the same
-                chunk.error = error
+                chunk.fail(error)
             report()
 
 

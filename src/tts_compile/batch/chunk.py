@@ -73,6 +73,15 @@ class Chunk:
     wave: Tensor | None = None
     error: Exception | None = None
 
+    def fail(self, error: Exception) -> None:
+        """Keep the error without its traceback, whose frames hold what the chunk has made: caches, waves."""
+        logger.debug("chunk %d failed", self.index, exc_info=error)
+        self.error = error
+        seen: BaseException | None = error
+        while seen is not None:
+            seen.__traceback__ = None
+            seen = seen.__cause__ or seen.__context__
+
 
 def checked_texts(texts: Iterable[str]) -> list[Any]:
     """A list of them; each is checked when it is spoken.

@@ -13,7 +13,7 @@ from .. import _compat
 from ..components.engine_component import EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
-from ..errors import InputError
+from ..errors import InputError, TTSCompileError
 from .chunk import Chunk
 
 # Stock's ``generate`` asks T3 for that many speech tokens at most.
@@ -49,6 +49,7 @@ class BatchJob:
         report: Callable[[], None],
     ) -> None:
         self._tts = tts
+        self._voice = tts.conds  # of all: what a callback speaks meanwhile may have another
         self._t3 = t3
         self._flow = flow
         self._chunks = chunks
@@ -68,16 +69,16 @@ class BatchJob:
         Raises:
             ModelStateError: when T3 cannot speak at all, before anything has been spoken.
         """
-        guided = self._settings.cfg_weight > 0
-        requests = [
-            Request(chunk.index, text_tokens(self._tts, chunk.text, guided), chunk.random.generator)
-            for chunk in self._chunks
-            if chunk.error is None
-        ]
+        requests = self._requests()
         if not requests:
             return []
         left: list[Chunk] = []
-        batch = self._t3.batch(requests, self._tts.conds.t3, self._settings, BUDGET, self._max_batch)
+        try:
+            batch = self._t3.batch(requests, self._voice.t3, self._settings, BUDGET, self._max_batch)
+        except TTSCompileError:
+            raise
+        except Exception as error:
+            return self._alone(self._t3, [self._chunks[request.index] for request in requests], error)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watermark") as aside:
             spoken: list[tuple[Chunk, Tensor]] = []
             while batch.left:
@@ -103,6 +104,19 @@ class BatchJob:
             self._collect(wait=True)
         self._t3.mark_warm_once()
         return left
+
+    def _requests(self) -> list[Request]:
+        guided = self._settings.cfg_weight > 0
+        requests = []
+        for chunk in self._chunks:
+            if chunk.error is None:
+                try:
+                    tokens = text_tokens(self._tts, chunk.text, guided)
+                except Exception as error:  # of this chunk; the tokenizer may be the user's own
+                    self._failed(chunk, error)
+                else:
+                    requests.append(Request(chunk.index, tokens, chunk.random.generator))
+        return requests
 
     def _ready(self, spoken: list[tuple[Chunk, Tensor]], all_of_them: bool) -> list[list[tuple[Chunk, Tensor]]]:
         """Groups of similar length, taken out of ``spoken``; a group that is not full waits for more."""
@@ -143,7 +157,7 @@ class BatchJob:
         """As the second half of stock's ``generate``; from mel frames where they are there already."""
         s3gen = self._tts.s3gen
         if mel is None:
-            wave, _ = s3gen.inference(speech_tokens=tokens, ref_dict=self._tts.conds.gen)
+            wave, _ = s3gen.inference(speech_tokens=tokens, ref_dict=self._voice.gen)
         else:
             wave, _ = s3gen.hift_inference(mel.to(dtype=s3gen.dtype))
             wave[:, : len(s3gen.trim_fade)] *= s3gen.trim_fade
@@ -154,13 +168,13 @@ class BatchJob:
         """What the flow would draw for this chunk alone."""
         assert self._flow is not None
         with chunk.random.as_global():
-            return self._flow.noise(tokens, self._tts.conds.gen)
+            return self._flow.noise(tokens, self._voice.gen)
 
     def _mels(self, group: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Mel frames (1, 80, frames) from tokens and noise, solved together as far as the memory goes."""
         assert self._flow is not None
         try:
-            return self._flow.together(group, self._tts.conds.gen)
+            return self._flow.together(group, self._voice.gen)
         except Exception as error:
             if len(group) == 1 or not _compat.is_out_of_memory(error):
                 raise
@@ -193,7 +207,7 @@ class BatchJob:
         return []
 
     def _failed(self, chunk: Chunk, error: Exception) -> None:
-        chunk.error = error
+        chunk.fail(error)
         self._report()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ..config import COMPONENTS, CompileConfig
 from ..errors import UnsupportedModelError
-from ..execution.turn import Turn
+from ..execution.turn import Turn, alone
 from ..fallback import reason
 from ..report import ComponentReport
 from .base import Component, StockComponent
@@ -42,7 +41,7 @@ class Assembly:
         self._components = {name: self._made(name, maker) for name, maker in _makers(tts, config, shared).items()}
         self.turn: Callable[[], AbstractContextManager[None]] = shared.graphs.turn if shared.graphs else Turn()
         if all(isinstance(component, StockComponent) for component in self._components.values()):
-            self.turn = contextlib.nullcontext  # nothing but stock, whose rules hold
+            self.turn = alone  # nothing but stock
 
     def __getitem__(self, name: str) -> Component:
         return self._components[name]

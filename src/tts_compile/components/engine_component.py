@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from .. import _compat, files
 from ..config import CompileConfig, ComponentPolicy
-from ..errors import CompilationError
+from ..errors import CompilationError, NonFiniteError
 from ..execution.turn import Turn
 from ..fallback import FallbackManager, reason
 from ..report import ComponentReport
@@ -97,6 +97,8 @@ class EngineComponent(ABC):
             self.fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
         if policy.dtype != "model":
             self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+        self._max_failures = config.max_failures
+        self._failed_together = 0
         self._warm_graphs: int | None = None
         self._left_to_stock = 0
         self._method = method
@@ -179,9 +181,11 @@ class EngineComponent(ABC):
         )
 
     @property
-    def reached(self) -> bool:
-        """Whether nobody has put anything in front of this component."""
-        return self._seam.stands
+    def speaks_together(self) -> bool:
+        """Whether several utterances may be given to it, past the method that it has replaced."""
+        level_is_ours = self.fallback.level not in ("stock", "cpu")
+        trusted = self._failed_together < self._max_failures
+        return self._seam.stands and level_is_ours and trusted and not self.left_to_stock()
 
     def left_to_stock(self) -> str | None:
         """Why a call would be left to the stock method now, if so; an event says so once."""
@@ -194,8 +198,13 @@ class EngineComponent(ABC):
         """Tell the report that ``count`` utterances could not be spoken together; whether each may be alone."""
         if self.fallback.policy == "raise":
             return False
+        counts = not isinstance(error, NonFiniteError)  # which is one utterance's own
+        self._failed_together += counts
         phase = "memory" if _compat.is_out_of_memory(error) else "call"
-        self.fallback.record(phase, reason(error), f"one by one what was spoken together: {count}")
+        action = f"one by one what was spoken together: {count}"
+        if counts and self._failed_together == self._max_failures:
+            action += f", from now on: {self._max_failures} failures"
+        self.fallback.record(phase, reason(error), action)
         return True
 
     def mark_warm_once(self) -> None:

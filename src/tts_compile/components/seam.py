@@ -40,8 +40,8 @@ def attach_all(parts: Iterable[Detachable]) -> None:
     done: list[Detachable] = []
     try:
         for part in parts:
+            done.append(part)  # before: an interrupt may come right after it is attached
             part.attach()
-            done.append(part)
     except BaseException:
         for part in reversed(done):
             part.detach()
@@ -53,8 +53,8 @@ def detach_all(parts: Iterable[Detachable]) -> None:
     done: list[Detachable] = []
     try:
         for part in parts:
-            part.detach()
             done.append(part)
+            part.detach()
     except BaseException:
         for part in reversed(done):
             part.attach()
@@ -76,10 +76,12 @@ class Seam:
         self._replacement = Replacement(owner, name, replacement)
 
     def attach(self) -> None:
-        """Put the replacement in place."""
+        """Put the replacement in place; doing it twice is harmless."""
+        if self._attached:
+            return
         self._before = vars(self._owner).get(self._name, _ABSENT)
-        setattr(self._owner, self._name, self._replacement)
         self._attached = True
+        setattr(self._owner, self._name, self._replacement)
 
     @property
     def stands(self) -> bool:
@@ -93,6 +95,9 @@ class Seam:
             ModelStateError: when somebody else has replaced the method since; nothing is changed then.
         """
         if not self._attached:
+            return
+        if vars(self._owner).get(self._name, _ABSENT) is self._before:  # an interrupt came in between
+            self._attached = False
             return
         if not self.stands:
             raise ModelStateError(

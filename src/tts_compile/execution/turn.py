@@ -37,8 +37,15 @@ class Turn:
                 f"this model was compiled in process {self._process}, from which process {os.getpid()} was forked: "
                 "compiled code does not survive that; start processes with 'spawn', or load and compile in each"
             )
-        with _lock:
+        with alone():
             yield
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A turn for what a fork does no harm."""
+    with _lock:
+        yield
 
 
 def _unlocked() -> None:

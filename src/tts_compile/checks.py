@@ -1,0 +1,46 @@
+"""What can be said against a request before any work is done."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .components.audio import Recording
+from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
+from .errors import InputError, ModelStateError
+
+
+def check_request(tts: Any, given: dict[str, Any]) -> None:
+    """Raise before a reference is read or a voice replaced, so that a bad request costs nothing."""
+    if hasattr(tts, "t3"):
+        check_text(tts, given["text"])
+        check_settings(tts, given)
+    else:
+        check_voice(tts, given["target_voice_path"])
+        if isinstance(given["audio"], (str, os.PathLike)):
+            Recording(given["audio"])  # raises where there is none
+        check_mode(tts)
+
+
+def check_settings(tts: Any, given: dict[str, Any]) -> None:
+    """The same for everything but the text."""
+    settings = SamplingSettings(**{name: given[name] for name in SAMPLING})
+    if settings.cfg_weight < 0:
+        raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
+    finite_number("exaggeration", given["exaggeration"])
+    check_voice(tts, given["audio_prompt_path"])
+    check_mode(tts)
+
+
+def check_voice(tts: Any, reference: object) -> None:
+    """Raise where there is no voice and none is given."""
+    attribute, method = ("conds", "prepare_conditionals") if hasattr(tts, "t3") else ("ref_dict", "set_target_voice")
+    if not reference and getattr(tts, attribute) is None:
+        raise InputError(f"the model has no voice: pass a reference or call {method} first")
+
+
+def check_mode(tts: Any) -> None:
+    """Raise for a model in training mode."""
+    training = [name for name in ("t3", "s3gen", "ve") if hasattr(tts, name) and getattr(tts, name).training]
+    if training:
+        raise ModelStateError(f"the model is in training mode; call .eval() on {', '.join(training)} first")
