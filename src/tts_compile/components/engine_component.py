@@ -90,7 +90,7 @@ class EngineComponent(ABC):
         if levels[0] != "eager":
             try:
                 files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
-            except CompilationError as error:
+            except (OSError, CompilationError) as error:  # torch makes its own folder when asked for it
                 while self.fallback.level != "eager":
                     self.fallback.fall("compile", error)
         if policy.execution == "cuda_graph" and graphs is None:
