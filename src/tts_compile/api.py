@@ -73,10 +73,8 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
                 return existing  # type: ignore[no-any-return]
             raise ModelStateError("this model is already compiled with another configuration; call restore() first")
         check_mode(tts)
-        with (
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-        ):  # what is made here must serve outside inference mode too
+        # What is made here must serve outside inference mode too.
+        with torch.inference_mode(mode=False), torch.no_grad():
             return CompiledTTS(tts, config)
 
 
