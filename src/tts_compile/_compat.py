@@ -55,6 +55,12 @@ class RandomState:
         if self._gpu is not None:
             torch.cuda.set_rng_state(self._gpu, self._device)
 
+    def same_as(self, other: RandomState) -> bool:
+        """Whether they stood there too when the other was made."""
+        if self._gpu is not None and other._gpu is not None and not torch.equal(self._gpu, other._gpu):
+            return False
+        return torch.equal(self._cpu, other._cpu)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or for a CPU's tensors, for which torch has no type of its own."""

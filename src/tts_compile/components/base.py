@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..config import CompileConfig
@@ -17,6 +17,10 @@ class Component(Protocol):
     """A part of the model that can be attached, warmed up, reported on and detached."""
 
     fallback: FallbackManager
+
+    @property
+    def seams(self) -> Sequence[Seam]:
+        """The methods that it replaces."""
 
     def attach(self) -> None:
         """Replace the seam on the model instance."""
@@ -51,6 +55,11 @@ class StockComponent:
         if failed or self._asked not in ("stock", "auto"):
             self.fallback.note("attach", missing, "stock")
 
+    @property
+    def seams(self) -> Sequence[Seam]:
+        """None."""
+        return ()
+
     def attach(self) -> None:
         """Nothing to replace."""
 
@@ -73,6 +82,7 @@ class EagerComponent:
     """A component that does stock's work with less around it; there is nothing in it to compile.
 
     Attributes:
+        seams: the methods that it replaces.
         calls: calls that the component has answered itself.
         left_to_stock: calls that it has passed on.
     """
@@ -83,7 +93,7 @@ class EagerComponent:
         self.fallback = FallbackManager(
             name, ["eager", "stock"], config.fallback, config.max_failures, release=self.release
         )
-        self._seams: list[Seam] = []
+        self.seams: list[Seam] = []
         self.calls = 0
         self.left_to_stock = 0
         if policy.execution in ("inductor", "cuda_graph"):
@@ -93,11 +103,11 @@ class EagerComponent:
 
     def attach(self) -> None:
         """Replace the seams."""
-        attach_all(self._seams)
+        attach_all(self.seams)
 
     def detach(self) -> None:
         """Give the seams back."""
-        detach_all(self._seams)
+        detach_all(self.seams)
 
     def release(self) -> None:
         """Nothing to give back."""
@@ -137,5 +147,5 @@ class EagerComponent:
         if reason := not_its_own(owner, name, package):
             self.fallback.note("attach", reason, "left as it is")
             return False
-        self._seams.append(Seam(owner, name, replacement))
+        self.seams.append(Seam(owner, name, replacement))
         return True

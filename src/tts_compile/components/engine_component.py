@@ -133,6 +133,11 @@ class EngineComponent(ABC):
             self._run(self._warm_up_engine, lambda: None, phase="warm-up")
         self._mark_warm()
 
+    @property
+    def seams(self) -> Sequence[Seam]:
+        """The one that it replaces."""
+        return (self._seam,)
+
     def attach(self) -> None:
         """Replace the method on this instance; a patch that is there goes on being called."""
         self._replaced = not_its_own(self._owner, self._method)

@@ -66,11 +66,14 @@ class Seam:
 
     The replacement keeps the stock signature. What stood in the instance before (nothing, or another program's
     patch) comes back on :meth:`detach`.
+
+    Attributes:
+        owner, name: the method's.
     """
 
     def __init__(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
-        self._owner = owner
-        self._name = name
+        self.owner = owner
+        self.name = name
         self._before: Any = _ABSENT
         self._attached = False
         self._replacement = Replacement(owner, name, replacement)
@@ -79,14 +82,14 @@ class Seam:
         """Put the replacement in place; doing it twice is harmless."""
         if self._attached:
             return
-        self._before = vars(self._owner).get(self._name, _ABSENT)
+        self._before = vars(self.owner).get(self.name, _ABSENT)
         self._attached = True
-        setattr(self._owner, self._name, self._replacement)
+        setattr(self.owner, self.name, self._replacement)
 
     @property
     def stands(self) -> bool:
         """Whether the replacement is what callers reach."""
-        return vars(self._owner).get(self._name) is self._replacement
+        return vars(self.owner).get(self.name) is self._replacement
 
     def detach(self) -> None:
         """Put back what stood there; doing it twice is harmless.
@@ -96,17 +99,17 @@ class Seam:
         """
         if not self._attached:
             return
-        if vars(self._owner).get(self._name, _ABSENT) is self._before:  # an interrupt came in between
+        if vars(self.owner).get(self.name, _ABSENT) is self._before:  # an interrupt came in between
             self._attached = False
             return
         if not self.stands:
             raise ModelStateError(
-                f"{type(self._owner).__name__}.{self._name} was replaced after compile_model; undo that first"
+                f"{type(self.owner).__name__}.{self.name} was replaced after compile_model; undo that first"
             )
         if self._before is _ABSENT:
-            delattr(self._owner, self._name)
+            delattr(self.owner, self.name)
         else:
-            setattr(self._owner, self._name, self._before)
+            setattr(self.owner, self.name, self._before)
         self._attached = False
 
 

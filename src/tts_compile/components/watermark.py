@@ -35,7 +35,7 @@ class WatermarkComponent(EagerComponent):
 
     def _load(self) -> None:
         """Mark a second of silence at another rate than perth's."""
-        if self._seams:
+        if self.seams:
             self._mark(np.zeros(24_000, dtype=np.float32), 24_000)
 
     def _apply_watermark(self, signal: Any, sample_rate: float, **others: Any) -> npt.NDArray[np.float32]:

@@ -78,6 +78,7 @@ class Decoding:
         cache: with a slot for each utterance.
         settings: of all utterances.
         vocabulary: start and stop.
+        listener: called with the guided logits (vocabulary,) behind every token; guesses are not heard.
 
     Attributes:
         active: the utterances, by slot.
@@ -94,6 +95,7 @@ class Decoding:
         cache: KVCache,
         settings: SamplingSettings,
         vocabulary: Vocabulary,
+        listener: Callable[[Tensor], object] | None = None,
     ) -> None:
         self.active: list[Utterance] = []
         self._prefill = prefill
@@ -105,6 +107,7 @@ class Decoding:
         self._cache = cache
         self._settings = settings
         self._vocabulary = vocabulary
+        self._listener = listener
         like = cache.keys
         self._cfg_weight = torch.tensor(settings.cfg_weight, dtype=like.dtype, device=like.device)
         # start, then the tokens; filled up with start, which counts as spoken anyway
@@ -208,6 +211,9 @@ class Decoding:
     def _add(self, slots: list[int], logits: Tensor) -> None:
         """Choose one more token for the utterances in some slots from guided logits (utterances, vocabulary)."""
         chosen, finite = self._choose(slots, logits)
+        if self._listener:
+            for row in logits:
+                self._listener(row)
         for slot, token, trusted in zip(slots, chosen, finite):
             utterance = self.active[slot]
             index = len(utterance.tokens)

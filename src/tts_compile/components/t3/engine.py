@@ -58,6 +58,10 @@ class T3Engine:
         graphs: for CUDA graphs; None where there are none.
         cache_dir: folder for compiled code; None leaves torch's own.
         compile_options: of :class:`tts_compile.execution.Region`.
+
+    Attributes:
+        guesses: how many were made and verified.
+        listener: of :class:`Decoding`; what CUDA graphs compute is not heard.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class T3Engine:
         self._fallback = fallback
         self._memory = memory
         self.guesses = Guesses()
+        self.listener: Callable[[Tensor], object] | None = None
         self._cache_dir = cache_dir
         self._weights = stock_weights(t3)
         self._vocabulary = Vocabulary(t3.hp.start_speech_token, t3.hp.stop_speech_token)
@@ -413,6 +418,7 @@ class T3Engine:
             cache,
             settings,
             self._vocabulary,
+            self.listener,
         )
 
     def _spoken(self, utterance: Utterance) -> Tensor:

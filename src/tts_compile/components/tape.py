@@ -1,0 +1,157 @@
+"""What stock's methods were given and gave, and the same calls made again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _compat
+from .seam import Seam, attach_all, detach_all, own_method
+
+# Of the model, and of a voice converter: what a method leaves there that returns nothing.
+_LEFT_BEHIND = ("conds", "ref_dict")
+
+
+@dataclass(frozen=True)
+class Take:
+    """What a call gave.
+
+    Attributes:
+        tensors: by where in the result they stood.
+        after: the global generators after the call.
+        heard: what was listened to meanwhile; empty where nothing was.
+    """
+
+    tensors: dict[str, Tensor]
+    after: _compat.RandomState
+    heard: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a stock method.
+
+    Attributes:
+        component: the name of the component that replaces the method.
+        method: as in ``"t3.inference"``; for messages.
+        take: what stock gave.
+    """
+
+    component: str
+    method: str
+    take: Take
+    _owner: Any
+    _name: str
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+    _before: _compat.RandomState
+    _inference: bool
+    _device: torch.device
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that were given by name."""
+        return self._given[1]
+
+    def again(self) -> Any:
+        """Whatever answers the method now, for the same input, from the same random numbers; its result."""
+        return self._repeat(getattr(self._owner, self._name))
+
+    def stock(self) -> Any:
+        """Stock's own method likewise."""
+        return self._repeat(own_method(self._owner, self._name))
+
+    def played(self, heard: Sequence[Tensor] = ()) -> Take:
+        """What :meth:`again` gives; ``heard`` is read when it has."""
+        return _taken(self._owner, self.again(), self._device, heard)
+
+    def _repeat(self, method: Callable[..., Any]) -> Any:
+        args, kwargs = copy.deepcopy(self._given)
+        self._before.restore()
+        with torch.inference_mode(self._inference):
+            return method(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def recorded(seams: dict[str, Sequence[Seam]], device: torch.device, model: Any) -> Iterator[list[Call]]:
+    """Inside, every call of the methods that the seams would replace is written down; stock answers it.
+
+    Args:
+        seams: by component; not attached.
+        device: of the model.
+        model: its T3's guided logits are listened to, where it has a T3.
+    """
+    calls: list[Call] = []
+
+    def watch(component: str, seam: Seam) -> Seam:
+        owner, name = seam.owner, seam.name
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            given = copy.deepcopy((args, kwargs))
+            before = _compat.RandomState(device)
+            with _stock_logits(model, component, kwargs) as heard:
+                result = own_method(owner, name)(*args, **kwargs)
+            take = _taken(owner, result, device, heard)
+            method = f"{type(owner).__name__}.{name}"
+            inference = torch.is_inference_mode_enabled()
+            calls.append(Call(component, method, take, owner, name, given, before, inference, device))
+            return result
+
+        return Seam(owner, name, answer)
+
+    taps = [watch(component, seam) for component, some in seams.items() for seam in some]
+    attach_all(taps)
+    try:
+        yield calls
+    finally:
+        detach_all(taps)
+
+
+@contextlib.contextmanager
+def _stock_logits(model: Any, component: str, settings: dict[str, Any]) -> Iterator[list[Tensor]]:
+    """Guided logits (vocabulary,) of every step of stock's token loop, as it goes on."""
+    heard: list[Tensor] = []
+    if component != "t3":
+        yield heard
+        return
+    weight = settings.get("cfg_weight", 0.5)
+
+    def listen(_module: Any, _given: Any, logits: Tensor) -> None:
+        conditional, unconditional = logits[0, -1], logits[-1, -1]
+        heard.append(conditional + weight * (conditional - unconditional))
+
+    hook = model.t3.speech_head.register_forward_hook(listen)
+    try:
+        yield heard
+    finally:
+        hook.remove()
+
+
+def _taken(owner: Any, result: Any, device: torch.device, heard: Sequence[Tensor]) -> Take:
+    if result is None:
+        result = {name: getattr(owner, name, None) for name in _LEFT_BEHIND}
+    tensors = {place: tensor.detach().clone() for place, tensor in _tensors(result)}
+    return Take(tensors, _compat.RandomState(device), tuple(heard))
+
+
+def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor or array in tuples, lists, dicts and dataclasses, and where it stands."""
+    if isinstance(value, Tensor):
+        yield place or "result", value
+    elif isinstance(value, np.ndarray):
+        yield place or "result", torch.from_numpy(value)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _tensors(part, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, (tuple, list)):
+        for index, part in enumerate(value):
+            yield from _tensors(part, f"{place}[{index}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors({part.name: getattr(value, part.name) for part in dataclasses.fields(value)}, place)

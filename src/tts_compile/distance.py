@@ -1,0 +1,106 @@
+"""How far one tensor, wave or text is from another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_FLOOR_DB = 80.0  # below the loudest band: what is quieter is not heard beside it
+_BANDS = 80
+_WINDOW, _HOP = 1024, 256  # samples, at 24 kHz 43 and 11 ms
+_GATE_SECONDS = 0.4  # a loudness meter's block, BS.1770
+
+
+def signal_to_error_db(reference: Tensor, other: Tensor) -> float | None:
+    """Power of ``reference`` over that of the difference, in dB; None where the shapes differ.
+
+    Infinite where both are equal, nan where one of them is not finite.
+
+    >>> round(signal_to_error_db(torch.ones(1, 4), torch.full((1, 4), 0.9)), 3)
+    20.0
+    """
+    if reference.shape != other.shape:
+        return None
+    error = (reference.double() - other.double()).square().sum()
+    signal = reference.double().square().sum()
+    if error == 0:
+        return math.inf
+    return float(10 * torch.log10(signal / error))
+
+
+def log_mel_distance_db(reference: Tensor, other: Tensor, rate: int) -> float | None:
+    """Log-spectral distance (Gray and Markel 1976) over mel bands, averaged over time, in dB.
+
+    Args:
+        reference, other: waves (1, samples); the longer one is cut.
+        rate: in Hz.
+
+    Returns None for waves shorter than a window.
+    """
+    from torchaudio.transforms import MelSpectrogram
+
+    length = min(reference.shape[-1], other.shape[-1])
+    if length < _WINDOW:
+        return None
+    mel = MelSpectrogram(rate, n_fft=_WINDOW, hop_length=_HOP, n_mels=_BANDS)
+    powers = [mel(wave.detach().float().cpu().reshape(-1)[:length]) for wave in (reference, other)]
+    floor = max(float(powers[0].max()), 1e-20) * 10 ** (-_FLOOR_DB / 10)
+    first, second = (10 * torch.log10(power.clamp(min=floor)) for power in powers)
+    return float((first - second).square().mean(dim=0).sqrt().mean())
+
+
+def loudness_difference(reference: Tensor, other: Tensor, rate: int) -> float | None:
+    """By how many LU ``other`` is louder, integrated loudness after ITU-R BS.1770-4.
+
+    Args:
+        reference, other: waves (1, samples).
+        rate: in Hz.
+
+    Returns None for waves shorter than the 0.4 s that the standard measures over, and for silence.
+    """
+    from torchaudio.functional import loudness
+
+    if min(reference.shape[-1], other.shape[-1]) < _GATE_SECONDS * rate:
+        return None
+    first, second = (float(loudness(wave.detach().float().cpu(), rate)) for wave in (reference, other))
+    return second - first if math.isfinite(first) and math.isfinite(second) else None
+
+
+def same_share(reference: Sequence[int], other: Sequence[int]) -> float:
+    """Share of positions at which two sequences agree, of the longer one's.
+
+    >>> same_share([1, 2, 3], [1, 2, 4, 5])
+    0.5
+    """
+    longest = max(len(reference), len(other))
+    return sum(a == b for a, b in zip(reference, other)) / longest if longest else 1.0
+
+
+def first_difference(reference: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first position at which two sequences differ; None where they are equal.
+
+    >>> first_difference([1, 2], [1, 2, 3])
+    2
+    """
+    for index, (a, b) in enumerate(zip(reference, other)):
+        if a != b:
+            return index
+    return None if len(reference) == len(other) else min(len(reference), len(other))
+
+
+def word_error_rate(spoken: str, heard: str) -> float:
+    """Words inserted, left out or exchanged per word of ``spoken``; letters alone are compared, without case.
+
+    Raises:
+        ImportError: without jiwer, which the extra ``quality`` installs.
+    """
+    import jiwer
+
+    return float(jiwer.wer(_words(spoken), _words(heard)))
+
+
+def _words(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split())
