@@ -115,11 +115,12 @@ def test_what_the_caller_has_been_told_is_not_tried_elsewhere(error: Exception) 
     assert caught.value is error
 
 
-def test_nothing_is_drawn_at_the_last_level_from_what_is_not_finite() -> None:
+@pytest.mark.parametrize("below", [["stock"], ["stock", "cpu"]])
+def test_stock_draws_nothing_from_what_is_not_finite(below: list[str]) -> None:
     def not_finite() -> None:
         raise NonFiniteError("nan")
 
-    manager = tc.FallbackManager("t3", ["inductor", "eager", "stock"])
+    manager = tc.FallbackManager("t3", ["inductor", "eager", *below])
     with pytest.raises(NonFiniteError):
         manager.run({"inductor": not_finite, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
     assert manager.events == []
