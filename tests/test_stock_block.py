@@ -86,8 +86,9 @@ def test_restored_inside_it_stays_stock(tts: Any) -> None:
 
 def test_compiled_again_inside_it(tts: Any) -> None:
     fast = tc.compile_model(tts, EAGER)
-    with pytest.raises(tc.ModelStateError, match="compiled again"), fast.stock():
+    with pytest.raises(tc.ModelStateError, match="compiled again") as caught, fast.stock():
         other = tc.compile_model(tts, tc.CompileConfig.off())
+    assert caught.value.__context__ is None  # it is said once
     assert tc.compile_model(tts, tc.CompileConfig.off()) is other
     other.restore()
 
