@@ -345,6 +345,8 @@ def test_a_restore_that_fails_changes_nothing(tts: Any) -> None:
             give_back()
         assert identities(*instances(tts)) == patched != before
         assert fast.report().attached
+    with pytest.raises(TypeError, match="speech_feat"):
+        tts.s3gen.mel2wav.inference()  # theirs calls ours, which calls stock and not theirs again
     tts.s3gen.mel2wav.inference = ours
     fast.restore()
     assert "inference" not in vars(tts.s3gen.flow)

@@ -53,6 +53,8 @@ def test_policy_raise_keeps_the_level() -> None:
     with pytest.raises(tc.CompilationError, match="why") as caught:
         manager.fall("compile", cause)
     assert caught.value.__cause__ is cause
+    with pytest.raises(tc.CompilationError, match="t3: attach failed: no graphs here"):
+        manager.note("attach", "no graphs here", "inductor instead")
     assert (manager.level, manager.events) == ("inductor", [])
 
 

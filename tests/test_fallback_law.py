@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
+from tts_compile import _compat
 from tts_compile.errors import NonFiniteError, OutOfMemoryError
 
 LEVELS = ("cuda_graph", "inductor", "eager", "stock")
@@ -25,6 +26,13 @@ FAILURES: dict[str, Callable[[], BaseException]] = {
     "gpu memory": lambda: torch.OutOfMemoryError("CUDA out of memory"),
 }
 RETRIED = ("memory", "gpu memory")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_is_given_back_at_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_compat, "release_memory", lambda: None)
+        yield
 
 
 class Ways:
@@ -81,16 +89,45 @@ def test_the_first_level_that_succeeds_answers(plan: dict[str, list[str]]) -> No
     assert all(event.phase != "compile" for event in manager.events)
 
 
-@given(st.integers(1, 4), st.integers(0, 6))
-def test_the_fuse(most: int, calls: int) -> None:
-    ways = Ways({"fast": ["kernel"], "plain": ["fine"]})
+@given(st.integers(1, 3), st.lists(st.sampled_from(["fine", "failed", "callers"]), max_size=10))
+def test_the_fuse(most: int, calls: list[str]) -> None:
     manager = tc.FallbackManager("t3", ["fast", "plain"], max_failures=most)
-    for _ in range(calls):
-        assert manager.run(ways, 1) == "plain 1"
-    assert ways.attempts.count("fast") == min(calls, most)
-    assert manager.level == ("plain" if calls >= most else "fast")
+    failed = 0
+    for outcome in calls:
+        ways = Ways({"fast": ["fine" if outcome == "fine" else "kernel"], "plain": ["fine"]})
+        if outcome == "callers":
+            ways = Ways({"fast": ["type"], "plain": ["type"]})
+            with pytest.raises(TypeError, match="mine"):
+                manager.run(ways, 1)
+        else:
+            assert manager.run(ways, 1) in ("fast 1", "plain 1")
+        assert ("fast" in ways.attempts) == (failed < most)
+        failed += outcome == "failed" and failed < most
+    assert manager.level == ("plain" if failed >= most else "fast")
+    assert len(manager.events) == failed
     blown = [event for event in manager.events if "from now on" in event.action]
-    assert len(blown) == (calls >= most)
+    assert len(blown) == (failed >= most)
+
+
+def test_what_was_given_up_stays_given_up() -> None:
+    manager = tc.FallbackManager("t3", ["cuda_graph", "inductor", "eager", "stock"], max_failures=1)
+
+    def broken() -> str:
+        raise RuntimeError("a recording failed")
+
+    def uncompilable() -> str:
+        return manager.fall("compile", OSError("disk full"))  # in the middle of a call, as compiled functions do
+
+    assert manager.run({"cuda_graph": broken, "inductor": uncompilable}) == "eager"
+    assert manager.level == "eager"
+
+
+def test_memory_is_given_back_by_us_and_then_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(_compat, "release_memory", lambda: done.append("torch's"))
+    manager = tc.FallbackManager("t3", ["fast", "plain"], release=lambda: done.append("ours"))
+    assert manager.run(Ways({"fast": ["memory", "fine"], "plain": ["fine"]}), 1) == "fast 1"
+    assert done == ["ours", "torch's"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -115,11 +152,12 @@ def test_what_the_caller_has_been_told_is_not_tried_elsewhere(error: Exception) 
     assert caught.value is error
 
 
-def test_nothing_is_drawn_at_the_last_level_from_what_is_not_finite() -> None:
+@pytest.mark.parametrize("below", [["stock"], ["stock", "cpu"]])
+def test_stock_draws_nothing_from_what_is_not_finite(below: list[str]) -> None:
     def not_finite() -> None:
         raise NonFiniteError("nan")
 
-    manager = tc.FallbackManager("t3", ["inductor", "eager", "stock"])
+    manager = tc.FallbackManager("t3", ["inductor", "eager", *below])
     with pytest.raises(NonFiniteError):
         manager.run({"inductor": not_finite, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
     assert manager.events == []

@@ -28,19 +28,19 @@ CONFIG = tc.CompileConfig(t3=QUICK, flow=QUICK, vocoder=QUICK)
 
 
 @pytest.fixture(scope="module")
-def _compiled(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
+def compiled(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
     with tc.compile_model(tc.testing.load_checkpoint(checkpoint), CONFIG) as handle:
         yield handle
 
 
 @pytest.fixture(scope="module")
-def tape(_compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
+def tape(compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
     """What stock's methods were given and gave for a voice and a text."""
     path = tc.testing.make_reference_wav(tmp_path_factory.mktemp("voice") / "voice.wav", seconds=2)
-    components = {name: _compiled._components[name] for name in _compiled._components}
-    voice = Voice(_compiled.wrapped)
+    components = {name: compiled._components[name] for name in compiled._components}
+    voice = Voice(compiled.wrapped)
     seams = {name: component.seams for name, component in components.items()}
-    with _compiled.stock() as tts, recorded(seams, torch.device("cpu"), tts) as calls, voice.kept():
+    with compiled.stock() as tts, recorded(seams, torch.device("cpu"), tts) as calls, voice.kept():
         voice.prepare(str(path))
         torch.manual_seed(3)
         tts.generate(SHORT)
@@ -48,14 +48,14 @@ def tape(_compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]
 
 
 @pytest.fixture
-def compared(_compiled: Any, tape: list[Call]) -> Callable[..., Any]:
+def compared(compiled: Any, tape: list[Call]) -> Callable[..., Any]:
     """Hold one component against the tape."""
-    forget_failures(_compiled)
+    forget_failures(compiled)
 
     def against(name: str, thresholds: Thresholds = EXACT) -> Any:
         calls = [call for call in tape if call.component == name]
-        with _compiled.stock():
-            return compare(_compiled._components[name], calls, thresholds)
+        with compiled.stock():
+            return compare(compiled._components[name], calls, thresholds)
 
     return against
 
@@ -95,9 +95,9 @@ def _bias(compiled: Any, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
-def test_one_wrong_bias_in_a_compiled_block(_compiled: Any, compared: Callable[..., Any], name: str) -> None:
+def test_one_wrong_bias_in_acompiled_block(compiled: Any, compared: Callable[..., Any], name: str) -> None:
     compared(name)  # copies are made
-    bias = _bias(_compiled, name)
+    bias = _bias(compiled, name)
     saved = bias.clone()
     with torch.no_grad():
         bias[0] += 0.5
@@ -146,9 +146,9 @@ def test_a_time_that_does_not_span_the_rows_of_guidance(
 
 
 def test_random_numbers_that_are_not_drawn(
-    _compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = _compiled._components["vocoder"]
+    component = compiled._components["vocoder"]
     inner = component._engine_call
 
     def one_more(*args: Any, **kwargs: Any) -> Any:
@@ -164,9 +164,9 @@ def test_random_numbers_that_are_not_drawn(
 
 
 def test_what_raises_or_changes_its_shape_fails(
-    _compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = _compiled._components["watermark"]
+    component = compiled._components["watermark"]
     mark = component._mark
     for broken in (lambda *_: (_ for _ in ()).throw(tc.InputError("mine")), lambda *given: mark(*given)[:-1]):
         monkeypatch.setattr(component, "_mark", broken)
@@ -178,9 +178,9 @@ def test_what_raises_or_changes_its_shape_fails(
 
 
 def test_tokens_of_a_recording_must_be_equal(
-    _compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = _compiled._components["reference"]
+    component = compiled._components["reference"]
     heard = component._heard
 
     def other(*args: Any) -> Any:
@@ -212,22 +212,22 @@ def wave(seconds: float = 1.0, pitch: float = 220.0) -> Tensor:
         (lambda w: w * math.nan, "nan dB"),
     ],
 )
-def test_waves(_compiled: Any, change: Callable[[Tensor], Tensor], failure: str) -> None:
+def test_waves(compiled: Any, change: Callable[[Tensor], Tensor], failure: str) -> None:
     torch.manual_seed(0)
-    found = _wave(_compiled.wrapped, "Hello.", wave(), change(wave()), EXACT, None)
+    found = _wave(compiled.wrapped, "Hello.", wave(), change(wave()), EXACT, None)
     assert found.passed is (not failure)
     assert failure in " ".join(found.failures)
     assert found.words is None
 
 
-def test_words_and_voice(_compiled: Any) -> None:
+def test_words_and_voice(compiled: Any) -> None:
     heard = iter(["Hello, there my good", "hello there my wood"])
-    found = _wave(_compiled.wrapped, "Hello there, my good!", wave(), wave(), EXACT, lambda *_: next(heard))
+    found = _wave(compiled.wrapped, "Hello there, my good!", wave(), wave(), EXACT, lambda *_: next(heard))
     assert found.words == (0.0, 0.25)
     assert found.failures == ("25.0% of the words misheard, 0.0% of stock's",)
     assert found.speaker_similarity == pytest.approx(1.0)
     strict = dataclasses.replace(EXACT, speaker_similarity=1.01)
-    assert "speaker similarity" in _wave(_compiled.wrapped, "", wave(), wave(), strict, None).failures[0]
+    assert "speaker similarity" in _wave(compiled.wrapped, "", wave(), wave(), strict, None).failures[0]
 
 
 def test_a_report_is_plain_and_names_what_failed() -> None:
@@ -239,15 +239,15 @@ def test_a_report_is_plain_and_names_what_failed() -> None:
     assert "FAILED" in str(report)
 
 
-def test_the_whole_model(_compiled: Any) -> None:
-    forget_failures(_compiled)
-    tts, steps = _compiled.wrapped, []
+def test_the_whole_model(compiled: Any) -> None:
+    forget_failures(compiled)
+    tts, steps = compiled.wrapped, []
     before, inside = tts.conds, dict(vars(tts.conds))
     state = torch.get_rng_state()
-    components = {name: _compiled._components[name] for name in _compiled._components}
+    components = {name: compiled._components[name] for name in compiled._components}
     thresholds = dict.fromkeys(tc.config.COMPONENTS, EXACT)
     report = measure(
-        tts, components, thresholds, _compiled.stock, _compiled.generate, [SHORT], seed=7, step=steps.append
+        tts, components, thresholds, compiled.stock, compiled.generate, [SHORT], seed=7, step=steps.append
     )
     assert report.passed, str(report)
     assert set(report.components) == set(tc.config.COMPONENTS)
@@ -255,6 +255,6 @@ def test_the_whole_model(_compiled: Any) -> None:
     assert tts.conds is before
     assert vars(tts.conds) == inside
     assert torch.equal(torch.get_rng_state(), state)
-    assert _compiled.report().attached
+    assert compiled.report().attached
     assert "t3: the same calls" in steps
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True

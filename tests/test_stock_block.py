@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, speak
 from test_api import identities, instances
+from tts_compile.execution import turn
 
 
 def test_inside_there_is_nothing_of_ours(tts: Any, stock_speech: Callable[..., Speech]) -> None:
@@ -80,7 +86,78 @@ def test_restored_inside_it_stays_stock(tts: Any) -> None:
 
 def test_compiled_again_inside_it(tts: Any) -> None:
     fast = tc.compile_model(tts, EAGER)
-    with pytest.raises(tc.ModelStateError, match="compiled again"), fast.stock():
+    with pytest.raises(tc.ModelStateError, match="compiled again") as caught, fast.stock():
         other = tc.compile_model(tts, tc.CompileConfig.off())
+    assert caught.value.__context__ is None  # it is said once
     assert tc.compile_model(tts, tc.CompileConfig.off()) is other
     other.restore()
+
+
+TRACED = (str(Path(tc.__file__).parent), contextlib.__file__)
+
+
+def interrupted(number: int, action: Callable[[], object]) -> bool:
+    """Whether an interrupt at the ``number``-th line of this library or of contextlib came before the action ended."""
+    seen = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal seen
+        path = frame.f_code.co_filename
+        if path == turn.__file__ or not path.startswith(TRACED):  # a lock's own ``with`` is not interrupted
+            return None
+        if event == "line":
+            if seen == number:
+                raise KeyboardInterrupt  # which also ends the tracing
+            seen += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_an_interrupt_at_any_line_leaves_it_compiled(
+    tts: Any, stock_speech: Callable[..., Speech], error: type[Exception] | None
+) -> None:
+    own = identities(*instances(tts))
+    fast = tc.compile_model(tts, EAGER)
+    compiled = identities(*instances(tts))
+    engines = [fast._components[name] for name in ("t3", "flow", "vocoder")]
+    below = [(engine._stock, engine._replaced) for engine in engines]
+
+    def block() -> None:
+        with contextlib.suppress(ZeroDivisionError), fast.stock():
+            assert identities(*instances(tts)) == own
+            if error:
+                raise error
+
+    def free() -> None:
+        with turn.alone():
+            released.append(number)
+
+    released: list[int] = []
+    for number in itertools.count():
+        ended = not interrupted(number, block)
+        assert fast.report().attached, number
+        assert identities(*instances(tts)) == compiled, number
+        assert [(engine._stock, engine._replaced) for engine in engines] == below, number
+        if ended:
+            break
+    other = threading.Thread(target=free, daemon=True)
+    other.start()
+    other.join(5)
+    assert released == [number]
+    assert number > 200  # lines
+    block()
+    assert tc.compile_model(tts, EAGER) is fast
+    fast.restore()
+    assert identities(*instances(tts)) == own
+    with tc.compile_model(tts, EAGER) as fast:
+        assert speak(fast, SHORT, max_new_tokens=3) == stock_speech(SHORT, max_new_tokens=3)

@@ -46,6 +46,22 @@ def test_every_thread_hears_what_it_would_hear_alone(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_seed_is_its_threads_own(eager: tc.CompiledTTS) -> None:
+    def draw(seed: int) -> list[float]:
+        drawn = []
+        with eager.seeded(seed):
+            for _ in range(2):
+                drawn.append(float(torch.rand(())))
+                threading.Event().wait(0.01)
+        return drawn
+
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(draw, range(4)))
+    assert found == [draw(seed) for seed in range(4)]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tc.compile_model(tc.testing.load_checkpoint(checkpoint), EAGER)
     inside, most = [0], [0]

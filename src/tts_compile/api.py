@@ -253,19 +253,11 @@ class CompiledTTS:
         ...     with fast.stock() as tts:
         ...         return tts.generate(text), fast.generate(text)  # both stock
         """
-        own = vars(self)
         if not self._attached:
             yield self.wrapped
             return
-        with self._turn():
-            self._detach()
-            own["_suspended"] = True
-            try:
-                yield self.wrapped
-            finally:
-                if own["_suspended"]:
-                    own["_suspended"] = False
-                    self._attach()
+        with self._turn(), self._detached():
+            yield self.wrapped
 
     def report(self) -> ExecutionReport:
         """What was asked, what ran, and the counts that prove it; waits for the device."""
@@ -299,16 +291,14 @@ class CompiledTTS:
         if running is None or not self._attached or (running.running and not wait):
             return
         own = vars(self)
-        own["_background"] = None
         running.wait()
         earlier = self._components.report()
         try:
-            self._detach()
+            with self._detached():
+                own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config), earlier
         except ModelStateError as error:  # somebody stands in front of a component, which can only stay then
             logger.warning("what was compiled in the background is not used: %s", error)
-            return
-        own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config), earlier
-        self._attach()
+        own["_background"] = None
 
     def _turns(self) -> contextlib.AbstractContextManager[None]:
         """Utterances take turns, those of a model that is stock again too; only compiled code minds a fork."""
@@ -317,13 +307,33 @@ class CompiledTTS:
     # An interrupt may come between any two of these lines: what says that the model is compiled is set before it is and
     # taken away after it is not, and all of it can be done twice.
 
+    @contextlib.contextmanager
+    def _detached(self) -> Iterator[None]:
+        """Stock inside the block and attached after it, unless it was restored in it."""
+        try:
+            try:
+                vars(self)["_suspended"] = True
+                self._detach()
+                yield
+            finally:
+                self._resume()
+        except BaseException:
+            self._resume()  # the rest of it, where an interrupt came in the middle
+            raise
+
+    def _resume(self) -> None:
+        if self._suspended:
+            self._attach()
+            vars(self)["_suspended"] = False
+
     def _detach(self) -> None:
         self._components.detach()
         vars(self.wrapped).pop(_HANDLE, None)
         vars(self)["_attached"] = False
 
     def _attach(self) -> None:
-        if vars(self.wrapped).get(_HANDLE) is not None:  # a copied model has None
+        if vars(self.wrapped).get(_HANDLE) not in (None, self):  # a copied model has None
+            vars(self)["_suspended"] = False
             raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
         vars(self)["_attached"] = True
         setattr(self.wrapped, _HANDLE, self)

@@ -66,8 +66,13 @@ class BackgroundCompilation:
         return self._process.poll() is None
 
     def wait(self) -> None:
-        """Wait for the end, and log why it failed, if it did: what fails there fails here too, and is an event then."""
+        """Wait for the end, and log why it failed, if it did: what fails there fails here too, and is an event then.
+
+        Doing it twice is harmless.
+        """
         status = self._process.wait()
+        if self._log.closed:
+            return
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
         self.stop()

@@ -136,8 +136,8 @@ class FallbackManager:
                 except Exception as error:
                     short = _compat.is_out_of_memory(error)
                     rest = self._rest()
-                    # Drawing a token from what is not finite ends a GPU's context: the last level is not asked.
-                    hopeless = isinstance(error, NonFiniteError) and len(rest) == 1
+                    # Drawing a token from what is not finite ends a GPU's context: stock is not asked.
+                    hopeless = isinstance(error, NonFiniteError) and rest[:1] == ("stock",)
                     if self.policy == "raise" or _is_the_callers(error) or hopeless:
                         raise
                     if short and not spared:

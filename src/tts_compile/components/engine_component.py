@@ -140,8 +140,9 @@ class EngineComponent(ABC):
 
     def attach(self) -> None:
         """Replace the method on this instance; a patch that is there goes on being called."""
-        self._replaced = not_its_own(self._owner, self._method)
-        self._stock = getattr(self._owner, self._method)
+        if not self._seam.attached:
+            self._replaced = not_its_own(self._owner, self._method)
+            self._stock = getattr(self._owner, self._method)
         self._seam.attach()
 
     def detach(self) -> None:

@@ -80,11 +80,17 @@ class Seam:
 
     def attach(self) -> None:
         """Put the replacement in place; doing it twice is harmless."""
-        if self._attached:
+        if self.attached:
             return
         self._before = vars(self.owner).get(self.name, _ABSENT)
         self._attached = True
         setattr(self.owner, self.name, self._replacement)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the replacement is in place, be it behind another program's patch."""
+        # An interrupt may have come before what was marked as attached was put in place.
+        return self._attached and vars(self.owner).get(self.name, _ABSENT) is not self._before
 
     @property
     def stands(self) -> bool:
@@ -97,9 +103,7 @@ class Seam:
         Raises:
             ModelStateError: when somebody else has replaced the method since; nothing is changed then.
         """
-        if not self._attached:
-            return
-        if vars(self.owner).get(self.name, _ABSENT) is self._before:  # an interrupt came in between
+        if not self.attached:
             self._attached = False
             return
         if not self.stands:
