@@ -246,9 +246,7 @@ def test_the_whole_model(compiled: Any) -> None:
     state = torch.get_rng_state()
     components = {name: compiled._components[name] for name in compiled._components}
     thresholds = dict.fromkeys(tc.config.COMPONENTS, EXACT)
-    report = measure(
-        tts, components, thresholds, compiled.stock, compiled.generate, [SHORT], seed=7, step=steps.append
-    )
+    report = measure(tts, components, thresholds, compiled.stock, compiled.generate, [SHORT], seed=7, step=steps.append)
     assert report.passed, str(report)
     assert set(report.components) == set(tc.config.COMPONENTS)
     assert report.waves[0].signal_to_error_db > 60
