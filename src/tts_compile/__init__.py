@@ -1,7 +1,7 @@
 """Make the text-to-speech model Chatterbox fast, exactly and provably."""
 
 from . import testing
-from .api import CompiledTTS, compile_model
+from .api import compile_model, validate
 from .batch import BatchProgress
 from .bucketing import Batch, BucketStats, ChunkBucketer
 from .config import CompileConfig, ComponentPolicy
@@ -13,11 +13,14 @@ from .errors import (
     ModelStateError,
     NonFiniteError,
     OutOfMemoryError,
+    ParityError,
     TTSCompileError,
     UnsafeFileError,
     UnsupportedModelError,
 )
 from .fallback import FallbackEvent, FallbackManager
+from .handle import CompiledTTS
+from .parity import ParityReport
 from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
 
@@ -42,6 +45,8 @@ __all__ = [
     "ModelStateError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "ParityError",
+    "ParityReport",
     "TTSCompileError",
     "UnsafeFileError",
     "UnsupportedModelError",
@@ -49,4 +54,5 @@ __all__ = [
     "compile_model",
     "split_text",
     "testing",
+    "validate",
 ]

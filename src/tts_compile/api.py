@@ -1,39 +1,24 @@
-"""Attach to a stock model, speak through it, and let go of it again."""
+"""Attach to a stock model, and compare what it speaks with stock."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from typing_extensions import Self
 
-from . import background
-from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
-from .batch import speak as speak_batch
-from .checks import check_mode, check_request, check_settings, check_voice
-from .components.assembly import Assembly
-from .components.engine_component import EngineComponent
-from .components.seam import not_its_own
+from .checks import check_mode
 from .config import CompileConfig, switched_off_by_env
-from .errors import ConfigError, InputError, ModelStateError, UnsupportedModelError
-from .execution.turn import Turn, alone
-from .report import ExecutionReport, WarmupReport
-from .timing import Stopwatch
-
-logger = logging.getLogger(__name__)
+from .errors import ConfigError, ModelStateError, UnsupportedModelError
+from .execution.turn import alone
+from .handle import HANDLE, CompiledTTS
+from .parity import ParityReport
 
 SUPPORTED = {"chatterbox.tts.ChatterboxTTS", "chatterbox.vc.ChatterboxVC"}
-_HANDLE = "_tts_compile_handle"
 
 
-def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
+def compile_model(tts: Any, config: CompileConfig | None = None, *, validate: bool = False) -> CompiledTTS:
     """Make a stock model fast, in place, until :meth:`CompiledTTS.restore`.
 
     A few methods of this one instance are replaced by instance attributes; no class or module is touched, and no
@@ -44,20 +29,19 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
     Args:
         tts: a ``chatterbox.tts.ChatterboxTTS`` or ``chatterbox.vc.ChatterboxVC`` in evaluation mode.
         config: what to run and how; None reads the environment (:meth:`CompileConfig.from_env`).
+        validate: compare every component with stock, which speaks a short sentence; those that do not give what it
+            gives stay stock, and :attr:`CompiledTTS.parity` has the figures.
 
     Raises:
         UnsupportedModelError: for any other object.
         ConfigError: when ``config`` is no :class:`CompileConfig`.
         ModelStateError: for a model in training mode, one compiled with another configuration, or a shallow copy of
             a compiled one.
+        ParityError: for a component that does not give what stock gives, where the policy is ``"raise"``.
     """
     if isinstance(tts, CompiledTTS):
         tts = tts.wrapped
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(tts).__mro__}
-    if not names & SUPPORTED:
-        raise UnsupportedModelError(
-            f"cannot compile {type(tts).__module__}.{type(tts).__qualname__}; supported: {', '.join(sorted(SUPPORTED))}"
-        )
+    check_supported(tts)
     if config is None:
         config = CompileConfig.from_env()
     if not isinstance(config, CompileConfig):
@@ -65,333 +49,86 @@ def compile_model(tts: Any, config: CompileConfig | None = None) -> CompiledTTS:
     if switched_off_by_env():
         config = CompileConfig.off()
     with alone():
-        existing = vars(tts).get(_HANDLE)
-        if existing is not None:
-            if existing.wrapped is not tts:
-                raise ModelStateError("a shallow copy of a compiled model sets the original's voice; use copy.deepcopy")
-            if existing.config == config:
-                return existing  # type: ignore[no-any-return]
+        existing = _handle(tts)
+        if existing is not None and existing.config != config:
             raise ModelStateError("this model is already compiled with another configuration; call restore() first")
-        check_mode(tts)
         # What is made here must serve outside inference mode too.
         with torch.inference_mode(mode=False), torch.no_grad():
-            return CompiledTTS(tts, config)
+            handle = existing or CompiledTTS(tts, config)
+            if validate and handle.parity is None:
+                try:
+                    handle.keep_what_passes()
+                except BaseException:
+                    if existing is None:
+                        handle.restore()
+                    raise
+        return handle
 
 
-class CompiledTTS:
-    """A stock model with fast components attached; made by :func:`compile_model`.
+def validate(
+    tts: Any, config: CompileConfig | None = None, texts: Iterable[str] | None = None, **options: Any
+) -> ParityReport:
+    """Compare a compiled model with stock: tensors and tokens of each component, then waves.
 
-    Attributes that it does not have itself are the wrapped model's, read and written. As a context manager it
-    restores the model on exit.
+    Args:
+        tts: the model, which is stock again afterwards, or a compiled one, which stays as it is.
+        config: what to run and how; None takes that of a compiled model, or reads the environment.
+        texts: what is spoken; None takes three sentences.
+        options: of :meth:`CompiledTTS.validate`: ``seed``, ``recording``, ``transcribe``, ``step``.
+
+    Raises:
+        InputError: for texts or a recording that the model cannot speak with.
+        ModelStateError, UnsupportedModelError, ConfigError: as :func:`compile_model`.
     """
-
-    wrapped: Any
-    config: CompileConfig
-
-    def __init__(self, tts: Any, config: CompileConfig) -> None:
-        own = vars(self)  # plain assignment would reach the wrapped model
-        own["wrapped"] = tts
-        own["config"] = config
-        own["_earlier"] = {}
-        own["_process"] = Turn()
-        own["_attached"] = False
-        own["_suspended"] = False
-        own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
-        own["_signature"] = inspect.signature(tts.generate)
-        own["_background"] = background.start(tts, config)
+    if isinstance(tts, CompiledTTS):
+        tts = tts.wrapped
+    check_supported(tts)
+    with alone():
+        existing = _handle(tts)
+        if existing is not None and config is None:
+            return existing.validate(texts, **options)
+        fast = compile_model(tts, config)
         try:
-            own["_components"] = Assembly(tts, background.meanwhile(config) if own["_background"] else config)
-            own["_turn"] = own["_components"].turn
-            self._attach()
-        except BaseException:
-            if own["_background"] is not None:
-                own["_background"].stop()
-            raise
+            return fast.validate(texts, **options)
+        finally:
+            if existing is None:
+                fast.restore()
 
-    def generate(self, text: str, *args: Any, **kwargs: Any) -> Tensor:
-        """Speak ``text``; signature and return of the wrapped class: float32 (1, samples) on the CPU.
 
-        Raises:
-            InputError: for text, voice or settings that the model cannot speak with, before any work is done.
-            ModelStateError: for a model in training mode, or a process that was forked from the one that compiled it.
-            NonFiniteError: for a model whose logits are not finite.
-            OutOfMemoryError: when memory has run out at every level.
-        """
-        # An instance attribute with the wrapped method's signature stands in front of this one.
-        return self._checked_generate(text, *args, **kwargs)
+@contextlib.contextmanager
+def as_stock(tts: Any) -> Iterator[Any]:
+    """The model with stock behaviour inside the block, compiled or not, in turn with others that speak.
 
-    def _checked_generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._attached:
-            given = self._signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            check_request(self.wrapped, given.arguments)
-        with self._turns():
-            self._switch()
-            wave: Tensor = self.wrapped.generate(*args, **kwargs)
-        return wave
+    Raises:
+        UnsupportedModelError, ModelStateError: as :func:`compile_model`.
+    """
+    if isinstance(tts, CompiledTTS):
+        tts = tts.wrapped
+    check_supported(tts)
+    with alone():
+        existing = _handle(tts)
+        with existing.stock() if existing is not None else contextlib.nullcontext(tts) as stock:
+            yield stock
 
-    def generate_batch(
-        self,
-        texts: Iterable[str],
-        seeds: Iterable[int] | None = None,
-        max_batch: int | None = None,
-        progress: bool | Callable[[BatchProgress], object] = False,
-        *,
-        on_error: str = "raise",
-        **generate_kwargs: Any,
-    ) -> list[Tensor | None]:
-        """Speak many texts; waves as :meth:`generate` gives them, in input order.
 
-        What a text sounds like depends on the text, its seed and the settings alone, not on the texts around it: the
-        speech tokens are those of ``torch.manual_seed(seed)`` and :meth:`generate`, up to rounding. T3 speaks many
-        texts at a time. A model that is restored, whose T3 is left to stock, or whose ``generate`` is not chatterbox's
-        own speaks them one after the other.
+def check_supported(tts: Any) -> None:
+    """Refuse what is no model that this library knows.
 
-        Args:
-            texts: what to speak; :func:`tts_compile.split_text` makes chunks of a long text.
-            seeds: one for each text; None draws them from torch's global generator. Otherwise the global generators
-                are left as they are.
-            max_batch: texts that T3 speaks at a time at most; None leaves it to the free memory.
-            progress: True shows a bar; a function is called with a :class:`BatchProgress` after every text.
-            on_error: what happens when some texts fail, after the others have been spoken: ``"raise"`` raises, and
-                ``"skip"`` leaves None in their places.
-            generate_kwargs: as of :meth:`generate`, for all texts.
-
-        Raises:
-            BatchError: naming the texts that failed; it holds the waves of the others.
-            InputError: for settings that the model cannot speak with, before any work is done.
-            ModelStateError: for a model in training mode.
-        """
-        texts = checked_texts(texts)
-        if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
-            raise InputError(f"max_batch must be a whole number from 1 or None, got {max_batch!r}")
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        if not hasattr(self.wrapped, "t3"):
-            raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
-        bound = self._signature.bind("", **generate_kwargs)
-        bound.apply_defaults()
-        given = {name: value for name, value in bound.arguments.items() if name != "text"}
-        check_settings(self.wrapped, given)
-        with self._turns():
-            seeds = checked_seeds(seeds, len(texts))  # which may draw them
-            self._switch()
-            # What was put in the way of generate and of what it calls is honoured, in a row.
-            t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
-            flow = self._engine("flow") if not_its_own(self.wrapped.s3gen, "inference") is None else None
-            chunks = speak_batch(
-                self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
-            )
-        return delivered(chunks, on_error)
-
-    def _engine(self, name: str) -> Any:
-        """The component, where it speaks by itself now."""
-        component = self._components[name]
-        if not isinstance(component, EngineComponent) or not component.speaks_together:
-            return None
-        return component
-
-    def warmup(self, texts: Iterable[str] | None = None) -> WarmupReport:
-        """Compile everything that later calls may need.
-
-        Args:
-            texts: spoken too, where given; the voice must be set then.
-
-        The global random generators and the model's voice are left as they were.
-
-        Raises:
-            InputError: for texts without a voice, a single text, or a model that speaks none.
-        """
-        if isinstance(texts, str):
-            raise InputError("texts must be a list of texts, not a single one")
-        if texts is not None:
-            if not hasattr(self.wrapped, "t3"):
-                raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
-            check_voice(self.wrapped, None)
-        seconds: dict[str, float] = {}
-        spoken = 0
-        with self._turns():
-            self._switch(wait=True)
-            for name in self._components:
-                with Stopwatch() as watch:
-                    self._components[name].warm_up()
-                seconds[name] = watch.seconds
-            with torch.random.fork_rng():
-                for text in texts or ():
-                    # at the voice's own exaggeration: another would replace it
-                    self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
-                    spoken += 1
-        graphs = {name: row.graphs for name, row in self.report().components.items()}
-        return WarmupReport(seconds, graphs, spoken)
-
-    @contextlib.contextmanager
-    def seeded(self, seed: int) -> Iterator[None]:
-        """Alone among the threads that speak, with torch's generators as ``torch.manual_seed(seed)`` leaves them.
-
-        Afterwards they are as before. Calls from several threads take turns in any case; but ``torch.manual_seed`` is
-        global, and another thread may draw between it and :meth:`generate`.
-
-        >>> def speak(fast, text, seed):  # doctest: +SKIP
-        ...     with fast.seeded(seed):
-        ...         return fast.generate(text)  # the same from every thread, at any time
-
-        Raises:
-            InputError: for what is no seed.
-        """
-        (seed,) = checked_seeds([seed], 1)
-        with self._turns(), RandomNumbers(seed, torch.device(self.wrapped.device)).as_global():
-            yield
-
-    @contextlib.contextmanager
-    def stock(self) -> Iterator[Any]:
-        """The wrapped model with stock behaviour, inside a ``with`` block; what was compiled is kept meanwhile.
-
-        Raises:
-            ModelStateError: at the end of the block, when the model was compiled again inside it.
-
-        >>> def compare(fast, text):  # doctest: +SKIP
-        ...     with fast.stock() as tts:
-        ...         return tts.generate(text), fast.generate(text)  # both stock
-        """
-        if not self._attached:
-            yield self.wrapped
-            return
-        with self._turn(), self._detached():
-            yield self.wrapped
-
-    def report(self) -> ExecutionReport:
-        """What was asked, what ran, and the counts that prove it; waits for the device."""
-        rows = self._components.report()
-        if self._background is not None:
-            rows = {name: row.meanwhile(getattr(self.config, name).execution) for name, row in rows.items()}
-        for name, row in self._earlier.items():
-            rows[name] = rows[name].after(row, "while another process compiled")
-        return ExecutionReport(self._attached, rows)
-
-    def restore(self) -> None:
-        """Give the model back as it was; the handle then passes everything through. Doing it twice is harmless.
-
-        Waits for an utterance that another thread is speaking.
-
-        Raises:
-            ModelStateError: when a replaced method was replaced again by somebody else.
-        """
-        with alone() if self._process.forked else self._turn():
-            vars(self)["_suspended"] = False
-            if self._attached:
-                self._detach()
-            self._components.release()
-            if self._background is not None:
-                self._background.stop()
-                vars(self)["_background"] = None
-
-    def _switch(self, wait: bool = False) -> None:
-        """Use what another process has compiled, once it has; between two utterances, and while attached."""
-        running = self._background
-        if running is None or not self._attached or (running.running and not wait):
-            return
-        own = vars(self)
-        running.wait()
-        earlier = self._components.report()
-        try:
-            with self._detached():
-                own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config), earlier
-        except ModelStateError as error:  # somebody stands in front of a component, which can only stay then
-            logger.warning("what was compiled in the background is not used: %s", error)
-        own["_background"] = None
-
-    def _turns(self) -> contextlib.AbstractContextManager[None]:
-        """Utterances take turns, those of a model that is stock again too; only compiled code minds a fork."""
-        return self._turn() if self._attached else alone()
-
-    # An interrupt may come between any two of these lines: what says that the model is compiled is set before it is and
-    # taken away after it is not, and all of it can be done twice.
-
-    @contextlib.contextmanager
-    def _detached(self) -> Iterator[None]:
-        """Stock inside the block and attached after it, unless it was restored in it."""
-        try:
-            try:
-                vars(self)["_suspended"] = True
-                self._detach()
-                yield
-            finally:
-                self._resume()
-        except BaseException:
-            self._resume()  # the rest of it, where an interrupt came in the middle
-            raise
-
-    def _resume(self) -> None:
-        if self._suspended:
-            self._attach()
-            vars(self)["_suspended"] = False
-
-    def _detach(self) -> None:
-        self._components.detach()
-        vars(self.wrapped).pop(_HANDLE, None)
-        vars(self)["_attached"] = False
-
-    def _attach(self) -> None:
-        if vars(self.wrapped).get(_HANDLE) not in (None, self):  # a copied model has None
-            vars(self)["_suspended"] = False
-            raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
-        vars(self)["_attached"] = True
-        setattr(self.wrapped, _HANDLE, self)
-        try:
-            self._components.attach()
-        except BaseException:
-            self._detach()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.restore()
-
-    def __getattr__(self, name: str) -> Any:
-        if "wrapped" not in vars(self):  # while being copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.wrapped, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.wrapped, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self.wrapped, name)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self.wrapped)})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the model is stock and has no handle.
-
-        Raises:
-            ModelStateError: when the handle itself is to be copied.
-        """
-        if id(self.wrapped) not in memo:
-            raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
-
-    def __copy__(self) -> None:
-        """A handle belongs to one model.
-
-        Raises:
-            ModelStateError: always.
-        """
-        raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """A handle belongs to one model in one process; ``config`` can be pickled and makes another one.
-
-        Raises:
-            ModelStateError: always.
-        """
-        raise ModelStateError(
-            "a handle cannot be pickled: pickle its config, load the model where it is needed, and compile it there"
+    Raises:
+        UnsupportedModelError: naming those that it does.
+    """
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(tts).__mro__}
+    if not names & SUPPORTED:
+        raise UnsupportedModelError(
+            f"cannot compile {type(tts).__module__}.{type(tts).__qualname__}; supported: {', '.join(sorted(SUPPORTED))}"
         )
 
-    def __repr__(self) -> str:
-        state = "attached" if self._attached else "restored"
-        return f"<CompiledTTS around {type(self.wrapped).__name__}, {state}>"
+
+def _handle(tts: Any) -> CompiledTTS | None:
+    """Of a model that is compiled already."""
+    existing: CompiledTTS | None = vars(tts).get(HANDLE)
+    if existing is None:
+        check_mode(tts)
+    elif existing.wrapped is not tts:
+        raise ModelStateError("a shallow copy of a compiled model sets the original's voice; use copy.deepcopy")
+    return existing

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .parity import ParityReport
+
 
 class TTSCompileError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -63,3 +65,18 @@ class CompilationError(TTSCompileError, RuntimeError):
 
 class UnsafeFileError(CompilationError):
     """Compiled code is not loaded from where another user could have written it."""
+
+
+class ParityError(TTSCompileError, RuntimeError):
+    """A compiled model does not give what stock gives, and its policy forbids falling back.
+
+    Attributes:
+        report: the comparison.
+    """
+
+    def __init__(self, message: str, report: ParityReport) -> None:
+        super().__init__(message, report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])

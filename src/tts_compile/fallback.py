@@ -27,7 +27,7 @@ class FallbackEvent:
 
     Attributes:
         component: the component's name, such as ``"t3"``.
-        phase: ``"attach"``, ``"compile"``, ``"warm-up"``, ``"call"``, ``"memory"`` or ``"restore"``.
+        phase: ``"attach"``, ``"compile"``, ``"validate"``, ``"warm-up"``, ``"call"``, ``"memory"`` or ``"restore"``.
         error: what went wrong, as text.
         action: what was done instead.
         at: when, in UTC, ISO 8601.

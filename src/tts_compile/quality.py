@@ -17,9 +17,14 @@ RECOGNISER = "openai/whisper-base.en"
 _RATE = 16_000  # Hz, that speech recognisers hear at
 
 
-def installed() -> bool:
-    """Whether words can be compared."""
-    return importlib.util.find_spec("jiwer") is not None
+def listener() -> tuple[Callable[[Tensor, int], str] | None, str]:
+    """A recogniser where words can be compared, and otherwise why they cannot."""
+    if importlib.util.find_spec("jiwer") is None:
+        return None, "words were not compared: the extra tts-compile[quality] is not installed"
+    try:
+        return recogniser(), ""
+    except InputError as error:
+        return None, f"words were not compared: {error}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from ..api import CompiledTTS, compile_model
+from ..api import compile_model
 from ..batch.job import FLOW_GROUP
 from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
 from ..components.t3.batch import Batch
 from ..config import CompileConfig
+from ..handle import CompiledTTS
 from ..timing import Stopwatch
 from . import machine
 from .models import Progress, describe, load, timed_call

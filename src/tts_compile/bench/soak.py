@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from .. import _compat
-from ..api import CompiledTTS, compile_model
+from ..api import compile_model
 from ..components.audio import digest
 from ..config import CompileConfig
+from ..handle import CompiledTTS
 from ..testing import make_reference_wav
 from . import machine
 from .models import Progress, describe, load, timed_call

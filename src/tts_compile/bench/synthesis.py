@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from ..api import CompiledTTS, compile_model
+from ..api import compile_model
 from ..components.seam import Seam
 from ..config import CompileConfig
 from ..errors import InputError
+from ..handle import CompiledTTS
 from . import machine, memory
 from .models import Progress, describe, generator_states, load, only, timed_call
 from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes

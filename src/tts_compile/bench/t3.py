@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from ..api import CompiledTTS, compile_model
+from ..api import compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
+from ..handle import CompiledTTS
 from . import machine, memory
 from .models import Progress, describe, generator_states, load, only, t3_inputs, timed_call
 from .stats import Ratio, Spread, markdown_table, ratio_of_medians, spread, yes

@@ -64,6 +64,13 @@ class Assembly:
         except Exception as error:
             self._components[name] = self._stock(name, error)
 
+    def give_up(self, name: str, why: str) -> None:
+        """Put stock in the place of an attached component that does not give what stock gives."""
+        component = self._components[name]
+        component.detach()
+        component.release()
+        self._components[name] = StockComponent(name, self._config, why, failed="validate")
+
     def release(self) -> None:
         """Give back the memory that only a compiled model needs, as far as that works: the model is stock already."""
         for component in self._components.values():
@@ -92,7 +99,7 @@ class Assembly:
         """In place of a component that has failed: better than no model."""
         if self._config.fallback == "raise":
             raise error
-        return StockComponent(name, self._config, reason(error), failed=True)
+        return StockComponent(name, self._config, reason(error), failed="attach")
 
 
 class _Place:

@@ -45,15 +45,15 @@ class StockComponent:
         name: the component's.
         config: with its policy.
         missing: why there is nothing to accelerate, if that is so.
-        failed: whether that is a failure rather than how the model is.
+        failed: the phase in which that was found to be so, where it is a failure rather than how the model is.
     """
 
-    def __init__(self, name: str, config: CompileConfig, missing: str = "", failed: bool = False) -> None:
+    def __init__(self, name: str, config: CompileConfig, missing: str = "", failed: str = "") -> None:
         self._asked = getattr(config, name).execution
         self._missing = missing
         self.fallback = FallbackManager(name, ["stock"], config.fallback)
         if failed or self._asked not in ("stock", "auto"):
-            self.fallback.note("attach", missing, "stock")
+            self.fallback.note(failed or "attach", missing, "stock")
 
     @property
     def seams(self) -> Sequence[Seam]:
