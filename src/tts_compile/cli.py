@@ -18,7 +18,7 @@ from .bench import soak as bench_soak
 from .bench import synthesis as bench_synthesis
 from .bench import t3 as bench_t3
 from .bench import voice as bench_voice
-from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
+from .bench.models import SYNTHETIC, TEXT, Progress, checkpoint, load, quiet
 from .errors import TTSCompileError
 from .files import replaced
 from .testing import SIZES
@@ -83,7 +83,7 @@ def _bench_synthesis(args: argparse.Namespace) -> _Outcome:
         args.device,
         args.repeats,
         args.tokens,
-        getattr(args, "text", bench_synthesis.TEXT),
+        getattr(args, "text", TEXT),
         args.seed,
         memory=not getattr(args, "no_memory", True),
     )
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = benches.add_parser("t3", parents=[measured], help="the token loop")
     command.add_argument("--tokens", type=_at_least(8), default=64, metavar="N", help="speech tokens; default: 64")
-    command.add_argument("--text", default=bench_t3.TEXT)
+    command.add_argument("--text", default=TEXT)
     command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
     command.set_defaults(run=_bench_t3)
 
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         how = "about where a synthetic model stops" if subject == "e2e" else "speech tokens"
         command.add_argument("--tokens", type=_at_least(8), default=125, metavar="N", help=f"{how}; default: 125")
         if subject == "e2e":
-            command.add_argument("--text", default=bench_synthesis.TEXT)
+            command.add_argument("--text", default=TEXT)
             command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
         command.set_defaults(run=_bench_synthesis, subject=subject)
 
