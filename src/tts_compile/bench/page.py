@@ -5,10 +5,8 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..files import replaced
 from .plots import draw
 from .section import Cell, Result, Section
 from .stats import FEWEST, LEVEL, Ratio
@@ -16,7 +14,8 @@ from .stats import FEWEST, LEVEL, Ratio
 _STYLE = """
 :root { --ink: #1f2430; --soft: #5b6372; --line: #e3e6eb; --back: #f5f6f8; --blue: #2563a8 }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
+body { margin: 0; background: var(--back); color: var(--ink) }
+body { font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
 main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem }
 h2 { font-size: 1.15rem; margin: 0 0 .8rem }
@@ -44,12 +43,6 @@ summary { cursor: pointer; color: var(--blue) }
 """
 
 
-def write(result: Result, path: Path) -> None:
-    """Write the page, whole or not at all."""
-    with replaced(path) as beside:
-        beside.write_text(render(result), encoding="utf-8")
-
-
 def render(result: Result) -> str:
     """The page's source."""
     plain = result.to_dict()
@@ -63,9 +56,8 @@ def render(result: Result) -> str:
         f"<section><h2>Figures</h2>{figures}</section>" if figures else "",
         _section(Section(_proof(plain.get("report")), heading="What ran, as counted")) if plain.get("report") else "",
         _section(Section(_facts(plain), heading="Machine, versions, settings")),
-        f"<section><details><summary>Raw figures (JSON)</summary><pre>{_escaped(_json(plain))}</pre></details></section>",
-        # For programs; a tag in a text must not end the element.
-        f'<script type="application/json" id="result">{_json(plain, None).replace("<", chr(92) + "u003c")}</script>',
+        f'<section><details><summary>Raw figures (JSON)</summary><pre id="result">{_escaped(_json(plain))}</pre>'
+        "</details></section>",
     ]
     body = "\n".join(filter(None, parts))
     return (
@@ -120,8 +112,8 @@ def _facts(plain: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
     return rows
 
 
-def _json(plain: Mapping[str, Any], indent: int | None = 1) -> str:
-    return json.dumps(plain, indent=indent, allow_nan=False)
+def _json(plain: Mapping[str, Any]) -> str:
+    return json.dumps(plain, indent=1, allow_nan=False)
 
 
 def _escaped(text: str) -> str:

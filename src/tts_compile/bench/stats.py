@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 RESAMPLES = 10_000
 LEVEL = 95  # per cent
-# With five repeats equal sides come out as a gain or a loss in 3 of 100 cases, with four in 7 (simulated, normal noise).
+# With five repeats equal sides come out as a gain or a loss in 3 of 100 cases, with four in 7 (simulated).
 FEWEST = 5
 
 Interval = tuple[float, float]

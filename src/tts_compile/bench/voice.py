@@ -178,14 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             first, second = args.files
             for phase, file in (("first", first), ("later", second), ("repeated", second)):
                 _, found[phase] = timed_call(args.device, functools.partial(tts.prepare_conditionals, file))
-                found["digests"].append(_digests(tts.conds))
+                found["digests"].append(digests(tts.conds))
             found["report"] = fast.report().to_dict()
         found["model"] = describe(tts)
     print(json.dumps(found))
     return 0
 
 
-def _digests(conds: Any) -> dict[str, str | None]:
+def digests(conds: Any) -> dict[str, str | None]:
     """A hash of every tensor, by name."""
     parts = {**vars(conds.t3), **conds.gen}
     return {
