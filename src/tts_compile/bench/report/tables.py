@@ -81,22 +81,18 @@ def _any(loading: Any, name: str) -> bool:
 
 def _generation(result: ReportResult) -> Section:
     units = ("characters", "words")
-    rows: list[Row] = [
-        ("time for a chunk, ms", *(spread(result.milliseconds(side)) for side in SIDES), result.gain("compiled")),
-        *(
-            (f"{unit}/s", *(spread(result.rate(side, unit)) for side in SIDES), result.gain("compiled"))
-            for unit in units
-        ),
-    ]
+    gain = result.gain("compiled")
+    rows: list[Row] = [("time for a chunk, ms", *(spread(result.milliseconds(side)) for side in SIDES), gain)]
+    rows += [(f"{unit}/s", *(spread(result.rate(side, unit)) for side in SIDES), gain) for unit in units]
     names = ["milliseconds", *units]
     chunks = zip(result.measured, result.texts.stock, result.texts.compiled)
     for number, (text, stock, compiled) in enumerate(chunks, 1):
         cells = [spread([1000 * seconds for seconds in side.seconds]) for side in (stock, compiled)]
-        gain = ratio_of_medians(stock.seconds, compiled.seconds, seed=result.settings.seed)
-        rows.append((f"chunk {number}, {len(text)} characters, ms", *cells, gain))
+        own = ratio_of_medians(stock.seconds, compiled.seconds, seed=result.settings.seed)
+        rows.append((f"chunk {number}, {len(text)} characters, ms", *cells, own))
         names.append(f"chunk {number}")
     factors = [spread(result.texts.factors(side)) for side in SIDES]
-    rows.append(("seconds of work for a second of speech", *factors, result.gain("compiled")))
+    rows.append(("seconds of work for a second of speech", *factors, gain))
     rows += result.texts.stage_rows()[1:]
     names += [""] * (len(rows) - len(names))
     if result.texts.batch:
