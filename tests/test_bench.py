@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import tts_compile as tc
-from tts_compile.bench import machine, memory, models, t3
-from tts_compile.bench.stats import Ratio, Spread, markdown_table, ratio_of_medians
+from tts_compile.bench import fresh, machine, models, t3
+from tts_compile.bench.section import markdown_table
+from tts_compile.bench.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
 
 
 def planted(seed, slowdown, repeats=5):
@@ -30,10 +31,13 @@ def test_equal_sides_come_out_as_no_difference(repeats):
 
 
 def test_too_few_repeats_claim_nothing():
-    ratio = ratio_of_medians([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+    ratio = ratio_of_medians([2.0] * 4, [1.0] * 9)
     assert ratio == Ratio(2.0, None)
     assert ratio.verdict == "unknown"
     assert "too few" in str(ratio)
+    assert median_of([2.0] * 4) == Median(2.0, None)
+    assert str(median_of([2.0] * 4)) == "2"
+    assert (len(few(4)), few(5)) == (1, [])
 
 
 def test_the_interval_is_seeded_and_holds_the_ratio():
@@ -45,8 +49,28 @@ def test_the_interval_is_seeded_and_holds_the_ratio():
     assert ratio.value == pytest.approx(np.median(first) / np.median(second))
 
 
-def test_spread_is_median_and_range():
-    assert Spread.of([4.0, 1.0, 2.0, 3.0]) == Spread(2.5, 1.0, 4.0)
+def test_drift_that_both_sides_share_and_outliers_invent_no_difference():
+    for slowest, outlier in ((1.3, 1.0), (1.0, 1.8)):
+        verdicts = []
+        for seed in range(100):
+            first, second = (np.array(side) * np.linspace(1, slowest, 5) for side in planted(seed, slowdown=1.0))
+            first[seed % 5] *= outlier
+            verdicts.append(ratio_of_medians(first, second).verdict)
+        assert verdicts.count("no difference") >= 95
+
+
+def test_the_median_of_five_lies_within_their_range_and_that_of_many_is_closer():
+    five = median_of([4.0, 1.0, 2.0, 3.0, 9.0])
+    assert five == Median(3.0, (1.0, 9.0))
+    assert str(five) == "3 (1 to 9)"
+    low, high = median_of(list(range(101))).interval
+    assert 30 < low < 50 < high < 70
+
+
+def test_a_difference_has_the_interval_of_its_sides():
+    saved = difference_of_medians([10.0, 11.0, 12.0, 13.0, 14.0], [1.0] * 5)
+    assert saved.value == 11.0
+    assert saved.interval == (9.0, 13.0)
 
 
 def test_table_is_markdown_with_aligned_columns():
@@ -81,9 +105,9 @@ def test_a_missing_package_has_no_version(monkeypatch):
 
 
 def test_the_peak_grows_with_memory_that_is_touched():
-    before, how = memory.peak_bytes()
+    before, how = fresh.peak_bytes()
     ballast = np.ones(2 * before, dtype=np.uint8)
-    after, _ = memory.peak_bytes()
+    after, _ = fresh.peak_bytes()
     assert after - before > ballast.nbytes // 2
     assert how
 
@@ -182,6 +206,7 @@ def test_a_small_bench_is_json_and_a_table(result):
     assert plain["gains"]["decode"]["verdict"] == "unknown"
     assert plain["report"]["components"]["t3"]["calls"] > 0
     assert "decode, tokens/s" in str(result)
+    assert "WARNING: 2 repeats" in str(result)
 
 
 def test_a_model_that_stops_early_is_an_error(tmp_path, eager_config):

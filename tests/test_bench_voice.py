@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,14 @@ def measured(monkeypatch: pytest.MonkeyPatch, other: str = "same") -> voice.Voic
     def run(source: str, side: str, device: str, files: Any, numba_cache: Path) -> dict[str, Any]:
         assert [path.is_file() for path in files] == [True, True]
         seen.append((side, numba_cache))
-        return child(2.0) if side == "stock" else child(1.0, other if len(seen) > 8 else "same")
+        return child(2.0) if side == "stock" else child(1.0, other if len(seen) > 10 else "same")
 
     monkeypatch.setattr(voice, "_child", run)
-    result = voice.run("anywhere", voice.Settings(repeats=4, seconds=1))
+    result = voice.run("anywhere", voice.Settings(repeats=5, seconds=1))
     sides = [side for side, _ in seen]
-    assert sides == ["stock", "compiled"] * 3 + ["compiled", "stock"] + ["stock", "compiled", "compiled", "stock"]
+    assert sides == ["stock", "compiled"] + ["stock", "compiled", "compiled", "stock"] * 3
     caches = [cache.name for _, cache in seen]
-    assert caches == ["cold-stock", "cold-compiled", *["cold-stock"] * 10]
+    assert caches == ["cold-stock", "cold-compiled", *["cold-stock"] * 12]
     return result
 
 
@@ -48,7 +47,7 @@ def test_sides_alternate_and_gains_are_quoted(monkeypatch: pytest.MonkeyPatch) -
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["gains"]["first"] == {"value": 2.0, "interval": [2.0, 2.0], "verdict": "gain"}
     assert plain["gains"]["first_cold"]["verdict"] == "unknown"
-    assert [len(plain["stock"][phase]) for phase in voice.PHASES] == [1, 4, 4, 4]
+    assert [len(plain["stock"][phase]) for phase in voice.PHASES] == [1, 5, 5, 5]
     assert "first call of a process, s" in str(result)
 
 
@@ -56,13 +55,6 @@ def test_one_different_tensor_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     result = measured(monkeypatch, other="different")
     assert not result.passed
     assert "NO" in str(result)
-
-
-def test_a_process_that_fails_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nInputError: no checkpoint folder\n")
-    monkeypatch.setattr(voice.subprocess, "run", lambda *args, **kwargs: failed)
-    with pytest.raises(tc.TTSCompileError, match="stock side's voice failed: InputError: no checkpoint folder"):
-        voice._child("anywhere", "stock", "cpu", [], tmp_path)
 
 
 def test_both_sides_print_the_same_tensors(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:

@@ -10,6 +10,9 @@ import pytest
 
 import tts_compile as tc
 from tts_compile import cli, config, doctor
+from tts_compile.bench import commands, plots
+from tts_compile.bench.section import Result, Section
+from tts_compile.bench.stats import Ratio
 
 
 def run(*arguments, **environment):
@@ -31,7 +34,10 @@ def checkpoint_dir(tmp_path_factory):
 
 
 def test_help_of_every_command(capsys):
-    benches = [["bench", subject] for subject in ("t3", "flow", "vocoder", "voice", "e2e")]
+    benches = [
+        ["bench", subject]
+        for subject in ("t3", "flow", "vocoder", "voice", "e2e", "load", "batch", "soak", "report", "--report")
+    ]
     for command in ([], ["demo"], ["bench"], *benches, ["warmup"], ["doctor"]):
         with pytest.raises(SystemExit) as exit_info:
             cli.main([*command, "--help"])
@@ -55,6 +61,9 @@ def test_help_of_every_command(capsys):
         ["bench", "flow", "--text", "Hello."],
         ["bench", "vocoder", "--repeats", "0"],
         ["bench", "e2e", "--tokens", "few"],
+        ["bench", "e2e", "--lengths"],
+        ["bench", "--report", "t3"],
+        ["bench", "--report", "--texts", "2"],
         ["demo", "--model", "pretrained", "--checkpoint-dir", "somewhere"],
     ],
 )
@@ -163,12 +172,58 @@ def test_different_tokens_are_a_failure(monkeypatch, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == {"passed": False}
 
 
-def test_bench_results_go_to_a_file_too(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cli, "_bench_t3", lambda args: cli._Outcome("a table", {"passed": True}, True))
-    target = tmp_path / "made" / "result.json"
-    assert cli.main(["bench", "t3", "--out", str(target)]) == 0
-    assert capsys.readouterr().out == "a table\n"
-    assert json.loads(target.read_text()) == {"passed": True}
+class Pretended(Result):
+    """A result with one table."""
+
+    title, passed = "A bench", True
+
+    def to_dict(self):
+        return {"passed": True}
+
+    def sections(self):
+        return [Section([("what", "found"), ("speed", Ratio(2.0, (1.5, 2.5)))])]
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    for name in ("_t3", "_report"):
+        monkeypatch.setattr(commands, name, lambda args: Pretended())
+
+
+def test_bench_results_go_to_files_too(pretended, capsys, tmp_path):
+    made = tmp_path / "made"
+    files = ["--out", made / "a.json", "--markdown", made / "a.md", "--html", made / "a.html"]
+    assert cli.main(["bench", "t3", *map(str, files)]) == 0
+    assert "2.00x (1.50 to 2.50): gain" in capsys.readouterr().out
+    assert json.loads((made / "a.json").read_text()) == {"passed": True}
+    assert (made / "a.md").read_text().startswith("# A bench\n\n| what ")
+    assert "<h1>A bench</h1>" in (made / "a.html").read_text()
+    assert sorted(path.name for path in made.iterdir()) == ["a.html", "a.json", "a.md"]
+
+
+def test_the_report_is_an_option_of_bench_or_a_subject(pretended, capsys, tmp_path):
+    for number, words in enumerate((["--report"], ["report"])):
+        assert cli.main(["bench", *words, "--out", str(tmp_path / str(number)), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"passed": True}
+    assert cli.main(["bench", "--size", "small", "--report", "--out", str(tmp_path / "2")]) == 0
+    for number in range(3):
+        assert sorted(path.name for path in (tmp_path / str(number)).iterdir()) == [
+            "report.html",
+            "report.json",
+            "report.md",
+        ]
+
+
+def test_without_matplotlib_a_page_is_refused_before_measuring(monkeypatch, capsys, tmp_path):
+    def measured(args):
+        raise AssertionError("measured nevertheless")
+
+    monkeypatch.setattr(commands, "_t3", measured)
+    monkeypatch.setattr(commands, "_report", measured)
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    for command in (["t3", "--html", str(tmp_path / "a.html")], ["--report"]):
+        assert cli.main(["bench", *command]) == 1
+        assert "pip install 'tts-compile[plots]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

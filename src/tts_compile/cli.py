@@ -13,14 +13,9 @@ from typing import Any, NamedTuple
 
 from . import __version__, demo, doctor
 from .api import compile_model
-from .bench import batch as bench_batch
-from .bench import soak as bench_soak
-from .bench import synthesis as bench_synthesis
-from .bench import t3 as bench_t3
-from .bench import voice as bench_voice
+from .bench import commands as bench_commands
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
 from .errors import TTSCompileError
-from .files import replaced
 from .testing import SIZES
 
 
@@ -32,13 +27,10 @@ class _Outcome(NamedTuple):
     success: bool
 
 
-_NO_MEMORY = "leave out the memory of two fresh processes"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 means success, 1 a failure that the message explains, 2 a wrong command line."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(bench_commands.arguments(sys.argv[1:] if argv is None else argv))
     if getattr(args, "checkpoint_dir", None) is not None and args.model != SYNTHETIC:
         parser.error("--checkpoint-dir is for --model synthetic; a folder is loaded with --model FOLDER")
     try:
@@ -52,13 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
-    plain = json.dumps(outcome.plain, indent=2, allow_nan=False)
-    print(plain if args.json else outcome.table)
-    path = getattr(args, "save", None)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as beside:
-            beside.write_text(plain + "\n", encoding="utf-8")
+    print(json.dumps(outcome.plain, indent=2, allow_nan=False) if args.json else outcome.table)
 
 
 def _demo(args: argparse.Namespace) -> _Outcome:
@@ -67,51 +53,9 @@ def _demo(args: argparse.Namespace) -> _Outcome:
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
-def _bench_t3(args: argparse.Namespace) -> _Outcome:
-    settings = bench_t3.Settings(
-        args.device, args.repeats, args.tokens, args.text, seed=args.seed, memory=not args.no_memory
-    )
-    # Far beyond the tokens asked for, so that nothing stops early.
-    with _checkpoint(args, speech_tokens=min(max(4 * args.tokens, 200), 1000)) as source:
-        result = bench_t3.run(source, settings)
-    return _Outcome(str(result), result.to_dict(), result.passed)
-
-
-def _bench_synthesis(args: argparse.Namespace) -> _Outcome:
-    settings = bench_synthesis.Settings(
-        args.subject,
-        args.device,
-        args.repeats,
-        args.tokens,
-        getattr(args, "text", bench_synthesis.TEXT),
-        args.seed,
-        memory=not getattr(args, "no_memory", True),
-    )
-    with _checkpoint(args, speech_tokens=args.tokens) as source:
-        result = bench_synthesis.run(source, settings)
-    return _Outcome(str(result), result.to_dict(), result.passed)
-
-
-def _bench_batch(args: argparse.Namespace) -> _Outcome:
-    sizes = tuple(args.sizes or bench_batch.Settings.sizes)
-    shortest, longest = sorted(args.chars)
-    settings = bench_batch.Settings(
-        args.device, args.repeats, args.chunks, shortest, longest, sizes, args.seed, stock=not args.no_stock
-    )
-    with _checkpoint(args, speech_tokens=args.tokens) as source:
-        result = bench_batch.run(source, settings)
-    return _Outcome(str(result), result.to_dict(), result.passed)
-
-
-def _bench_voice(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args, speech_tokens=60) as source:
-        result = bench_voice.run(source, bench_voice.Settings(args.device, args.repeats, args.seconds))
-    return _Outcome(str(result), result.to_dict(), result.passed)
-
-
-def _bench_soak(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args, speech_tokens=args.tokens) as source:
-        result = bench_soak.run(source, bench_soak.Settings(args.device, args.calls, args.seed))
+def _bench(args: argparse.Namespace) -> _Outcome:
+    result = bench_commands.run(args)
+    bench_commands.save(result, args)
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
@@ -162,56 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
-    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch | soak")
-    saved = argparse.ArgumentParser(add_help=False, parents=[model])
-    saved.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
-    measured = argparse.ArgumentParser(add_help=False, parents=[saved])
-    measured.add_argument("--repeats", type=_at_least(1), default=5, metavar="N", help="default: 5")
-
-    command = benches.add_parser("t3", parents=[measured], help="the token loop")
-    command.add_argument("--tokens", type=_at_least(8), default=64, metavar="N", help="speech tokens; default: 64")
-    command.add_argument("--text", default=bench_t3.TEXT)
-    command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
-    command.set_defaults(run=_bench_t3)
-
-    for subject, about in (
-        ("flow", "speech tokens to mel frames"),
-        ("vocoder", "mel frames to a wave"),
-        ("e2e", "the whole generate"),
-    ):
-        command = benches.add_parser(subject, parents=[measured], help=about)
-        how = "about where a synthetic model stops" if subject == "e2e" else "speech tokens"
-        command.add_argument("--tokens", type=_at_least(8), default=125, metavar="N", help=f"{how}; default: 125")
-        if subject == "e2e":
-            command.add_argument("--text", default=bench_synthesis.TEXT)
-            command.add_argument("--no-memory", action="store_true", help=_NO_MEMORY)
-        command.set_defaults(run=_bench_synthesis, subject=subject)
-
-    command = benches.add_parser("batch", parents=[measured], help="many texts at once")
-    command.add_argument("--chunks", type=_at_least(1), default=8, metavar="N", help="texts; default: 8")
-    command.add_argument(
-        "--chars",
-        type=_at_least(1),
-        nargs=2,
-        default=(60, 120),
-        metavar=("FROM", "TO"),
-        help="characters of a text; default: 60 120",
-    )
-    command.add_argument("--sizes", type=_at_least(1), nargs="+", metavar="N", help="texts at a time; default: 1 2 4 8")
-    command.add_argument("--no-stock", action="store_true", help="leave stock out, which takes longest")
-    about = "about where a synthetic model stops after 90 characters; default: 150"
-    command.add_argument("--tokens", type=_at_least(8), default=150, metavar="N", help=about)
-    command.set_defaults(run=_bench_batch)
-
-    command = benches.add_parser("voice", parents=[measured], help="the reference voice, in fresh processes")
-    command.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="of the reference; default: 10")
-    command.set_defaults(run=_bench_voice)
-
-    command = benches.add_parser("soak", parents=[saved], help="many calls: whether anything grows or slows down")
-    command.add_argument("--calls", type=_at_least(12), default=500, metavar="N", help="default: 500")
-    about = "about where a synthetic model stops after 90 characters; default: 30"
-    command.add_argument("--tokens", type=_at_least(8), default=30, metavar="N", help=about)
-    command.set_defaults(run=_bench_soak)
+    bench_commands.add(bench, model)
+    bench.set_defaults(run=_bench)
 
     command = commands.add_parser(
         "warmup",
@@ -226,24 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", parents=[output], help="versions, devices, and what will run and why")
     command.set_defaults(run=_doctor)
     return parser
-
-
-def _at_least(least: int) -> Any:
-    def whole(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}")
-        return number
-
-    whole.__name__ = "whole number"  # argparse's message names the type
-    return whole
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 1 <= number <= 600:
-        raise argparse.ArgumentTypeError("must be from 1 to 600")
-    return number
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ def signal_to_error_db(reference: Tensor, other: Tensor) -> float | None:
     if error == 0:
         return math.inf
     return float(10 * torch.log10(signal / error))
+
+
+def lowest_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
+    """The lowest :func:`signal_to_error_db` of at least one pair; None where shapes differ."""
+    found = [signal_to_error_db(*pair) for pair in pairs]
+    ratios = [ratio for ratio in found if ratio is not None]
+    return min(ratios) if len(ratios) == len(found) else None
 
 
 def log_mel_distance_db(reference: Tensor, other: Tensor, rate: int) -> float | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -21,19 +22,18 @@ from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
 from ..components.t3.batch import Batch
 from ..config import CompileConfig
+from ..distance import lowest_db
 from ..handle import CompiledTTS
-from ..timing import Stopwatch
-from . import machine
-from .models import Progress, describe, load, timed_call
-from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes
-from .wave import signal_to_error_db
+from . import alternation, machine, stats
+from .alternation import Call
+from .models import Progress, describe, load, prose, timed_call
+from .plots import Lines, Plot, Ratios
+from .section import Cell, Result, Section, ran, where
+from .stages import listening
+from .stats import Ratio, median_of, ratio_of_medians, spread, yes
 
 LEAST_DB = 60.0  # of signal to error against stock
 SIDES = {"stock": "stock, in a row", "row": "compiled, in a row", "batch": "batch"}
-_PROSE = (
-    "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun. Seven wizards jog "
-    "past the old mill and vex five bold gnomes, who would rather have been left alone with their tea. "
-)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Settings:
     def texts(self) -> list[str]:
         """The texts, shortest first."""
         step = (self.longest - self.shortest) / max(self.chunks - 1, 1)
-        prose = _PROSE * (2 + (self.longest + 7 * self.chunks) // len(_PROSE))
-        return [prose[7 * i :][: self.shortest + round(step * i)] for i in range(self.chunks)]
+        return [prose(self.shortest + round(step * i), start=7 * i) for i in range(self.chunks)]
 
     @property
     def seeds(self) -> list[int]:
@@ -103,14 +102,15 @@ class Side:
 
 
 @dataclass(frozen=True)
-class BatchResult:
+class BatchResult(Result):
     """Everything measured; :meth:`to_dict` is JSON-able, with None for an infinite ratio; ``str()`` is a table.
 
     Attributes:
         sides: by the keys of :data:`SIDES`.
         by_size: by how many texts T3 speaks at a time; see :attr:`Settings.synthesis_by_size`.
         audio_seconds: of all texts together.
-        signal_to_error_db: of the batch's waves against the reference's, the lowest of all texts and repeats.
+        signal_to_error_db: of the batch's waves against the reference's, the lowest of all texts and repeats;
+            None where lengths differ.
         padding: share of the flow's frames that is padding, the reference included.
         later_graphs: graphs compiled after the warm-up, by any of this.
         report: the execution report as plain values.
@@ -124,10 +124,15 @@ class BatchResult:
     by_size: dict[int, Side]
     audio_seconds: float
     reference_seconds: float
-    signal_to_error_db: float
+    signal_to_error_db: float | None
     padding: float
     later_graphs: int
     report: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        return "Many texts"
 
     @property
     def identical(self) -> dict[str, int]:
@@ -141,7 +146,8 @@ class BatchResult:
     def passed(self) -> bool:
         """Whether the batch spoke what stock speaks; speed is no part of it."""
         alike = all(count == self.settings.chunks for count in self.identical.values())
-        return alike and self.signal_to_error_db >= LEAST_DB and self.later_graphs == 0
+        ratio = self.signal_to_error_db
+        return alike and ratio is not None and ratio >= LEAST_DB and self.later_graphs == 0
 
     def gain(self, over: str, part: str = "total") -> Ratio:
         """How many times faster the batch is than another side, in all or in one part."""
@@ -150,62 +156,74 @@ class BatchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them."""
-        gains = {
-            f"{part} over {over}": {**asdict(self.gain(over, part)), "verdict": self.gain(over, part).verdict}
-            for over in self.sides
-            if over != "batch"
-            for part in ("total", "t3")
-        }
+        others = [name for name in self.sides if name != "batch"]
+        gains = {f"{part} over {over}": self.gain(over, part).to_dict() for over in others for part in ("total", "t3")}
         plain = {"bench": "batch", "passed": self.passed, "gains": gains, "identical": self.identical, **asdict(self)}
         plain["bit_identical"] = self.signal_to_error_db == math.inf
         if plain["bit_identical"]:
             plain["signal_to_error_db"] = None
         return plain
 
-    def __str__(self) -> str:
+    def sections(self) -> list[Section]:
+        """All sides, and the sizes."""
+        s, ratio = self.settings, self.signal_to_error_db
+        same = ", ".join(f"{count} of {s.chunks} ({name})" for name, count in self.identical.items())
+        proof = (
+            f"tokens identical to the batch's: {same}; least signal to error "
+            f"{'lengths differ' if ratio is None else f'{ratio:.1f} dB'}; {self.padding:.1%} of the flow's "
+            f"frames are padding; graphs compiled after the warm-up: {self.later_graphs}; all as stock: "
+            f"{yes(self.passed)}"
+        )
+        about = (
+            f"texts of {s.shortest} to {s.longest} characters, {self.reference_seconds:.0f} s reference, "
+            f"{where(self.machine, self.model)}; {ran(self.report)}"
+        )
+        return [Section(self._side_rows()), Section(self._size_rows(), [*stats.few(s.repeats), proof, about])]
+
+    def _side_rows(self) -> list[tuple[Cell, ...]]:
         s, sides = self.settings, self.sides.values()
         others = [name for name in self.sides if name != "batch"]
-
-        def gains(part: str) -> list[str]:
-            return [str(self.gain(over, part)) for over in others]
-
         nothing = [""] * len(others)
-        title = f"{s.chunks} texts, {self.audio_seconds:.0f} s of speech, median (min to max)"
+        title = f"{s.chunks} texts, {self.audio_seconds:.0f} s of speech, median (95% interval)"
         rest = [[total - t3 for total, t3 in zip(side.total, side.t3)] for side in sides]
-        rows = [
+        return [
             (title, *(SIDES[name] for name in self.sides), *(f"batch over {SIDES[name]}" for name in others)),
-            ("seconds", *(spread(side.total) for side in sides), *gains("total")),
+            ("seconds", *(spread(side.total) for side in sides), *(self.gain(over) for over in others)),
             ("texts a minute", *(_per_second(60 * s.chunks, side) for side in sides), *nothing),
             ("seconds of speech a second", *(_per_second(self.audio_seconds, side) for side in sides), *nothing),
-            ("T3, s", *(spread(side.t3) for side in sides), *gains("t3")),
+            ("T3, s", *(spread(side.t3) for side in sides), *(self.gain(over, "t3") for over in others)),
             ("T3, tokens/s", *(spread(side.rates) for side in sides), *nothing),
             ("flow, vocoder and watermark, s", *(spread(seconds) for seconds in rest), *nothing),
         ]
-        sizes: list[tuple[str, ...]]
-        if s.synthesis_by_size:
-            sizes = [("texts at a time", "T3, tokens/s", "seconds of speech a second")]
-            sizes += [
+
+    def _size_rows(self) -> list[tuple[Cell, ...]]:
+        if not self.settings.synthesis_by_size:
+            rates = [(str(size), spread(side.rates)) for size, side in self.by_size.items()]
+            return [("T3 alone, texts at a time", "tokens/s"), *rates]
+        return [
+            ("texts at a time", "T3, tokens/s", "seconds of speech a second"),
+            *(
                 (str(size), spread(side.rates), _per_second(self.audio_seconds, side))
                 for size, side in self.by_size.items()
-            ]
-        else:
-            sizes = [("T3 alone, texts at a time", "tokens/s")]
-            sizes += [(str(size), spread(side.rates)) for size, side in self.by_size.items()]
-        about, versions = self.machine, self.machine["versions"]
-        same = ", ".join(f"{count} of {s.chunks} ({name})" for name, count in self.identical.items())
-        return "\n".join([
-            markdown_table(rows),
-            "",
-            markdown_table(sizes),
-            "",
-            f"tokens identical to the batch's: {same}; least signal to error {self.signal_to_error_db:.1f} dB; "
-            f"{self.padding:.1%} of the flow's frames are padding; graphs compiled after the warm-up: "
-            f"{self.later_graphs}; all as stock: {yes(self.passed)}",
-            "",
-            f"texts of {s.shortest} to {s.longest} characters, {self.model['dtype']}, {self.model['device']}, "
-            f"{self.reference_seconds:.0f} s reference; {about['cpu']}, {about['torch_threads']} threads; "
-            f"torch {versions['torch']}, chatterbox-tts {versions['chatterbox-tts']}",
-        ])  # fmt: skip
+            ),
+        ]
+
+    def plots(self) -> list[Plot]:
+        """Ratios, and T3's rate over the number of texts."""
+        gains = {
+            f"{what}, over {SIDES[over]}": self.gain(over, part)
+            for over in self.sides
+            if over != "batch"
+            for part, what in (("total", "all"), ("t3", "T3"))
+        }
+        return [Ratios("How many times faster the batch is", gains), *([rates(self)] if self.by_size else [])]
+
+
+def rates(result: BatchResult) -> Lines:
+    """T3's speech tokens a second over the number of texts at a time."""
+    points = [(size, median_of(side.rates)) for size, side in result.by_size.items()]
+    levels = {SIDES[name]: statistics.median(side.rates) for name, side in result.sides.items() if name != "batch"}
+    return Lines("T3", "texts at a time", "speech tokens a second", {"batch": points}, levels)
 
 
 def _per_second(amount: float, side: Side) -> str:
@@ -214,10 +232,10 @@ def _per_second(amount: float, side: Side) -> str:
 
 def run(source: str, settings: Settings) -> BatchResult:
     """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it."""
-    steps = settings.repeats * (len(SIDES) + len(settings.sizes))
+    sides = len(SIDES) - (not settings.stock) + len(settings.sizes)
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-cache-", ignore_cleanup_errors=True) as cache_dir,
-        Progress(3 + steps) as progress,
+        Progress(2 + sides * settings.repeats) as progress,
     ):
         with progress.step("loading"):
             tts = load(source, settings.device)
@@ -237,26 +255,17 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
         else:
             fast.generate_batch(texts[:1], seeds[:1])
     graphs, _ = _compat.graph_counts()
-    sides = {name: Side() for name in SIDES if name != "stock" or settings.stock}
-    by_size = {size: Side() for size in settings.sizes}
-    waves: dict[str, list[Tensor]] = {}
-    ratios = []
-    ways: dict[str, Callable[[Side], list[Tensor]]] = {
+    ways: dict[str, Callable[[], _Spoken]] = {
         "stock": functools.partial(_stock, fast, texts, seeds),
         "row": functools.partial(_row, fast, texts, seeds),
         "batch": functools.partial(_batch, fast, texts, seeds),
     }
-    for repeat in range(settings.repeats):
-        for name in list(sides) if repeat % 2 == 0 else reversed(list(sides)):  # none always goes first
-            with progress.step(f"repeat {repeat + 1} of {settings.repeats}: {SIDES[name]}"):
-                side = sides[name]
-                waves[name], seconds = timed_call(settings.device, functools.partial(ways[name], side))
-                side.total.append(seconds)
-        found = [signal_to_error_db(a, b) for a, b in zip(waves[settings.reference], waves["batch"])]
-        ratios += [-math.inf if ratio is None else ratio for ratio in found]  # None: of another length
-        for size, side in by_size.items():
-            with progress.step(f"repeat {repeat + 1} of {settings.repeats}: {size} at a time"):
-                _of_size(fast, texts, seeds, size, side, settings.synthesis_by_size)
+    ways = {SIDES[name]: way for name, way in ways.items() if name != "stock" or settings.stock}
+    for size in settings.sizes:
+        ways[f"{size} at a time"] = functools.partial(_of_size, fast, texts, seeds, size, settings.synthesis_by_size)
+    calls = alternation.alternate(ways, settings.repeats, progress, device=settings.device)
+    sides = {name: _side(calls[title]) for name, title in SIDES.items() if title in calls}
+    reference, batch = calls[SIDES[settings.reference]], calls[SIDES["batch"]]
     before = tts.conds.gen["prompt_token"].shape[1]
     return BatchResult(
         settings=settings,
@@ -264,14 +273,29 @@ def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileCon
         machine=machine.describe(),
         config=config.replace(cache_dir=None).to_dict(),  # it was a temporary one
         sides=sides,
-        by_size=by_size,
-        audio_seconds=sum(wave.shape[1] for wave in waves["batch"]) / tts.sr,
+        by_size={size: _side(calls[f"{size} at a time"]) for size in settings.sizes},
+        audio_seconds=sum(wave.shape[1] for wave in batch[-1].result.waves) / tts.sr,
         reference_seconds=before / 25,
-        signal_to_error_db=min(ratios),
+        signal_to_error_db=lowest_db(
+            pair for both in zip(reference, batch) for pair in zip(*(call.result.waves for call in both))
+        ),
         padding=_padding([before + len(tokens) for tokens in sides["batch"].tokens], tts.device),
         later_graphs=_compat.graph_counts()[0] - graphs,
         report=fast.report().to_dict(),
     )
+
+
+class _Spoken(NamedTuple):
+    """All texts, spoken once: their waves, seconds in the token loop, and tokens."""
+
+    waves: list[Tensor]
+    t3: float
+    tokens: list[list[int]]
+
+
+def _side(calls: list[Call[_Spoken]]) -> Side:
+    t3 = [call.result.t3 for call in calls]
+    return Side(alternation.seconds(calls), t3, calls[-1].result.tokens)
 
 
 def _padding(lengths: list[int], device: str) -> float:
@@ -285,49 +309,33 @@ def _padding(lengths: list[int], device: str) -> float:
     return 1 - sum(lengths) / solved
 
 
-def _stock(fast: CompiledTTS, texts: list[str], seeds: list[int], side: Side) -> list[Tensor]:
+def _stock(fast: CompiledTTS, texts: list[str], seeds: list[int]) -> _Spoken:
     with fast.stock() as tts:
-        return _one_by_one(tts, tts.generate, texts, seeds, side)
+        return _one_by_one(tts, tts.generate, texts, seeds)
 
 
-def _row(fast: CompiledTTS, texts: list[str], seeds: list[int], side: Side) -> list[Tensor]:
-    return _one_by_one(fast.wrapped, fast.generate, texts, seeds, side)
+def _row(fast: CompiledTTS, texts: list[str], seeds: list[int]) -> _Spoken:
+    return _one_by_one(fast.wrapped, fast.generate, texts, seeds)
 
 
-def _one_by_one(
-    tts: Any, generate: Callable[[str], Tensor], texts: list[str], seeds: list[int], side: Side
-) -> list[Tensor]:
-    inner, device = tts.t3.inference, str(tts.device)
-    tokens: list[list[int]] = []
-    spent = []
-
-    def timed(**kwargs: Any) -> Tensor:
-        found: Tensor
-        found, seconds = timed_call(device, lambda: inner(**kwargs))
-        spent.append(seconds)
-        tokens.append(found[0].tolist())
-        return found
-
-    tap = Seam(tts.t3, "inference", timed)
-    tap.attach()
+def _one_by_one(tts: Any, generate: Callable[[str], Tensor], texts: list[str], seeds: list[int]) -> _Spoken:
     waves = []
-    try:
+    with listening(tts) as heard:
         for text, seed in zip(texts, seeds):
             torch.manual_seed(seed)
             waves.append(generate(text))
-    finally:
-        tap.detach()
-    side.tokens = tokens
-    side.t3.append(sum(spent))
-    return waves
+    return _Spoken(waves, heard.seconds["T3"], heard.tokens)
 
 
-def _batch(fast: CompiledTTS, texts: list[str], seeds: list[int], side: Side) -> list[Tensor]:
-    with _t3_watched(len(texts), side):
-        return [wave for wave in fast.generate_batch(texts, seeds) if wave is not None]
+def _batch(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int | None = None) -> _Spoken:
+    spent: list[float] = []
+    tokens: list[list[int]] = [[] for _ in texts]
+    with _t3_watched(spent, tokens):
+        waves = fast.generate_batch(texts, seeds, max_batch=size)
+    return _Spoken([wave for wave in waves if wave is not None], sum(spent), tokens)
 
 
-def _of_size(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, side: Side, synthesis: bool) -> None:
+def _of_size(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, synthesis: bool) -> _Spoken:
     def silence(**_: Any) -> tuple[Tensor, None]:
         return torch.zeros(1, fast.sr), None
 
@@ -335,19 +343,15 @@ def _of_size(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, s
     if not synthesis:
         tap.attach()
     try:
-        with _t3_watched(len(texts), side), Stopwatch() as watch:
-            fast.generate_batch(texts, seeds, max_batch=size)
-        side.total.append(watch.seconds)
+        return _batch(fast, texts, seeds, size)
     finally:
         tap.detach()  # harmless where it was not attached
 
 
 @contextlib.contextmanager
-def _t3_watched(count: int, side: Side) -> Iterator[None]:
-    """Seconds and tokens of the batch inside."""
+def _t3_watched(spent: list[float], tokens: list[list[int]]) -> Iterator[None]:
+    """Collect seconds and tokens of the batch inside."""
     advance = Batch.advance
-    spent: list[float] = []
-    tokens: list[list[int]] = [[] for _ in range(count)]
 
     def timed(self: Batch) -> Any:
         ended, seconds = timed_call(str(next(iter(self.unfinished())).generator.device), lambda: advance(self))
@@ -358,5 +362,3 @@ def _t3_watched(count: int, side: Side) -> Iterator[None]:
 
     with mock.patch.object(Batch, "advance", timed):
         yield
-    side.tokens = tokens
-    side.t3.append(sum(spent))

@@ -24,6 +24,11 @@ from ..timing import Stopwatch
 
 T = TypeVar("T")
 
+TEXT = "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun."
+_PROSE = TEXT + (
+    " Seven wizards jog past the old mill and vex five bold gnomes, who would rather have been left alone with their "
+    "tea. "
+)
 PRETRAINED = "pretrained"
 SYNTHETIC = "synthetic"
 
@@ -90,6 +95,16 @@ def only(component: str, config: CompileConfig) -> CompileConfig:
     return config.replace(**{name: stock for name in COMPONENTS if name != component})
 
 
+def prose(length: int, start: int = 0) -> str:
+    """A text of ``length`` characters, from another place of the same one for another ``start``."""
+    return (_PROSE * (2 + (start + length) // len(_PROSE)))[start:][:length]
+
+
+def graphs(fast: Any) -> int:
+    """That torch has compiled, and CUDA graphs that were recorded, for a compiled model."""
+    return sum(row.graphs for row in fast.report().components.values())
+
+
 def t3_inputs(tts: Any, text: str) -> dict[str, Any]:
     """Arguments of ``T3.inference`` as stock ``generate(text)`` passes them, save for ``max_new_tokens``."""
     if tts.conds is None:
@@ -112,11 +127,6 @@ def timed_call(device: str, function: Callable[[], T]) -> tuple[T, float]:
         result = function()
         _synchronise(device)
     return result, watch.seconds
-
-
-def generator_states() -> list[torch.Tensor]:
-    """Of the global generators, the CPU's first."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
 
 
 def _synchronise(device: str) -> None:

@@ -18,8 +18,9 @@ from ..config import CompileConfig
 from ..handle import CompiledTTS
 from ..testing import make_reference_wav
 from . import machine
-from .models import Progress, describe, load, timed_call
-from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes
+from .models import Progress, describe, graphs, load, timed_call
+from .section import Cell, Result, Section, where
+from .stats import Ratio, ratio_of_medians, spread, yes
 
 TEXTS = (
     "Yes.",
@@ -54,7 +55,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class SoakResult:
+class SoakResult(Result):
     """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` is a table.
 
     Attributes:
@@ -77,6 +78,11 @@ class SoakResult:
     events: list[dict[str, str]]
 
     @property
+    def title(self) -> str:
+        """Of the page."""
+        return "Many calls in one process"
+
+    @property
     def growth(self) -> int:
         """Bytes by which the memory held in the last quarter of the rounds is above that of the second."""
         quarter = max(1, len(self.held) // 4)
@@ -96,16 +102,16 @@ class SoakResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them."""
-        pace = {**asdict(self.pace), "verdict": self.pace.verdict}
-        return {"bench": "soak", "passed": self.passed, "growth": self.growth, "pace": pace, **asdict(self)}
+        followed = {"growth": self.growth, "pace": self.pace.to_dict()}
+        return {"bench": "soak", "passed": self.passed, **followed, **asdict(self)}
 
-    def __str__(self) -> str:
+    def sections(self) -> list[Section]:
+        """One table."""
         calls = len(self.seconds) * len(TEXTS) * VOICES
-        about = self.machine
-        rows = [
+        rows: list[tuple[Cell, ...]] = [
             (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
             ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),
-            ("speed of the later half over the earlier", str(self.pace)),
+            ("speed of the later half over the earlier", self.pace),
             ("memory held at the end, GiB", f"{self.held[-1] / 2**30:.2f}"),
             ("memory gained, MiB", f"{self.growth / _MIB:.1f}"),
             ("hooks, first round and last", f"{self.hooks[0]}, {self.hooks[1]}"),
@@ -114,12 +120,7 @@ class SoakResult:
             ("fallback events", str(len(self.events))),
             ("nothing grew or drifted", yes(self.passed)),
         ]
-        return "\n".join([
-            markdown_table(rows),
-            "",
-            f"{self.model['t3_layers']} layers of T3, {self.model['dtype']}, {self.model['device']}; {about['cpu']}, "
-            f"{about['torch_threads']} threads; torch {about['versions']['torch']}",
-        ])  # fmt: skip
+        return [Section(rows, [f"{self.model['t3_layers']} layers of T3, {where(self.machine, self.model)}"])]
 
 
 def run(source: str, settings: Settings, config: CompileConfig | None = None) -> SoakResult:
@@ -130,19 +131,20 @@ def run(source: str, settings: Settings, config: CompileConfig | None = None) ->
     ):
         with progress.step("loading"):
             tts = load(source, settings.device)
-        voices = [make_reference_wav(Path(folder) / f"{n}.wav", seconds=2 + n) for n in range(VOICES)]
         with compile_model(tts, config or CompileConfig.from_env()) as fast:
             with progress.step("warm-up"):
                 fast.warmup()
-            return _measure(tts, fast, voices, settings, progress)
+            return measure(fast, settings, Path(folder), progress)
 
 
-def _measure(tts: Any, fast: CompiledTTS, voices: list[Path], settings: Settings, progress: Progress) -> SoakResult:
+def measure(fast: CompiledTTS, settings: Settings, folder: Path, progress: Progress) -> SoakResult:
+    """Measure a compiled and warmed-up model, a step of the progress for each round; recordings go to ``folder``."""
+    voices = [make_reference_wav(folder / f"{n}.wav", seconds=2 + n) for n in range(VOICES)]
     seconds: list[float] = []
     held: list[int] = []
     hooks: list[int] = []
     first: list[str] = []
-    drifted = graphs = 0
+    drifted = at_first = 0
     for number in range(settings.rounds):
         with progress.step(f"round {number + 1} of {settings.rounds}"):
             found: list[str] = []
@@ -151,18 +153,18 @@ def _measure(tts: Any, fast: CompiledTTS, voices: list[Path], settings: Settings
         gc.collect()
         seconds.append(spent)
         held.append(_compat.held_memory(torch.device(settings.device)))
-        hooks.append(_hooks(tts))
+        hooks.append(_hooks(fast.wrapped))
         if number == 0:
-            first, graphs = found, _graphs(fast)
+            first, at_first = found, graphs(fast)
         drifted += sum(a != b for a, b in zip(first, found))
     return SoakResult(
         settings=settings,
-        model=describe(tts),
+        model=describe(fast.wrapped),
         machine=machine.describe(),
         seconds=seconds,
         held=held,
         hooks=(hooks[0], hooks[-1]),
-        graphs=_graphs(fast) - graphs,
+        graphs=graphs(fast) - at_first,
         drifted=drifted,
         events=[event.to_dict() for row in fast.report().components.values() for event in row.fallbacks],
     )
@@ -176,10 +178,6 @@ def _round(fast: CompiledTTS, voices: list[Path], seed: int, found: list[str]) -
                 found.append(digest(fast.generate(text, audio_prompt_path=str(voice)).numpy()))
 
     return speak
-
-
-def _graphs(fast: CompiledTTS) -> int:
-    return sum(row.graphs for row in fast.report().components.values())
 
 
 def _hooks(tts: Any) -> int:

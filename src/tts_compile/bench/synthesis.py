@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import statistics
@@ -15,20 +16,21 @@ from torch import Tensor
 
 from .. import _compat
 from ..api import compile_model
-from ..components.seam import Seam
 from ..config import CompileConfig
+from ..distance import lowest_db
 from ..errors import InputError
 from ..handle import CompiledTTS
-from . import machine, memory
-from .models import Progress, describe, generator_states, load, only, timed_call
-from .stats import Ratio, markdown_table, ratio_of_medians, spread, yes
-from .wave import signal_to_error_db
+from . import alternation, fresh, machine, stages, stats
+from .alternation import same_states
+from .models import TEXT, Progress, describe, load, only, timed_call
+from .plots import Plot, Ratios
+from .section import Cell, Result, Section, ran, where
+from .stats import Ratio, ratio_of_medians, spread, yes
 
 SUBJECTS = ("flow", "vocoder", "e2e")
 LEAST_DB = 60.0  # of signal to error against stock
 _LENGTHS = [4 + 13 * i for i in range(20)]  # speech tokens
 _FRAMES_PER_TOKEN = 2
-TEXT = "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun."
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class SynthesisResult:
+class SynthesisResult(Result):
     """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` a table.
 
     Attributes:
@@ -68,6 +70,7 @@ class SynthesisResult:
         first_call_seconds: ``compile_model`` and the first call of all, with an empty compile cache.
         warmup_seconds: :meth:`CompiledTTS.warmup` after it.
         later_graphs: graphs compiled for 20 other lengths after the warm-up; None for ``"e2e"``.
+        stages: seconds in each stage by side, a value per repeat; ``"e2e"`` only.
         peaks: peak memory in bytes of fresh processes by side, None where not measured.
         report: the execution report as plain values.
     """
@@ -87,7 +90,13 @@ class SynthesisResult:
     warmup_seconds: float
     later_graphs: int | None
     report: dict[str, Any]
+    stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     peaks: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        return {"flow": "Flow", "vocoder": "Vocoder", "e2e": "The whole generate"}[self.settings.subject]
 
     @property
     def compile_seconds(self) -> float:
@@ -111,17 +120,19 @@ class SynthesisResult:
         plain["bit_identical"] = self.signal_to_error_db == math.inf
         if plain["bit_identical"]:
             plain["signal_to_error_db"] = None
-        derived = {"compile_seconds": self.compile_seconds, "gain": {**asdict(self.gain), "verdict": self.gain.verdict}}
+        derived = {"compile_seconds": self.compile_seconds, "gain": self.gain.to_dict()}
         return {"bench": self.settings.subject, "passed": self.passed, **derived, **plain}
 
-    def __str__(self) -> str:
+    def sections(self) -> list[Section]:
+        """One table."""
         what = {"flow": "tokens to mel", "vocoder": "mel to wave", "e2e": "text to wave"}[self.settings.subject]
-        title = f"{what}, {self.audio_seconds:.2f} s of speech, median (min to max)"
+        title = f"{what}, {self.audio_seconds:.2f} s of speech, median (95% interval)"
         ratio = self.signal_to_error_db
-        rows = [
+        rows: list[tuple[Cell, ...]] = [
             (title, "stock", "compiled", "gain (95% interval)"),
-            ("seconds", spread(self.stock), spread(self.compiled), str(self.gain)),
-            *memory.table_rows(self.peaks),
+            ("seconds", spread(self.stock), spread(self.compiled), self.gain),
+            *(stages.rows(self.stages["stock"], self.stages["compiled"], self.settings.seed) if self.stages else ()),
+            *fresh.peak_rows(self.peaks),
             ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
             ("signal to error", "", "shapes differ" if ratio is None else f"{ratio:.1f} dB", ""),
             ("generator state identical", "", yes(self.generator_identical), f"{self.settings.repeats} repeats"),
@@ -130,16 +141,23 @@ class SynthesisResult:
             rows.append(("tokens identical", "", yes(self.tokens_identical), f"{self.settings.repeats} repeats"))
         if self.later_graphs is not None:
             rows.append((f"graphs compiled for {len(_LENGTHS)} other lengths", "", str(self.later_graphs), ""))
-        about, versions, model = self.machine, self.machine["versions"], self.model
-        ran = ", ".join(f"{name}: {row['ran']}" for name, row in self.report["components"].items() if row["calls"])
-        return "\n".join([
-            markdown_table(rows),
-            "",
+        model = self.model
+        about = (
             f"T3 {model['t3_parameters'] / 1e6:.0f} M, S3Gen {model['s3gen_parameters'] / 1e6:.0f} M parameters, "
-            f"{model['dtype']}, {model['device']}, {self.reference_seconds:.0f} s reference; {about['cpu']}, "
-            f"{about['torch_threads']} threads; torch {versions['torch']}, chatterbox-tts "
-            f"{versions['chatterbox-tts']}; ran: {ran or 'stock'}",
-        ])  # fmt: skip
+            f"{self.reference_seconds:.0f} s reference, {where(self.machine, model)}; {ran(self.report)}"
+        )
+        return [Section(rows, [*stats.few(self.settings.repeats), about])]
+
+    def plots(self) -> list[Plot]:
+        """Ratios, and stages where there are any."""
+        whole = {self.title: self.gain}
+        if not self.stages:
+            return [Ratios("How many times faster than stock", whole)]
+        parts = stages.gains(self.stages["stock"], self.stages["compiled"], self.settings.seed)
+        return [
+            stages.plot("What the time is spent on", self.stages),
+            Ratios("How many times faster than stock", whole | parts),
+        ]
 
 
 @dataclass
@@ -151,12 +169,14 @@ class _Subject:
         audio_seconds: of its last result.
         tokens: spoken in each call, where any are.
         vary: makes calls of other lengths on the compiled side.
+        stages: seconds in each stage of each call by side, where a call has stages.
     """
 
     call: Callable[[str], Tensor]
     audio_seconds: Callable[[Tensor], float]
     tokens: list[tuple[int, ...]] = field(default_factory=list)
     vary: Callable[[], None] | None = None
+    stages: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
 
 def run(source: str, settings: Settings) -> SynthesisResult:
@@ -165,7 +185,7 @@ def run(source: str, settings: Settings) -> SynthesisResult:
         raise InputError(f"unknown subject {settings.subject!r}; there are {', '.join(SUBJECTS)}")
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-cache-", ignore_cleanup_errors=True) as cache_dir,
-        Progress(5 + settings.repeats) as progress,
+        Progress(5 + 2 * settings.repeats) as progress,
     ):
         with progress.step("loading"):
             tts = load(source, settings.device)
@@ -179,18 +199,8 @@ def run(source: str, settings: Settings) -> SynthesisResult:
             return result
         del tts, fast
         with progress.step("memory of fresh processes"):
-            peaks = {
-                side: memory.measure_in_child(
-                    source,
-                    side,
-                    device=settings.device,
-                    tokens=None,
-                    text=settings.text,
-                    seed=settings.seed,
-                    cache_dir=cache_dir,
-                )
-                for side in ("stock", "compiled")
-            }
+            s = settings
+            peaks = fresh.peaks(source, device=s.device, tokens=None, text=s.text, seed=s.seed, cache_dir=cache_dir)
         return replace(result, peaks=peaks)
 
 
@@ -199,34 +209,26 @@ def _measure(
 ) -> SynthesisResult:
     subject = {"flow": _flow, "vocoder": _vocoder, "e2e": _e2e}[settings.subject](tts, fast, settings)
 
-    def call(side: str) -> tuple[Tensor, list[Tensor], float]:
-        torch.manual_seed(settings.seed)
-        made, seconds = timed_call(settings.device, lambda: subject.call(side))
-        return made.cpu(), generator_states(), seconds
+    def call(side: str) -> Tensor:
+        return subject.call(side).cpu()
 
     with progress.step("first calls"):
         call("stock")  # un-timed: pages in the weights and sets up libraries for both sides
-        _, _, first_call = call("compiled")
+        first_call = alternation.call(functools.partial(call, "compiled"), settings.device, settings.seed)
     with progress.step("warm-up"):
         warmup = fast.warmup()
     subject.tokens.clear()
-    seconds: dict[str, list[float]] = {"stock": [], "compiled": []}
-    ratios, states_identical = [], True
-    for repeat in range(settings.repeats):
-        with progress.step(f"repeat {repeat + 1} of {settings.repeats}"):
-            made, states = {}, {}
-            for side in ("stock", "compiled") if repeat % 2 == 0 else ("compiled", "stock"):  # neither always first
-                made[side], states[side], took = call(side)
-                seconds[side].append(took)
-            ratios.append(signal_to_error_db(made["stock"], made["compiled"]))
-            states_identical &= all(map(torch.equal, states["stock"], states["compiled"]))
+    for splits in subject.stages.values():
+        splits.clear()
+    ways = {side: functools.partial(call, side) for side in ("stock", "compiled")}
+    calls = alternation.alternate(ways, settings.repeats, progress, device=settings.device, seed=settings.seed)
+    seconds = {side: alternation.seconds(done) for side, done in calls.items()}
     later_graphs = None
     with progress.step("other lengths"):
         if subject.vary:
             graphs, _ = _compat.graph_counts()
             subject.vary()
             later_graphs = _compat.graph_counts()[0] - graphs
-    measured = [ratio for ratio in ratios if ratio is not None]
     return SynthesisResult(
         settings=settings,
         model=describe(tts),
@@ -234,15 +236,16 @@ def _measure(
         config=config.replace(cache_dir=None).to_dict(),  # it was a temporary one
         stock=seconds["stock"],
         compiled=seconds["compiled"],
-        audio_seconds=subject.audio_seconds(made["stock"]),
+        audio_seconds=subject.audio_seconds(calls["stock"][-1].result),
         reference_seconds=tts.conds.gen["prompt_feat"].shape[1] / (25 * _FRAMES_PER_TOKEN),
-        signal_to_error_db=min(measured) if len(measured) == len(ratios) else None,
-        generator_identical=states_identical,
+        signal_to_error_db=lowest_db((a.result, b.result) for a, b in zip(*calls.values())),
+        generator_identical=same_states(*calls.values()),
         tokens_identical=len(set(subject.tokens)) == 1 if subject.tokens else None,
-        first_call_seconds=attach_seconds + first_call,
+        first_call_seconds=attach_seconds + first_call.seconds,
         warmup_seconds=warmup.total,
         later_graphs=later_graphs,
         report=fast.report().to_dict(),
+        stages={side: stages.by_stage(splits, seconds[side]) for side, splits in subject.stages.items()},
     )
 
 
@@ -292,22 +295,13 @@ def _vocoder(tts: Any, fast: CompiledTTS, settings: Settings) -> _Subject:  # no
 
 def _e2e(tts: Any, fast: CompiledTTS, settings: Settings) -> _Subject:
     spoken: list[tuple[int, ...]] = []
-    inner = tts.s3gen.inference
+    heard: dict[str, list[dict[str, float]]] = {"stock": [], "compiled": []}
 
     def speak(side: str) -> Tensor:
-        def heard(speech_tokens: Tensor, **kwargs: Any) -> Any:
-            spoken.append(tuple(speech_tokens.tolist()))
-            return inner(speech_tokens, **kwargs)
+        with fast.stock() if side == "stock" else contextlib.nullcontext(fast) as model, stages.listening(tts) as call:
+            wave: Tensor = model.generate(settings.text)
+        spoken.extend(tuple(tokens) for tokens in call.tokens)
+        heard[side].append(call.seconds)
+        return wave
 
-        tap = Seam(tts.s3gen, "inference", heard)
-        tap.attach()
-        try:
-            if side == "compiled":
-                return fast.generate(settings.text)
-            with fast.stock() as stock:
-                wave: Tensor = stock.generate(settings.text)
-                return wave
-        finally:
-            tap.detach()
-
-    return _Subject(speak, lambda wave: wave.shape[1] / tts.sr, tokens=spoken)
+    return _Subject(speak, lambda wave: wave.shape[1] / tts.sr, tokens=spoken, stages=heard)

@@ -17,11 +17,13 @@ from ..api import compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from ..handle import CompiledTTS
-from . import machine, memory
-from .models import Progress, describe, generator_states, load, only, t3_inputs, timed_call
-from .stats import Ratio, Spread, markdown_table, ratio_of_medians, spread, yes
+from . import alternation, fresh, machine, stats
+from .alternation import same_states, seconds
+from .models import TEXT, Progress, describe, load, only, t3_inputs, timed_call
+from .plots import Plot, Ratios
+from .section import Cell, Result, Section, ran, where
+from .stats import Ratio, median_of, ratio_of_medians, spread, yes
 
-TEXT = "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun."
 _LENGTHS = [round(1 + i * 399 / 29) for i in range(30)]  # characters
 _SHORT = 8  # speech tokens for each of the texts of these lengths
 
@@ -72,7 +74,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class T3Result:
+class T3Result(Result):
     """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` a table.
 
     Attributes:
@@ -99,6 +101,11 @@ class T3Result:
     report: dict[str, Any]
 
     @property
+    def title(self) -> str:
+        """Of the page."""
+        return "T3, the token loop"
+
+    @property
     def compile_seconds(self) -> float:
         """What the first call costs beyond a later one."""
         return self.first_call_seconds - statistics.median(self.compiled.full)
@@ -123,39 +130,38 @@ class T3Result:
         plain = asdict(self)
         for name, side in (("stock", self.stock), ("compiled", self.compiled)):
             plain[name] |= {
-                "decode_tokens_per_s": asdict(Spread.of(side.rate)),
-                "prefill_s": asdict(Spread.of(side.prefill)),
-                "call_s": asdict(Spread.of(side.full)),
+                "decode_tokens_per_s": asdict(median_of(side.rate)),
+                "prefill_s": asdict(median_of(side.prefill)),
+                "call_s": asdict(median_of(side.full)),
             }
-        plain["gains"] = {name: {**asdict(gain), "verdict": gain.verdict} for name, gain in self.gains.items()}
+        plain["gains"] = stats.plain(self.gains)
         return {"bench": "t3", "passed": self.passed, "compile_seconds": self.compile_seconds, **plain}
 
-    def __str__(self) -> str:
+    def sections(self) -> list[Section]:
+        """One table."""
         gains, n = self.gains, self.settings.tokens
         stock, compiled = self.stock, self.compiled
-        rows = [
-            ("T3, median (min to max)", "stock", "compiled", "gain (95% interval)"),
-            ("decode, tokens/s", spread(stock.rate), spread(compiled.rate), str(gains["decode"])),
-            ("prompt to first token, s", spread(stock.prefill), spread(compiled.prefill), str(gains["prefill"])),
-            (f"call of {n} tokens, s", spread(stock.full), spread(compiled.full), str(gains["call"])),
+        rows: list[tuple[Cell, ...]] = [
+            ("T3, median (95% interval)", "stock", "compiled", "gain (95% interval)"),
+            ("decode, tokens/s", spread(stock.rate), spread(compiled.rate), gains["decode"]),
+            ("prompt to first token, s", spread(stock.prefill), spread(compiled.prefill), gains["prefill"]),
+            (f"call of {n} tokens, s", spread(stock.full), spread(compiled.full), gains["call"]),
         ]
-        rows += memory.table_rows(self.peaks)
+        rows += fresh.peak_rows(self.peaks)
         rows += [
             ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
             (f"graphs compiled by {len(_LENGTHS)} later texts", "", str(self.later_graphs), ""),
             ("tokens identical", "", yes(self.tokens_identical), f"{self.settings.repeats} repeats"),
             ("generator state identical", "", yes(self.generator_identical), ""),
         ]
-        ran = self.report["components"]["t3"]
-        about, versions = self.machine, self.machine["versions"]
         model = f"{self.model['t3_layers']} layers, {self.model['t3_parameters'] / 1e6:.0f} M parameters"
-        return "\n".join([
-            markdown_table(rows),
-            "",
-            f"{model}, {self.model['dtype']}, {self.model['device']}; {about['cpu']}, "
-            f"{about['torch_threads']} threads; torch {versions['torch']}, "
-            f"chatterbox-tts {versions['chatterbox-tts']}; ran: {ran['ran']}{'; ' * bool(ran['note'])}{ran['note']}",
-        ])  # fmt: skip
+        note = self.report["components"]["t3"]["note"]
+        about = f"{model}, {where(self.machine, self.model)}; {ran(self.report)}{'; ' * bool(note)}{note}"
+        return [Section(rows, [*stats.few(self.settings.repeats), about])]
+
+    def plots(self) -> list[Plot]:
+        """Ratios."""
+        return [Ratios("How many times better than stock", self.gains)]
 
 
 def run(source: str, settings: Settings) -> T3Result:
@@ -166,7 +172,7 @@ def run(source: str, settings: Settings) -> T3Result:
     """
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-cache-", ignore_cleanup_errors=True) as cache_dir,
-        Progress(5 + settings.repeats) as progress,
+        Progress(5 + 4 * settings.repeats) as progress,
     ):
         with progress.step("loading"):
             tts = load(source, settings.device)
@@ -179,12 +185,9 @@ def run(source: str, settings: Settings) -> T3Result:
             del tts, fast
             if settings.memory:
                 s = settings
-                peaks = {
-                    side: memory.measure_in_child(
-                        source, side, device=s.device, tokens=s.tokens, text=s.text, seed=s.seed, cache_dir=cache_dir
-                    )
-                    for side in ("stock", "compiled")
-                }
+                peaks = fresh.peaks(
+                    source, device=s.device, tokens=s.tokens, text=s.text, seed=s.seed, cache_dir=cache_dir
+                )
     return T3Result(peaks=peaks, **result)
 
 
@@ -200,34 +203,26 @@ def _measure(
     stock_in_both = "inference" not in vars(t3)  # switched off by configuration
     sides = {"stock": Side(n, wasted_steps=1), "compiled": Side(n, wasted_steps=int(stock_in_both))}
 
-    def call(side: str, tokens: int) -> tuple[Tensor, list[Tensor], float]:
-        torch.manual_seed(settings.seed)
-        spoken, seconds = timed_call(settings.device, lambda: calls[side](**inputs, max_new_tokens=tokens))
+    def call(side: str, tokens: int) -> Tensor:
+        spoken = calls[side](**inputs, max_new_tokens=tokens)
         if spoken.shape[1] != tokens:
             raise InputError(
                 f"the model stopped after {spoken.shape[1]} of {tokens} tokens: ask for fewer, or less text"
             )
-        return spoken.cpu(), generator_states(), seconds
+        return spoken.cpu()
 
     with progress.step("first compiled call"):
         call("stock", 1)  # un-timed: pages in the weights for both sides
-        _, _, first_call = call("compiled", n)
+        first_call = alternation.call(functools.partial(call, "compiled", n), settings.device, settings.seed)
     with progress.step("warm-up"):
         warmup = fast.warmup()
-    tokens_identical = generator_identical = True
-    for repeat in range(settings.repeats):
-        with progress.step(f"repeat {repeat + 1} of {settings.repeats}"):
-            order = ("stock", "compiled") if repeat % 2 == 0 else ("compiled", "stock")  # neither always goes first
-            for tokens in (1, n):
-                spoken, states = {}, {}
-                for name in order:
-                    spoken[name], states[name], seconds = call(name, tokens)
-                    (sides[name].first if tokens == 1 else sides[name].full).append(seconds)
-                tokens_identical &= torch.equal(spoken["stock"], spoken["compiled"])
-                generator_identical &= all(map(torch.equal, states["stock"], states["compiled"]))
+    ways = {f"{side}, {tokens} tokens": functools.partial(call, side, tokens) for tokens in (1, n) for side in sides}
+    done = alternation.alternate(ways, settings.repeats, progress, device=settings.device, seed=settings.seed)
     for name, side in sides.items():
+        side.first, side.full = (seconds(done[f"{name}, {tokens} tokens"]) for tokens in (1, n))
         if min(side.step) <= 0:
             raise TTSCompileError(f"{name}: {n} tokens took no longer than 1; measure with more tokens")
+    pairs = [(done[f"stock, {tokens} tokens"], done[f"compiled, {tokens} tokens"]) for tokens in (1, n)]
     with progress.step("texts of other lengths"):
         graphs, _ = _compat.graph_counts()
         prose = (settings.text + " ") * (_LENGTHS[-1] // len(settings.text) + 1)
@@ -241,9 +236,9 @@ def _measure(
         "config": config.replace(cache_dir=None).to_dict(),  # it was a temporary one
         "stock": sides["stock"],
         "compiled": sides["compiled"],
-        "tokens_identical": tokens_identical,
-        "generator_identical": generator_identical,
-        "first_call_seconds": attach_seconds + first_call,
+        "tokens_identical": all(torch.equal(a.result, b.result) for both in pairs for a, b in zip(*both)),
+        "generator_identical": all(same_states(*both) for both in pairs),
+        "first_call_seconds": attach_seconds + first_call.seconds,
         "warmup_seconds": warmup.total,
         "later_graphs": later_graphs,
         "report": fast.report().to_dict(),

@@ -9,9 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,11 +20,12 @@ import torch
 from ..api import compile_model
 from ..components.audio import digest
 from ..config import CompileConfig, ComponentPolicy
-from ..errors import TTSCompileError
 from ..testing import make_reference_wav
-from . import machine
+from . import alternation, child, machine, stats
 from .models import Progress, describe, load, quiet, timed_call
-from .stats import Ratio, Spread, markdown_table, ratio_of_medians
+from .plots import Plot, Ratios
+from .section import Cell, Result, Section, where
+from .stats import Ratio, ratio_of_medians, spread, yes
 
 SIDES = ("stock", "compiled")
 PHASES = {
@@ -63,7 +61,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class VoiceResult:
+class VoiceResult(Result):
     """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` a table.
 
     Attributes:
@@ -80,6 +78,11 @@ class VoiceResult:
     report: dict[str, Any]
 
     @property
+    def title(self) -> str:
+        """Of the page."""
+        return "The reference voice, in fresh processes"
+
+    @property
     def passed(self) -> bool:
         """Whether the compiled side did what stock does; speed is no part of it."""
         return self.identical
@@ -91,32 +94,31 @@ class VoiceResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them."""
-        gains = {name: {**asdict(gain), "verdict": gain.verdict} for name, gain in self.gains.items()}
-        return {"bench": "voice", "passed": self.passed, **asdict(self), "gains": gains}
+        return {"bench": "voice", "passed": self.passed, **asdict(self), "gains": stats.plain(self.gains)}
 
-    def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("reference voice, median (min to max)", "stock", "compiled", "gain (95% interval)")
+    def sections(self) -> list[Section]:
+        """One table."""
+        rows: list[tuple[Cell, ...]] = [
+            ("reference voice, median (95% interval)", "stock", "compiled", "gain (95% interval)")
         ]
         for phase, title in PHASES.items():
-            cells = [_spread(getattr(side, phase)) for side in (self.stock, self.compiled)]
-            rows.append((title, *cells, str(self.gains[phase])))
-        identical = "yes" if self.identical else "NO"
-        rows.append(("every tensor identical", "", identical, f"{self.settings.repeats + 1} processes each"))
-        about, versions = self.machine, self.machine["versions"]
-        return "\n".join([
-            markdown_table(rows),
-            "",
-            f"{self.settings.seconds:g} s of reference, {self.model['dtype']}, {self.model['device']}; {about['cpu']}, "
-            f"{about['torch_threads']} threads; torch {versions['torch']}, chatterbox-tts {versions['chatterbox-tts']}",
-        ])  # fmt: skip
+            cells = [spread(getattr(side, phase)) for side in (self.stock, self.compiled)]
+            rows.append((title, *cells, self.gains[phase]))
+        processes = f"{self.settings.repeats + 2} processes each"
+        rows.append(("every tensor identical", "", yes(self.identical), processes))
+        about = f"{self.settings.seconds:g} s of reference, {where(self.machine, self.model)}"
+        return [Section(rows, [*stats.few(self.settings.repeats), about])]
+
+    def plots(self) -> list[Plot]:
+        """Ratios."""
+        gains = {title.removesuffix(", s"): self.gains[phase] for phase, title in PHASES.items()}
+        return [Ratios("How many times faster than stock", gains)]
 
 
 def run(source: str, settings: Settings) -> VoiceResult:
     """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it."""
     sides = {name: Side() for name in SIDES}
-    seen: set[str] = set()
-    last: dict[str, Any] = {}
+    calls: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-voice-") as name,
         Progress(2 * settings.repeats + 4) as progress,
@@ -127,42 +129,36 @@ def run(source: str, settings: Settings) -> VoiceResult:
             for i, share in enumerate((1, 0.9))
         ]
 
-        def measure(side: str, numba_cache: Path) -> dict[str, Any]:
-            with progress.step(side):
-                found = _child(source, side, settings.device, files, numba_cache)
-            seen.add(json.dumps(found["digests"]))
-            return found
+        def measure(repeats: int, caches: dict[str, Path]) -> None:
+            ways = {
+                side: functools.partial(_child, source, side, settings.device, files, cache)
+                for side, cache in caches.items()
+            }
+            for side, done in alternation.alternate(ways, repeats, progress).items():
+                calls[side] += [call.result for call in done]
 
-        for side in SIDES:
-            sides[side].first_cold.append(measure(side, folder / f"cold-{side}")["first"])
-        warm = folder / "cold-stock"  # what stock's first process has left there
-        for side in SIDES:
-            measure(side, warm)  # un-timed: pages in the weights and the libraries
-        for repeat in range(settings.repeats):
-            for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
-                last[side] = measure(side, warm)
-                for phase in ("first", "later", "repeated"):
-                    getattr(sides[side], phase).append(last[side][phase])
+        measure(1, {side: folder / f"cold-{side}" for side in SIDES})
+        # What stock's first process has left there; the first of each side pages in the weights and the libraries.
+        measure(1 + settings.repeats, dict.fromkeys(SIDES, folder / "cold-stock"))
+    for side, (cold, _, *warm) in calls.items():
+        sides[side].first_cold.append(cold["first"])
+        for phase in ("first", "later", "repeated"):
+            getattr(sides[side], phase).extend(found[phase] for found in warm)
+    last = calls["compiled"][-1]
     return VoiceResult(
         settings=settings,
-        model=last["compiled"]["model"],
+        model=last["model"],
         machine=machine.describe(),
         stock=sides["stock"],
         compiled=sides["compiled"],
-        identical=len(seen) == 1,
-        report=last["compiled"]["report"],
+        identical=len({json.dumps(found["digests"]) for done in calls.values() for found in done}) == 1,
+        report=last["report"],
     )
 
 
 def _child(source: str, side: str, device: str, files: Sequence[Path], numba_cache: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", __name__, source, "--side", side, "--device", device, *map(str, files)]
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(numba_cache)}
-    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if child.returncode != 0:
-        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise TTSCompileError(f"measuring the {side} side's voice failed: {reason}")
-    found: dict[str, Any] = json.loads(child.stdout)
-    return found
+    arguments = ["-m", __name__, source, "--side", side, "--device", device, *map(str, files)]
+    return child.run(arguments, f"the {side} side's voice", {"NUMBA_CACHE_DIR": str(numba_cache)}).found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,25 +178,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             first, second = args.files
             for phase, file in (("first", first), ("later", second), ("repeated", second)):
                 _, found[phase] = timed_call(args.device, functools.partial(tts.prepare_conditionals, file))
-                found["digests"].append(_digests(tts.conds))
+                found["digests"].append(digests(tts.conds))
             found["report"] = fast.report().to_dict()
         found["model"] = describe(tts)
     print(json.dumps(found))
     return 0
 
 
-def _digests(conds: Any) -> dict[str, str | None]:
+def digests(conds: Any) -> dict[str, str | None]:
     """A hash of every tensor, by name."""
     parts = {**vars(conds.t3), **conds.gen}
     return {
         name: digest(part.detach().cpu().numpy()) if isinstance(part, torch.Tensor) else None
         for name, part in parts.items()
     }
-
-
-def _spread(values: list[float]) -> str:
-    s = Spread.of(values)
-    return f"{s.median:.3g} ({s.low:.3g} to {s.high:.3g})" if len(values) > 1 else f"{s.median:.3g}"
 
 
 if __name__ == "__main__":

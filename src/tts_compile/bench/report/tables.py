@@ -1,0 +1,271 @@
+"""The tables: ours with intervals, the reference report's figures in a column of their own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import soak as soaking
+from .. import stats
+from ..encoding import KINDS
+from ..section import Cell, Section, ran, where
+from ..stats import LEVEL, median_of, ratio_of_medians, spread, yes
+from . import reference
+from .chunks import CHUNKS
+from .result import SIDES, ReportResult
+
+Row = tuple[Cell, ...]
+_COLUMNS = ("stock", "compiled", f"gain ({LEVEL}% interval)", reference.TITLE)
+
+
+def all_of(result: ReportResult) -> list[Section]:
+    """Every section, in the reference report's order."""
+    return [
+        _summary(result),
+        _loading(result),
+        _generation(result),
+        _voice(result),
+        _buckets(result),
+        _projection(result),
+        _memory(result),
+        _settings(result),
+        _components(result),
+        _stability(result),
+        _parameters(result),
+        *_raw(result),
+    ]
+
+
+def _with(titles: Sequence[str], rows: Sequence[Row], given: Mapping[str, str], names: Sequence[str]) -> list[Row]:
+    """Rows with the reference report's figure last, by a name for each row."""
+    return [tuple(titles), *((*row, given.get(name, "")) for row, name in zip(rows, names))]
+
+
+def _proof(result: ReportResult) -> str:
+    return f"{ran(result.report)}; fallback events: {len(result.events)}"
+
+
+def _summary(result: ReportResult) -> Section:
+    rows: list[Row] = [("", f"gain ({LEVEL}% interval)"), *((name, ratio) for name, ratio in result.gains.items())]
+    rows.append(("did what stock does, in every part", yes(result.passed)))
+    notes = [
+        *stats.few(result.settings.repeats),
+        "A ratio above 1 means faster than stock; it is called a gain or a loss only where its interval excludes 1. "
+        "Stock is in all tables the same model without this library, measured in the same run.",
+        f"{where(result.texts.machine, result.texts.model)}; {_proof(result)}",
+    ]
+    return Section(rows, notes, "Results")
+
+
+def _loading(result: ReportResult) -> Section:
+    loading = result.loading
+    names = [name for name in ("imports", "load", "compile", "ready", "call", "answered") if _any(loading, name)]
+    rows = [*loading.seconds_rows(), *loading.memory_rows()]
+    names += ["memory", "call_memory"][: len(rows) - len(names)]
+    warm = result.texts.warmup_seconds
+    rows.append(("warm-up, nothing compiled yet, s", "", f"{warm:.3g}", "once for each cache"))
+    notes = [
+        f"{loading.settings.repeats} fresh processes of each side, alternating; code compiled by an earlier process is "
+        "found by the later ones. Each row is a part of the one before it or a sum. The reference report does not say "
+        "what its loading time includes.",
+        ran(loading.report),
+    ]
+    title = "a fresh process, median (95% interval)"
+    return Section(_with((title, *_COLUMNS), rows, reference.LOADING, [*names, "warmup"]), notes, "Model loading")
+
+
+def _any(loading: Any, name: str) -> bool:
+    return bool(getattr(loading.compiled, name))
+
+
+def _generation(result: ReportResult) -> Section:
+    units = ("characters", "words")
+    gain = result.gain("compiled")
+    rows: list[Row] = [("time for a chunk, ms", *(spread(result.milliseconds(side)) for side in SIDES), gain)]
+    rows += [(f"{unit}/s", *(spread(result.rate(side, unit)) for side in SIDES), gain) for unit in units]
+    names = ["milliseconds", *units]
+    chunks = zip(result.measured, result.texts.stock, result.texts.compiled)
+    for number, (text, stock, compiled) in enumerate(chunks, 1):
+        cells = [spread([1000 * seconds for seconds in side.seconds]) for side in (stock, compiled)]
+        own = ratio_of_medians(stock.seconds, compiled.seconds, seed=result.settings.seed)
+        rows.append((f"chunk {number}, {len(text)} characters, ms", *cells, own))
+        names.append(f"chunk {number}")
+    factors = [spread(result.texts.factors(side)) for side in SIDES]
+    rows.append(("seconds of work for a second of speech", *factors, gain))
+    rows += result.texts.stage_rows()[1:]
+    names += [""] * (len(rows) - len(names))
+    if result.texts.batch:
+        together = spread(result.milliseconds("batch"))
+        rows.append(("all chunks at once (generate_batch), a chunk, ms", "", together, result.gain("batch")))
+        names.append("batch")
+    given = reference.GENERATION | {f"chunk {n}": figure for n, figure in enumerate(reference.CHUNKS, 1)}
+    notes = [result.texts.proof, _proof(result)]
+    return Section(_with(("median (95% interval)", *_COLUMNS), rows, given, names), notes, "Text generation")
+
+
+def _voice(result: ReportResult) -> Section:
+    voice = result.voice
+    rows: list[Row] = []
+    names: list[str] = []
+    for kind, title in KINDS.items():
+        both = [[1000 * seconds for seconds in getattr(voice, side)[kind]] for side in SIDES]
+        rows.append((f"{title}: median (95% interval), ms", *map(spread, both), voice.gain(kind)))
+        names.append("")
+        for name, function in (("average", statistics.mean), ("least", min), ("most", max)):
+            rows.append((f"{title}: {name}, ms", *(f"{function(values):.3g}" for values in both), ""))
+            names.append(name)
+    notes = [
+        f"{voice.settings.runs} runs of each side on recordings of about {voice.settings.seconds:g} s; every tensor of "
+        f"the voice identical after each: {yes(voice.identical)}. The compiled side answers a recording that it has "
+        "seen before from memory. The reference report does not say whether its 10 runs were of one recording.",
+        _proof(result),
+    ]
+    return Section(_with(("prepare_conditionals", *_COLUMNS), rows, reference.VOICE, names), notes, "Voice encoding")
+
+
+def _buckets(result: ReportResult) -> Section:
+    found = result.buckets
+    rows: list[Row] = [("chunks", str(found.total))]
+    rows += [(f"bucket {name}", f"{count} ({found.shares[name]:.0%})") for name, count in found.counts.items()]
+    rows += [
+        ("characters", f"{found.shortest} to {found.longest}, {found.mean:.0f} on average"),
+        ("different lengths, and shapes after rounding up", f"{found.shapes_before}, {found.shapes_after}"),
+        ("padding, if chunks were padded to their bucket", f"{found.padding_waste:.1%}"),
+        ("potential, in the reference report's words", found.verdict),
+    ]
+    names = ["chunks", *found.counts, "characters", "", "", "verdict"]
+    notes = ["Counts have no interval. How the engines round lengths up is a matter of their own, finer ladders."]
+    return Section(_with(("", "here", reference.TITLE), rows, reference.BUCKETS, names), notes, "Chunk sizes")
+
+
+def _projection(result: ReportResult) -> Section:
+    hours = f"{reference.AUDIOBOOK_HOURS:g} hours"
+    instead = [str(result.instead_of(side)) for side in result.sides[1:]]
+    rows: list[Row] = [
+        (f"{hours} of speech, hours of work", *_cells(result, result.hours)),
+        ("hours saved", "", *(str(result.saved_hours(side)) for side in result.sides[1:])),
+        (f"what takes stock {hours} of work, hours", f"{reference.AUDIOBOOK_HOURS:g}", *instead),
+        ("loading, s a session", *(spread(getattr(result.loading, side).ready) for side in SIDES)),
+        ("loading, s saved a session", "", str(result.saved_loading)),
+    ]
+    width = 1 + len(result.sides)
+    rows = [row + ("",) * (width - len(row)) for row in rows]
+    notes = [
+        "From the real-time factors above, whose intervals are carried through; it takes for granted that a book's "
+        "chunks are like these, and that the machine keeps its speed for hours.",
+        _proof(result),
+    ]
+    names = ["", "", "generation", "", "loading"]
+    titles = ("median (95% interval)", *result.sides, reference.TITLE)
+    heading = f"Projection for an audiobook of {hours}"
+    return Section(_with(titles, rows, reference.PROJECTION, names), notes, heading)
+
+
+def _cells(result: ReportResult, values: Any) -> tuple[str, ...]:
+    return tuple(str(median_of(values(side))) for side in result.sides)
+
+
+def _memory(result: ReportResult) -> Section:
+    rows = result.loading.memory_rows()
+    notes = [
+        "Peak resident memory of the fresh processes of the loading table, GiB; the reference report's figure is of "
+        "the GPU's memory.",
+        ran(result.loading.report),
+    ]
+    titles = ("median (95% interval)", "stock", "compiled", f"share ({LEVEL}% interval)", reference.TITLE)
+    return Section(_with(titles, rows, reference.LOADING, ["memory", ""]), notes, "Memory")
+
+
+def _settings(result: ReportResult) -> Section:
+    rows: list[Row] = []
+    names = []
+    for name, value in result.texts.config.items():
+        for inner, found in value.items() if isinstance(value, Mapping) else [("", value)]:
+            names.append(f"{name}.{inner}" if inner else name)
+            rows.append((names[-1], str(found)))
+    return Section(_with(("setting", "here", reference.TITLE), rows, reference.SETTINGS, names), (), "Settings")
+
+
+def _components(result: ReportResult) -> Section:
+    columns = ("asked", "ran", "calls", "compiled_calls", "graphs", "graph_breaks", "recompiles_after_warmup")
+    titles = ("component", *(name.replace("_", " ") for name in columns), "events", reference.TITLE)
+    components = result.report["components"]
+    rows: list[Row] = [
+        (name, *(str(row[column]) for column in columns), str(len(row["fallbacks"])))
+        for name, row in components.items()
+    ]
+    notes = ["Calls and compiled calls are counted; the latter inside the compiled code itself."]
+    notes += [f"{name}: {row['note']}" for name, row in components.items() if row["note"]]
+    return Section(_with(titles, rows, reference.COMPONENTS, list(components)), notes, "Components compiled")
+
+
+def _stability(result: ReportResult) -> Section:
+    texts, found = result.texts, result.soak
+    repeated = sum(text.identical for text in texts.compiled)
+    rows: list[Row] = [
+        ("tokens identical to stock's, chunks", f"{texts.tokens_identical} of {len(texts.compiled)}"),
+        ("random generators as stock leaves them", yes(texts.generator_identical)),
+        ("least signal to error against stock, dB", _db(texts.signal_to_error_db)),
+        (
+            "repeated calls that gave the first one's wave, bit for bit",
+            f"{repeated} of {len(texts.compiled) * (texts.settings.repeats - 1)}",
+        ),
+        ("graphs compiled or recorded after the warm-up", str(texts.later_graphs)),
+        ("fallback events", str(len(result.events))),
+    ]
+    names = ["outputs", "", "", "", "", "fallbacks"]
+    if found is not None:
+        calls = len(found.seconds) * len(soaking.TEXTS) * soaking.VOICES
+        rows += [
+            (f"{calls} further calls, {len(soaking.TEXTS)} texts, {soaking.VOICES} voices: waves that drifted",
+             str(found.drifted)),
+            ("memory gained in them, MiB", f"{found.growth / 2**20:.1f}"),
+            ("graphs after the first round of them", str(found.graphs)),
+        ]  # fmt: skip
+        names += ["", "memory", ""]
+    rows.append(("all of it as it should be", yes(result.passed)))
+    notes = [_proof(result), "Counts have no interval."]
+    return Section(_with(("", "here", reference.TITLE), rows, reference.STABILITY, [*names, ""]), notes, "Stability")
+
+
+def _db(ratio: float | None) -> str:
+    return "lengths differ" if ratio is None else f"{ratio:.1f}"
+
+
+def _parameters(result: ReportResult) -> Section:
+    s, texts = result.settings, result.texts
+    words = sum(len(text.split()) for text in result.measured)
+    spoken = f"{sum(map(len, result.measured))} in {len(result.measured)} of {len(CHUNKS)} chunks"
+    about, model = texts.machine, texts.model
+    rows: list[Row] = [
+        ("characters", f"{spoken}; {texts.audio_seconds:.1f} s of speech"),
+        ("words", str(words)),
+        ("runs", f"{s.voice_runs} of voice encoding, {s.repeats} of each chunk and of each fresh process"),
+        ("machine", f"{about['cpu']}, {about['torch_threads']} threads, {about['memory_gib']} GiB; {about['gpus']}"),
+        ("model", f"T3 {model['t3_parameters'] / 1e6:.0f} M, S3Gen {model['s3gen_parameters'] / 1e6:.0f} M parameters, "
+                  f"{model['dtype']}, {model['device']}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
+        ("seed", str(s.seed)),
+        *((f"time to measure: {name}, s", f"{seconds:.0f}") for name, seconds in result.spent.items()),
+    ]  # fmt: skip
+    names = [str(row[0]) for row in rows]
+    return Section(_with(("", "here", reference.TITLE), rows, reference.PARAMETERS, names), (), "Test parameters")
+
+
+def _raw(result: ReportResult) -> list[Section]:
+    def listed(values: Sequence[float], scale: float = 1000) -> str:
+        return ", ".join(f"{scale * value:.4g}" for value in values)
+
+    rows: list[Row] = [("every measured value, in order", *SIDES)]
+    for name in ("imports", "load", "compile", "call"):
+        if _any(result.loading, name):
+            cells = [listed(getattr(getattr(result.loading, side), name), 1) for side in SIDES]
+            rows.append((f"loading, {name}, s", *cells))
+    for number, (stock, compiled) in enumerate(zip(result.texts.stock, result.texts.compiled), 1):
+        rows.append((f"chunk {number}, ms", listed(stock.seconds), listed(compiled.seconds)))
+    if result.texts.batch:
+        rows.append(("all chunks as a batch, ms", "", listed(result.texts.batch)))
+    for kind, title in KINDS.items():
+        rows.append((f"voice, {title}, ms", *(listed(getattr(result.voice, side)[kind]) for side in SIDES)))
+    return [Section(rows, ("All of it, and more, is in report.json.",), "Raw data")]

@@ -1,0 +1,90 @@
+"""What a bench shows: tables, lines below them and figures, the same on a terminal, in Markdown and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .plots import Plot
+from .stats import Ratio
+
+Cell = str | Ratio
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table, the lines below it, and a heading where there is more than one.
+
+    Attributes:
+        rows: the first one holds the titles.
+        notes: paragraphs.
+    """
+
+    rows: Sequence[Sequence[Cell]] = ()
+    notes: Sequence[str] = ()
+    heading: str = ""
+
+
+class Result:
+    """What every bench hands back; ``str()`` is its tables."""
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        raise NotImplementedError
+
+    @property
+    def passed(self) -> bool:
+        """Whether the compiled side did what stock does; speed is no part of it."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raw values and what follows from them, as plain values."""
+        raise NotImplementedError
+
+    def sections(self) -> list[Section]:
+        """Its tables."""
+        raise NotImplementedError
+
+    def plots(self) -> list[Plot]:
+        """Its figures."""
+        return []
+
+    def __str__(self) -> str:
+        return markdown(self.sections())
+
+
+def markdown(sections: Iterable[Section], title: str = "") -> str:
+    """One text that reads well on a terminal too."""
+    parts = [f"# {title}"] if title else []
+    for section in sections:
+        parts += [f"## {section.heading}"] if section.heading else []
+        parts += [markdown_table(section.rows)] if section.rows else []
+        parts += section.notes
+    return "\n\n".join(parts)
+
+
+def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
+    """A table that reads well on a terminal and in Markdown; the first row holds the titles."""
+    texts = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in texts]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def where(machine: dict[str, Any], model: dict[str, Any]) -> str:
+    """The machine, the model's dtype and device and the versions, for the line below a table."""
+    versions = machine["versions"]
+    return (
+        f"{model['dtype']}, {model['device']}; {machine['cpu']}, {machine['torch_threads']} threads; "
+        f"torch {versions['torch']}, chatterbox-tts {versions['chatterbox-tts']}"
+    )
+
+
+def ran(report: dict[str, Any]) -> str:
+    """What ran, and how much of it was counted inside compiled code."""
+    rows = {name: row for name, row in report["components"].items() if row["calls"]}
+    parts = [f"{name}: {row['ran']} ({row['compiled_calls']} of {row['calls']} compiled)" for name, row in rows.items()]
+    return f"ran: {', '.join(parts) or 'stock'}"

@@ -1,0 +1,113 @@
+"""Measuring in fresh processes, and what is made of what they find."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tts_compile as tc
+from tts_compile.bench import child, fresh, loading
+from tts_compile.bench.child import Child
+
+GIB = 2**30
+
+
+def test_the_last_line_is_what_was_found_and_marks_have_their_time() -> None:
+    program = """
+import json, os, time
+print("@ begun", flush=True)
+time.sleep(0.2)
+print("@ slept", flush=True)
+print("chatter")
+print(json.dumps({"given": os.environ["GIVEN"]}))
+"""
+    done = child.run(["-c", program], "this", {"GIVEN": "a value"})
+    assert done.found == {"given": "a value"}
+    assert list(done.marks) == ["begun", "slept"]
+    assert 0.1 < done.marks["slept"] - done.marks["begun"] < 10
+
+
+def test_a_process_that_fails_is_a_clear_error() -> None:
+    program = "import sys; print('x\\n' * 10**5, file=sys.stderr); raise ValueError('no checkpoint folder')"
+    with pytest.raises(tc.TTSCompileError, match=r"^the stock side failed: ValueError: no checkpoint folder$"):
+        child.run(["-c", program], "the stock side")
+
+
+def test_a_process_sets_its_marks_and_tells_its_peak(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("chatterbox")
+    options: dict[str, Any] = {"device": "cpu", "tokens": None, "seed": 0, "cache_dir": str(tmp_path)}
+    done = fresh.measure(str(checkpoint), "stock", text=None, **options)
+    assert list(done.marks) == ["started", "imported", "loading", "loaded", "compiling", "compiled"]
+    times = list(done.marks.values())
+    assert times == sorted(times)
+    assert done.found["peaks"]["process"] > 2**28
+    assert done.found["peaks"]["call"] is None
+    assert done.found["report"] is None
+
+
+def test_a_compiled_side_speaks_and_reports(checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh, "_reset_peak", lambda: True)
+    assert fresh.main([str(checkpoint), "--side", "compiled", "--tokens", "2", "--text", "A."]) == 0
+    *marks, last = capsys.readouterr().out.splitlines()
+    assert marks[-1] == "@ called"
+    found = json.loads(last)
+    assert found["peaks"]["call"] == found["peaks"]["process"]
+    assert found["report"]["components"]["t3"]["calls"] > 0
+
+
+def pretended(side: str, cold: bool, failed: bool) -> Child:
+    """Of a compiled side that imports and calls faster, and loads slower."""
+    spent = {"imports": 4.0, "gap": 50.0, "load": 8.0, "gap2": 50.0, "compile": 0.0, "call": 2.0}
+    if side == "compiled":
+        spent |= {"imports": 2.0, "load": 10.0, "compile": 1.0, "call": 100.0 if cold else 1.0}
+    names = ("imported", "loading", "loaded", "compiling", "compiled", "called")
+    times = itertools.accumulate(spent.values(), initial=3.0)
+    peaks = {"process": (4 if side == "stock" else 2) * GIB, "call": 3 * GIB, "how": "guessed"}
+    rows = {"t3": {"fallbacks": [{}] * failed, "calls": 7, "compiled_calls": 7, "ran": "inductor"}}
+    return Child({"peaks": peaks, "report": {"components": rows}}, dict(zip(("started", *names), times)))
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, failed: bool = False) -> loading.LoadingResult:
+    asked: list[str] = []
+
+    def measure(source: str, side: str, **_: Any) -> Child:
+        asked.append(side)
+        return pretended(side, cold=len(asked) <= 2, failed=failed)
+
+    monkeypatch.setattr(fresh, "measure", measure)
+    result = loading.run("anywhere", loading.Settings(repeats=5))
+    assert asked == ["stock", "compiled", "compiled", "stock"] * 3
+    return result
+
+
+def test_stages_are_between_their_marks_and_the_first_process_is_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = measured(monkeypatch)
+    assert result.stock.ready == [12.0] * 5
+    assert result.compiled.ready == [13.0] * 5
+    assert (result.stock.answered[0], result.compiled.answered[0]) == (14.0, 14.0)
+    assert result.compiled.cold["call"] == 100.0
+    verdicts = {name: gain.verdict for name, gain in result.gains.items()}
+    assert verdicts == {
+        "imports": "gain",
+        "load": "loss",
+        "ready": "loss",
+        "call": "gain",
+        "answered": "no difference",
+    }
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert plain["compiled"]["memory"] == [2 * GIB] * 5
+    assert plain["passed"] is True
+    text = str(result)
+    assert "0.500 (0.500 to 0.500) of stock's" in text
+    assert "first call of the very first process, s | 2 " in text
+    assert "compile_model, s " in text
+
+
+def test_a_failure_on_the_way_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = measured(monkeypatch, failed=True)
+    assert not result.passed
+    assert "NO" in str(result)

@@ -1,0 +1,93 @@
+"""Pages and figures: whole, self-contained, and true to the result."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tts_compile.bench import page, plots
+from tts_compile.bench.plots import Lines, Plot, Ratios, Stages
+from tts_compile.bench.section import Result, Section, markdown
+from tts_compile.bench.stats import Median, Ratio
+
+pytest.importorskip("matplotlib")
+
+RATIOS = {
+    "T3": Ratio(2.5, (2.0, 3.0)),
+    "flow": Ratio(1.0, (0.9, 1.1)),
+    "vocoder": Ratio(0.8, (0.7, 0.9)),
+    "rest": Ratio(1.0, None),
+}
+STAGES = Stages("Where time goes", {"stock": {"T3": 3.0, "flow": 1.0}, "compiled": {"T3": 1.0, "flow": 1.0}})
+LINES = Lines(
+    *("By length", "characters", "factor"),
+    {"stock": [(90, Median(3.0, (2.0, 4.0))), (30, Median(5.0, None))], "compiled": [(30, Median(1.0, None))]},
+    {"a level": 2.0},
+)
+NASTY = "</pre><script>alert('&')</script>"
+
+
+class Found(Result):
+    """A result with everything that a page can show."""
+
+    title = "A <b>bench</b>"
+    passed = True
+
+    def to_dict(self) -> dict[str, Any]:
+        row = dict.fromkeys(("asked", "ran"), "auto") | {"calls": 4321, "compiled_calls": 4321, "fallbacks": [{}, {}]}
+        row |= dict.fromkeys(("graphs", "graph_breaks", "recompiles_after_warmup"), 0)
+        settings = {"seed": 77, "text": NASTY}
+        machine = {"cpu": "a processor", "versions": {"torch": "2.6.0"}}
+        return {"settings": settings, "machine": machine, "report": {"components": {"t3": row}}}
+
+    def sections(self) -> list[Section]:
+        rows = [("what", "gain"), *RATIOS.items()]
+        return [Section(rows, ["WARNING: few", NASTY], "A heading"), Section(notes=["a note"])]
+
+    def plots(self) -> list[Plot]:
+        return [STAGES, Ratios("Gains", RATIOS), LINES]
+
+
+def test_a_page_needs_nothing_from_outside() -> None:
+    source = page.render(Found())
+    assert re.findall(r"<(?:link|script|img|iframe)\b|\bsrc=|@import|url\((?!#)", source) == []
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert {*re.findall(r"https?://[^\"'<\s]+", source)} <= namespaces
+    assert source.count("<svg") == source.count("</svg>") == 3
+
+
+def test_a_page_shows_tables_proof_machine_and_raw_figures() -> None:
+    source = page.render(Found())
+    shown = html.unescape(source)
+    assert json.loads(html.unescape(source.split('<pre id="result">')[1].split("</pre>")[0])) == Found().to_dict()
+    for words in ("A heading", "4321", "a processor", "2.6.0", "77", "a note", "A <b>bench</b>", "what stock does"):
+        assert words in shown
+    assert "NOT what stock does" not in shown
+    assert '<span class="no-difference">1.00x (0.90 to 1.10): no difference</span>' in source
+    for verdict in ("gain", "loss", "unknown"):
+        assert f'<span class="{verdict}">' in source
+    assert "<p class=warning>WARNING: few</p>" in source
+    assert "<script>" not in source
+
+
+def test_a_result_that_failed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Found, "passed", False)
+    assert "NOT what stock does" in page.render(Found())
+
+
+@pytest.mark.parametrize("plot", [STAGES, Ratios("Gains", RATIOS | {"voice": Ratio(220.0, (200.0, 240.0))}), LINES])
+def test_a_figure_is_the_same_each_time(plot: Plot) -> None:
+    svg = plots.draw(plot)
+    assert svg.startswith("<svg")
+    assert svg == plots.draw(plot)
+
+
+def test_tables_are_the_same_in_markdown() -> None:
+    lines = markdown(Found().sections(), "A bench").splitlines()
+    assert lines[:4] == ["# A bench", "", "## A heading", ""]
+    assert "| T3      | 2.50x (2.00 to 3.00): gain               |" in lines
+    assert lines[-1] == "a note"
