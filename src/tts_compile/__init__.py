@@ -23,6 +23,7 @@ from .handle import CompiledTTS
 from .parity import ParityReport
 from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
+from .tuning import autotune
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedModelError",
     "WarmupReport",
+    "autotune",
     "compile_model",
     "split_text",
     "testing",

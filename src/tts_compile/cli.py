@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__, demo, doctor
-from .api import compile_model
+from .api import compile_model, validate
 from .bench import commands as bench_commands
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
 from .errors import TTSCompileError
 from .testing import SIZES
+from .tuning import tune
 
 
 class _Outcome(NamedTuple):
@@ -59,6 +60,33 @@ def _bench(args: argparse.Namespace) -> _Outcome:
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
+def _validate(args: argparse.Namespace) -> _Outcome:
+    with _checkpoint(args, speech_tokens=60) as source, Progress(None) as progress:
+        progress.tell("loading")
+        tts = load(source, args.device)
+        result = validate(
+            tts, None, args.text, seed=args.seed, recording=args.recording, step=progress.tell, transcribe=args.words
+        )
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
+def _autotune(args: argparse.Namespace) -> _Outcome:
+    with _checkpoint(args, speech_tokens=60) as source, Progress(None) as progress:
+        progress.tell("loading")
+        tts = load(source, args.device)
+        result = tune(
+            tts,
+            args.text,
+            budget=args.budget,
+            repeats=args.repeats,
+            seed=args.seed,
+            recording=args.recording,
+            refresh=args.refresh,
+            step=progress.tell,
+        )
+    return _Outcome(str(result), result.to_dict(), True)
+
+
 def _warmup(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args, speech_tokens=60) as source, Progress(2) as progress:
         with progress.step("loading"):
@@ -98,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="tts-compile", description="Makes Chatterbox fast, exactly and provably.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="demo | bench | warmup | doctor")
+    commands = parser.add_subparsers(required=True, metavar="demo | bench | validate | autotune | warmup | doctor")
 
     command = commands.add_parser("demo", parents=[model], help="speak one text with stock and compiled")
     command.add_argument("--text", default=demo.TEXT)
@@ -108,6 +136,25 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure stock against compiled")
     bench_commands.add(bench, model)
     bench.set_defaults(run=_bench)
+
+    spoken = argparse.ArgumentParser(add_help=False, parents=[model])
+    spoken.add_argument("--text", action="append", help="speak this instead; may be given more than once")
+    spoken.add_argument("--recording", type=Path, metavar="FILE", help="of a voice, in place of a made-up one")
+
+    command = commands.add_parser("validate", parents=[spoken], help="compare with stock: components, tokens, waves")
+    command.add_argument("--no-words", dest="words", action="store_false", help="no speech recogniser, if there is one")
+    command.set_defaults(run=_validate)
+
+    command = commands.add_parser(
+        "autotune",
+        parents=[spoken],
+        help="choose policies by measuring, and keep the choice",
+        description="The choice is read again by compile_model(tts, tts_compile.autotune(tts)).",
+    )
+    command.add_argument("--budget", type=float, metavar="S", help="seconds after which nothing new is tried")
+    command.add_argument("--repeats", type=int, default=5, metavar="N", help="default: 5")
+    command.add_argument("--refresh", action="store_true", help="measure again where a choice is kept")
+    command.set_defaults(run=_autotune)
 
     command = commands.add_parser(
         "warmup",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,23 +199,36 @@ class CompileConfig:
 
     @classmethod
     def from_env(cls) -> Self:
-        """The exact preset, or what ``TTS_COMPILE``, ``TTS_COMPILE_CONFIG`` and ``TTS_COMPILE_CACHE_DIR`` say."""
+        """The exact preset, or what ``TTS_COMPILE``, ``TTS_COMPILE_CONFIG`` and ``TTS_COMPILE_CACHE_DIR`` say.
+
+        The file is TOML, or JSON where its name ends in ``.json``.
+        """
         if switched_off_by_env():
             return cls.off()
         path = os.environ.get("TTS_COMPILE_CONFIG")
-        config = cls.from_toml(path) if path else cls.exact()
+        config = (cls.from_json if path.endswith(".json") else cls.from_toml)(path) if path else cls.exact()
         cache_dir = os.environ.get("TTS_COMPILE_CACHE_DIR")
         return config.replace(cache_dir=cache_dir) if cache_dir else config
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
-        """Read a TOML file; its tables and keys are those of :meth:`from_mapping`."""
-        try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is no valid TOML: {error}") from error
+        """Read a TOML file; its tables and keys are those of :meth:`from_mapping`.
+
+        Raises:
+            ConfigError: for what cannot be read, and as :meth:`from_mapping`.
+        """
+        return cls.from_mapping(_parsed(path, "TOML", tomllib.loads))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read a JSON file: what :meth:`to_dict` gives, or what :func:`tts_compile.autotune` has stored.
+
+        Raises:
+            ConfigError: as :meth:`from_toml`.
+        """
+        content = _parsed(path, "JSON", json.loads)
+        if isinstance(content, dict) and isinstance(content.get("config"), dict):
+            content = content["config"]
         return cls.from_mapping(content)
 
     @classmethod
@@ -273,6 +287,15 @@ class CompileConfig:
         known = [f.name for f in dataclasses.fields(self)]
         _raise_all([_unknown(key, known) for key in changes if key not in known])
         return dataclasses.replace(self, **changes)
+
+
+def _parsed(path: str | Path, kind: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # those of both parsers, and text that is no UTF-8
+        raise ConfigError(f"{path} is no valid {kind}: {error}") from error
 
 
 def switched_off_by_env() -> bool:

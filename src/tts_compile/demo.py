@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .api import compile_model
 from .bench.models import Progress, describe, load, timed_call
-from .bench.wave import signal_to_error_db
 from .components.seam import Seam
+from .distance import signal_to_error_db
 from .report import format_table
 from .wav import write_wav
 

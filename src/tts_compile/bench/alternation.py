@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .models import Progress, timed_call
+from .models import timed_call
 
 T = TypeVar("T")
+
+
+class Steps(Protocol):
+    """Whatever shows how far a measurement has come."""
+
+    def step(self, name: str) -> AbstractContextManager[Any]:
+        """Show ``name`` while the block runs."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,11 @@ def call(function: Callable[[], T], device: str = "cpu", seed: int | None = None
 def alternate(
     sides: Mapping[str, Callable[[], T]],
     repeats: int,
-    progress: Progress,
+    progress: Steps,
     *,
     device: str = "cpu",
     seed: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[Call[T]]]:
     """Every side in turn, ``repeats`` times; each other time in reversed order, so that none always goes first.
 
@@ -56,9 +65,12 @@ def alternate(
         progress: of the bench.
         device: whose queue is emptied around every call.
         seed: of every call.
+        enough: asked before every repeat; True ends it there.
     """
     calls: dict[str, list[Call[T]]] = {name: [] for name in sides}
     for repeat in range(repeats):
+        if enough():
+            break
         for name in list(sides) if repeat % 2 == 0 else reversed(list(sides)):
             with progress.step(f"repeat {repeat + 1} of {repeats}: {name}"):
                 calls[name].append(call(sides[name], device, seed))

@@ -160,9 +160,13 @@ def quiet() -> Iterator[None]:
 
 
 class Progress:
-    """Named steps on stderr: a bar on a terminal, elsewhere a line as each begins."""
+    """Named steps on stderr: a bar on a terminal, elsewhere a line as each begins.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        total: how many there will be; None where nobody knows.
+    """
+
+    def __init__(self, total: int | None) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(
@@ -178,9 +182,17 @@ class Progress:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show ``name`` while the block runs."""
+        self._show(name)
+        yield
+        self._bar.update()
+
+    def tell(self, name: str) -> None:
+        """Show ``name`` until the next is told."""
+        self._show(name)
+        self._bar.update()
+
+    def _show(self, name: str) -> None:
         if self._bar.disable:
             print(f"{name} ...", file=sys.stderr, flush=True)
         else:
             self._bar.set_description(name)
-        yield
-        self._bar.update()

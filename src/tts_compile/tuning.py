@@ -1,0 +1,410 @@
+"""A choice of policies made by measuring on this machine, and kept for the next process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _compat, files, testing
+from .api import as_stock
+from .batch import checked_texts
+from .bench import machine
+from .bench.alternation import alternate, seconds
+from .bench.models import timed_call
+from .bench.section import markdown_table
+from .bench.stats import FEWEST, Ratio, ratio_of_medians, spread
+from .components.assembly import Assembly
+from .components.base import Component
+from .components.tape import Call, recorded
+from .config import COMPONENTS, CompileConfig, ComponentPolicy
+from .errors import ConfigError, InputError
+from .fallback import reason
+from .parity import Thresholds, Voice, compare
+from .timing import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+TEXT = "The rain had stopped by noon, and nobody asked why."
+STOCK = "stock"
+COMPILED = ("t3", "flow", "vocoder")
+_FORMAT = 1  # of the files
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One policy of one component, measured.
+
+    Attributes:
+        component: its name.
+        way: what was tried, in a word or two; ``"stock"`` is the other side of all comparisons.
+        policy: that was tried.
+        calls: made in each repeat; for T3, flow, vocoder and watermark, one for each text.
+        seconds: of all of them, a value per repeat.
+        extra_seconds: what the first round cost beyond a later one: compiling, mostly.
+        refused: why it may not be kept, however fast it is; empty where nothing is wrong with it.
+        gain: over stock; None where that was not measured.
+        kept: whether it was chosen.
+    """
+
+    component: str
+    way: str
+    policy: ComponentPolicy
+    calls: int
+    seconds: tuple[float, ...]
+    extra_seconds: float
+    refused: str
+    gain: Ratio | None
+    kept: bool = False
+
+    @property
+    def pays_after(self) -> float | None:
+        """Calls after which the first round's extra has paid for itself; None where there is no gain."""
+        if self.gain is None or self.gain.verdict != "gain":
+            return None
+        saved = self.gain.value - 1  # of its own time
+        return self.extra_seconds / (saved * statistics.median(self.seconds) / self.calls)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried and chosen; ``str()`` is a table, :meth:`to_dict` is JSON-able.
+
+    Attributes:
+        config: with the chosen policies.
+        trials: all of them.
+        key: what the choice belongs to: device, versions, model.
+        complete: whether everything was measured within the budget.
+        stored: the file that it was read from, or written to.
+        reused: whether nothing was measured this time.
+    """
+
+    config: CompileConfig
+    trials: tuple[Trial, ...]
+    key: dict[str, Any]
+    budget: float | None
+    complete: bool
+    stored: str
+    reused: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, from which :func:`tune` reads them back."""
+        return {"format": _FORMAT, **asdict(self), "config": self.config.to_dict()}
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("component", "tried", "seconds", "over stock", "first round's extra, s", "pays after", "")
+        ]
+        for trial in self.trials:
+            stock = trial.way == STOCK
+            pays = "" if stock or trial.pays_after is None else f"{math.ceil(trial.pays_after)} calls"
+            word = "kept" if trial.kept else trial.refused
+            rows.append((
+                trial.component,
+                trial.way,
+                spread(trial.seconds) if trial.seconds else "not measured",
+                "" if stock or trial.gain is None else str(trial.gain),
+                "" if stock else f"{trial.extra_seconds:.1f}",
+                pays,
+                word,
+            ))  # fmt: skip
+        lines = [markdown_table(rows), "", f"kept in {self.stored}" + " and read from there" * self.reused]
+        if not self.complete:
+            lines.append("the budget was spent before everything was measured: what was not stays stock")
+        return "\n".join(lines)
+
+
+def autotune(tts: Any, texts: Sequence[str] | None = None, **options: Any) -> CompileConfig:
+    """The policies that are fastest on this machine for these texts; measured once, then read from a file.
+
+    A policy is kept where it is faster than stock, and than simpler ones, beyond noise, and gives what stock gives.
+    What has nothing to compile is kept unless it is slower.
+    Components whose policy in ``config`` is not ``"auto"`` stay as they are asked for.
+
+    Args:
+        tts: the model; a compiled one is stock meanwhile.
+        texts: what is usual; one sentence where there are none.
+        options: of :func:`tts_compile.tuning.tune`: ``config``, ``budget`` in seconds, ``repeats``, ``seed``,
+            ``recording``, ``refresh``, ``step``.
+
+    Raises:
+        InputError: for texts that are none.
+    """
+    return tune(tts, texts, **options).config
+
+
+def tune(
+    tts: Any,
+    texts: Sequence[str] | None = None,
+    *,
+    config: CompileConfig | None = None,
+    budget: float | None = None,
+    repeats: int = 5,
+    seed: int = 0,
+    recording: str | Path | None = None,
+    refresh: bool = False,
+    step: Callable[[str], object] = lambda _: None,
+) -> Tuning:
+    """As :func:`autotune`, with everything that was measured.
+
+    Args:
+        tts, texts: as there.
+        config: what else is asked for; None reads the environment.
+        budget: seconds after which nothing new is tried; None for any.
+        repeats: of every policy, alternating; at least 5, or nothing could be told from noise.
+        seed: of the first text.
+        recording: of a voice; None makes one.
+        refresh: measure again where a choice is stored.
+        step: told what is being done.
+    """
+    texts = checked_texts([TEXT] if texts is None else texts)
+    if not texts:
+        raise InputError("there are no texts to tune for")
+    if repeats < FEWEST:
+        raise InputError(f"repeats must be at least {FEWEST}, got {repeats}")
+    if budget is not None and not budget > 0:
+        raise InputError(f"budget must be positive or None, got {budget}")
+    config = CompileConfig.from_env() if config is None else config
+    with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
+        key = _key(model, config)
+        path = _path(config, key)
+        found = None if refresh else _read(path, key, config)
+        if found is not None and (found.complete or _no_more(budget, found.budget)):
+            return found
+        tuning = _measured(model, texts, config, budget, repeats, seed, recording, step, key, str(path))
+    with files.replaced(path) as beside:
+        beside.write_text(json.dumps(tuning.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
+    return tuning
+
+
+def _no_more(budget: float | None, before: float | None) -> bool:
+    """Whether a budget would not get any further than the one before."""
+    return budget is not None and before is not None and budget <= before
+
+
+def _measured(
+    tts: Any,
+    texts: Sequence[str],
+    config: CompileConfig,
+    budget: float | None,
+    repeats: int,
+    seed: int,
+    recording: str | Path | None,
+    step: Callable[[str], object],
+    key: dict[str, Any],
+    stored: str,
+) -> Tuning:
+    device = next(tts.s3gen.parameters()).device
+    voice = Voice(tts)
+    trials: list[Trial] = []
+    chosen: dict[str, ComponentPolicy] = {}
+    with Stopwatch() as watch, tempfile.TemporaryDirectory(prefix="tts-compile-tuning-") as folder, voice.kept():
+
+        def spent() -> bool:
+            return budget is not None and watch.seconds >= budget
+
+        path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
+        seams = {name: component.seams for name, component in _components(tts, config).items() if component.seams}
+        with recorded(seams, device, tts) as calls:
+            step("stock: the voice")
+            voice.prepare(path)
+            for number, text in enumerate(texts if hasattr(tts, "t3") else [path]):
+                step(f"stock: text {number + 1} of {len(texts)}")
+                torch.manual_seed(seed + number)
+                tts.generate(text)
+        for name in seams:
+            mine = [call for call in calls if call.component == name]
+            if getattr(config, name).execution != "auto" or not mine:
+                continue
+            with voice.kept():
+                tried = _tried(tts, name, mine, config, repeats, str(device), spent, step)
+            best = best_of(tried)
+            trials += [dataclasses.replace(trial, kept=trial is best) for trial in tried]
+            chosen[name] = best.policy
+        complete = not spent()
+    return Tuning(config.replace(**chosen), tuple(trials), key, budget, complete, stored)
+
+
+def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
+    assembly = Assembly(tts, config)
+    return {name: assembly[name] for name in assembly}
+
+
+def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict[str, ComponentPolicy]:
+    """Policies worth trying in place of ``"auto"``, the simplest first."""
+    asked = functools.partial(dataclasses.replace, policy)
+    if name not in COMPILED:
+        return {"eager": asked(execution="eager")}
+    found = {"eager": asked(execution="eager"), "inductor": asked(execution="inductor")}
+    if name == "t3" and device.type == "cpu" and policy.draft_tokens is None:
+        found["inductor"] = asked(execution="inductor", draft_tokens=0)
+        found["inductor, guessing"] = asked(execution="inductor")
+    if name != "vocoder" and device.type == "cuda":
+        for word, fuse in (("cuda_graph", False), ("cuda_graph, fused", True)):
+            if policy.fuse in (None, fuse):
+                found[word] = asked(execution="cuda_graph", fuse=fuse)
+    return found
+
+
+def _tried(
+    tts: Any,
+    name: str,
+    calls: Sequence[Call],
+    config: CompileConfig,
+    repeats: int,
+    device: str,
+    spent: Callable[[], bool],
+    step: Callable[[str], object],
+) -> list[Trial]:
+    """Stock and every candidate on the same calls, in turn."""
+    sides: dict[str, Callable[[], None]] = {STOCK: functools.partial(_stock, calls)}
+    policies = {STOCK: ComponentPolicy(execution="stock")}
+    refused: dict[str, str] = {STOCK: ""}
+    first: dict[str, float] = {STOCK: 0.0}
+    parts = []
+    for way, policy in candidates(getattr(config, name), name, torch.device(device)).items():
+        if spent():
+            break
+        step(f"{name}: {way}")
+        policies[way], first[way] = policy, 0.0
+        # what cannot run as asked is to say so, and not to be measured at another level
+        alone = CompileConfig.off().replace(
+            **{name: policy}, fallback="raise", cache_dir=config.cache_dir, memory_limit_gb=config.memory_limit_gb
+        )
+        try:
+            component = Assembly(tts, alone)[name]
+            thresholds = Thresholds.exact() if policy.dtype == "model" else Thresholds.fast()
+            parity, first[way] = timed_call(device, functools.partial(compare, component, calls, thresholds))
+        except Exception as error:  # of any kind: it is one of several, and stock is there
+            refused[way] = reason(error)
+            continue
+        parts.append(component)
+        sides[way] = functools.partial(_ours, component, calls)
+        refused[way] = "; ".join(parity.failures)
+    measured = alternate(sides, repeats, _Steps(name, step), device=device, enough=spent)
+    for component in parts:
+        component.release()
+    times = {way: tuple(seconds(measured.get(way, []))) for way in policies}
+    trials = []
+    for way, policy in policies.items():
+        known = times[way] and times[STOCK]
+        gain = ratio_of_medians(times[STOCK], times[way]) if known and way != STOCK else None
+        compiling = max(0.0, first[way] - statistics.median(times[way])) if known and way != STOCK else 0.0
+        trials.append(Trial(name, way, policy, len(calls), times[way], compiling, refused[way], gain))
+    return trials
+
+
+def _stock(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call.stock()
+
+
+def _ours(component: Component, calls: Sequence[Call]) -> None:
+    component.attach()
+    try:
+        for call in calls:
+            call.again()
+    finally:
+        component.detach()
+
+
+class _Steps:
+    """What :func:`alternate` reports to."""
+
+    def __init__(self, name: str, step: Callable[[str], object]) -> None:
+        self._name = name
+        self._step = step
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Tell."""
+        self._step(f"{self._name}: {name}")
+        yield
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """Stock, unless something is faster beyond noise; likewise for each of the less simple ones that follow.
+
+    Components in which nothing is compiled spare stock's first call seconds of imports, and cost nothing: they are
+    kept unless they are slower.
+    """
+    best = trials[0]
+    for trial in trials[1:]:
+        if not trial.seconds or trial.refused:
+            continue
+        verdict = ratio_of_medians(best.seconds, trial.seconds).verdict
+        if verdict == "gain" or (verdict == "no difference" and trial.component not in COMPILED):
+            best = trial
+    return best
+
+
+def _key(tts: Any, config: CompileConfig) -> dict[str, Any]:
+    """What a choice belongs to."""
+    device = next(tts.s3gen.parameters()).device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{hashlib.sha256(_compat.cpu_name().encode()).hexdigest()[:16]} {torch.get_num_threads()} threads"
+    shapes = [
+        f"{part}.{name} {tuple(weight.shape)} {weight.dtype}"
+        for part in ("t3", "s3gen", "ve")
+        if hasattr(tts, part)
+        for name, weight in getattr(tts, part).named_parameters()
+    ]
+    return {
+        "device": f"{device.type} {name}",
+        "versions": machine.versions(),
+        "model": f"{type(tts).__name__} {hashlib.sha256(' '.join(shapes).encode()).hexdigest()[:16]}",
+        "asked": {name: asdict(getattr(config, name)) for name in COMPONENTS},
+    }
+
+
+def _path(config: CompileConfig, key: dict[str, Any]) -> Path:
+    """Where the choice is kept: beside compiled code, for its owner alone."""
+    folder = files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
+    folder = files.own_folder(folder / "tts_compile")
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return folder / f"tuned-{digest}.json"
+
+
+def _read(path: Path, key: dict[str, Any], config: CompileConfig) -> Tuning | None:
+    """A choice made before; what is damaged or belongs to something else is measured again."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        if plain["format"] != _FORMAT or plain["key"] != key:
+            return None
+        trials = tuple(
+            Trial(**{
+                **trial,
+                "policy": ComponentPolicy(**trial["policy"]),
+                "seconds": tuple(trial["seconds"]),
+                "gain": _ratio(trial["gain"]),
+            })
+            for trial in plain["trials"]
+        )  # fmt: skip
+        chosen = {trial.component: trial.policy for trial in trials if trial.kept}
+        return Tuning(config.replace(**chosen), trials, key, plain["budget"], plain["complete"], str(path), reused=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        logger.warning("the choice in %s cannot be read, and is made again: %s", path, reason(error))
+        return None
+
+
+def _ratio(plain: dict[str, Any] | None) -> Ratio | None:
+    if plain is None:
+        return None
+    interval = plain["interval"]
+    return Ratio(plain["value"], None if interval is None else (interval[0], interval[1]))
