@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
+from .batch import checked_texts
 from .components.audio import Recording
 from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
 from .errors import InputError, ModelStateError
@@ -20,6 +22,23 @@ def check_request(tts: Any, given: dict[str, Any]) -> None:
         if isinstance(given["audio"], (str, os.PathLike)):
             Recording(given["audio"])  # raises where there is none
         check_mode(tts)
+
+
+def checked_inputs(tts: Any, texts: Iterable[str], recording: object = None) -> list[str]:
+    """Texts for a comparison with stock; and whether a recording is one, where one is given.
+
+    Raises:
+        InputError: for no texts, one that the model cannot speak, or a recording that cannot be read.
+    """
+    found = checked_texts(texts)
+    if not found:
+        raise InputError("there are no texts to speak")
+    if hasattr(tts, "t3"):
+        for text in found:
+            check_text(tts, text)
+    if recording is not None:
+        Recording(recording)  # raises where there is none
+    return found
 
 
 def check_settings(tts: Any, given: dict[str, Any]) -> None:

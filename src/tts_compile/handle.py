@@ -19,7 +19,7 @@ from typing_extensions import Self
 from . import background, quality
 from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
-from .checks import check_request, check_settings, check_voice
+from .checks import check_request, check_settings, check_voice, checked_inputs
 from .components.assembly import Assembly
 from .components.engine_component import EngineComponent
 from .components.seam import not_its_own
@@ -249,7 +249,7 @@ class CompiledTTS:
         Raises:
             InputError: for texts or a recording that the model cannot speak with.
         """
-        texts = TEXTS if texts is None else checked_texts(texts)
+        texts = checked_inputs(self.wrapped, TEXTS if texts is None else texts, recording)
         config, notes = self.config, []
         listener = transcribe if callable(transcribe) else None
         if transcribe is True:

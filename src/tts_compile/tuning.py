@@ -20,12 +20,12 @@ import torch
 
 from . import _compat, files, testing
 from .api import as_stock
-from .batch import checked_texts
 from .bench import machine
 from .bench.alternation import alternate, seconds
 from .bench.models import timed_call
 from .bench.section import markdown_table
 from .bench.stats import FEWEST, Ratio, ratio_of_medians, spread
+from .checks import checked_inputs
 from .components.assembly import Assembly
 from .components.base import Component
 from .components.tape import Call, recorded
@@ -169,15 +169,13 @@ def tune(
         refresh: measure again where a choice is stored.
         step: told what is being done.
     """
-    texts = checked_texts([TEXT] if texts is None else texts)
-    if not texts:
-        raise InputError("there are no texts to tune for")
     if repeats < FEWEST:
         raise InputError(f"repeats must be at least {FEWEST}, got {repeats}")
     if budget is not None and not budget > 0:
         raise InputError(f"budget must be positive or None, got {budget}")
     config = CompileConfig.from_env() if config is None else config
     with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
+        texts = checked_inputs(model, [TEXT] if texts is None else texts, recording)
         key = _key(model, config)
         path = _path(config, key)
         found = None if refresh else _read(path, key, config)

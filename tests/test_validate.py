@@ -1,0 +1,166 @@
+"""``validate`` on models and handles, and the gate of ``compile_model(..., validate=True)``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tts_compile as tc
+from conftest import EAGER
+from speech import SHORT, Speech, speak
+from tts_compile import cli, handle, quality
+from tts_compile.components.vocoder.engine import VocoderEngine
+from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity
+
+# Flow and vocoder speak by themselves, which is enough to be compared, and quick.
+CONFIG = EAGER.replace(**dict.fromkeys(("t3", "voice_encoder", "reference"), tc.ComponentPolicy(execution="stock")))
+
+
+def found(failing: dict[str, str], wave: str = "") -> ParityReport:
+    """A report in which some components, or the wave, are not as stock's."""
+    parts = {
+        name: ComponentParity("eager", 1, (), (), True, (failing[name],) if name in failing else ())
+        for name in ("t3", "flow", "vocoder")
+    }
+    waves = (WaveParity("Yes.", 90.0, None, None, None, None, (wave,) if wave else ()),)
+    return ParityReport(parts, waves, {"wave": Thresholds.exact()})
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[ParityReport], None]:
+    return lambda report: monkeypatch.setattr(handle, "measure", lambda *args, **kwargs: report)
+
+
+def test_a_component_that_differs_falls_back_alone(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, stock_speech: Callable[..., Speech]
+) -> None:
+    inference = VocoderEngine.inference
+
+    def louder(self: Any, *args: Any, **kwargs: Any) -> Any:
+        wave, source = inference(self, *args, **kwargs)
+        return 1.01 * wave, source
+
+    monkeypatch.setattr(VocoderEngine, "inference", louder)
+    voice, state = tts.conds, torch.get_rng_state()
+    with tc.compile_model(tts, CONFIG, validate=True) as fast:
+        assert set(fast.parity.components) == {"flow", "vocoder", "watermark"}
+        assert not fast.parity.components["vocoder"].passed
+        assert fast.parity.components["flow"].passed
+        rows = fast.report().components
+        assert [(event.phase, event.action) for event in rows["vocoder"].fallbacks] == [("validate", "stock")]
+        assert "40.0 dB of signal to error" in rows["vocoder"].fallbacks[0].error
+        assert rows["flow"].fallbacks == ()
+        assert "inference" not in vars(tts.s3gen.mel2wav)
+        assert "inference" in vars(tts.s3gen.flow)
+        assert tc.compile_model(tts, CONFIG, validate=True) is fast
+    assert tts.conds is voice
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(tc.ParityError, match=r"vocoder: .*40.0 dB") as caught:
+        tc.compile_model(tts, CONFIG.replace(fallback="raise"), validate=True)
+    assert not caught.value.report.passed
+    assert "inference" not in vars(tts.s3gen.flow)
+    assert tc.compile_model(tts, EAGER).report().attached
+
+
+def test_each_well_alone_and_not_all_together(
+    tts: Any, planted: Callable[[ParityReport], None], stock_speech: Callable[..., Speech]
+) -> None:
+    planted(found({}, wave="another length than stock's"))
+    with tc.compile_model(tts, EAGER, validate=True) as fast:
+        for name in ("t3", "flow", "vocoder"):
+            (event,) = fast.report().components[name].fallbacks
+            assert "whole utterances: another length" in event.error
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+
+
+def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[ParityReport], None]) -> None:
+    planted(found({"t3": "other tokens"}))
+    with tc.compile_model(tts, EAGER) as fast:
+        assert fast.parity is None
+        assert tc.compile_model(tts, EAGER, validate=True) is fast  # now it is
+        assert [event.phase for event in fast.report().components["t3"].fallbacks] == ["validate"]
+        planted(found({"flow": "other frames"}))
+        tc.compile_model(tts, EAGER, validate=True)
+        assert fast.report().components["flow"].fallbacks == ()
+
+
+def test_an_error_meanwhile_leaves_a_stock_model(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(handle, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tc.compile_model(tts, EAGER, validate=True)
+    assert "inference" not in vars(tts.t3)
+
+
+def test_a_model_is_stock_afterwards_and_a_handle_stays(tts: Any, planted: Callable[[ParityReport], None]) -> None:
+    planted(found({}))
+    assert tc.validate(tts, EAGER).passed
+    assert "inference" not in vars(tts.t3)
+    with tc.compile_model(tts, EAGER) as fast:
+        for given in (fast, tts):
+            assert tc.validate(given).passed
+            assert fast.report().attached
+        with pytest.raises(tc.ModelStateError, match="another configuration"):
+            tc.validate(fast, tc.CompileConfig.off())
+    with pytest.raises(tc.UnsupportedModelError):
+        tc.validate(object())
+    with pytest.raises(tc.InputError):
+        tc.validate(tts, EAGER, "a single text")
+    with pytest.raises(tc.InputError):
+        tc.validate(tts, EAGER, [7])
+
+
+def test_thresholds_follow_precision(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Thresholds] = {}
+
+    def measure(tts: Any, components: Any, thresholds: dict[str, Thresholds], *args: Any, **kwargs: Any) -> Any:
+        seen.update(thresholds)
+        return found({})
+
+    monkeypatch.setattr(handle, "measure", measure)
+    tc.validate(tts, EAGER.replace(flow=tc.ComponentPolicy(execution="eager", dtype="bf16")))
+    assert seen["flow"] == Thresholds.fast()
+    assert seen["t3"] == seen["watermark"] == Thresholds.exact()
+
+
+def test_words_where_somebody_can_listen(
+    tts: Any, planted: Callable[[ParityReport], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(found({}))
+    monkeypatch.setattr(quality, "recogniser", lambda: lambda wave, rate: "yes")
+    assert tc.validate(tts, EAGER).notes == ()
+
+    def offline() -> Any:
+        raise tc.InputError("the recogniser cannot be loaded: no network")
+
+    monkeypatch.setattr(quality, "recogniser", offline)
+    assert "no network" in tc.validate(tts, EAGER).notes[0]
+    assert tc.validate(tts, EAGER, transcribe=False).notes == ()
+    monkeypatch.setattr(quality.importlib.util, "find_spec", lambda name: None)
+    assert "tts-compile[quality] is not installed" in tc.validate(tts, EAGER).notes[0]
+
+
+def test_a_recogniser_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(tc.InputError, match="no/such-model cannot be loaded"):
+        quality.recogniser("no/such-model")
+
+
+def test_the_command(
+    checkpoint: Path, planted: Callable[[ParityReport], None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("TTS_COMPILE_CONFIG", str(checkpoint / "config.toml"))
+    (checkpoint / "config.toml").write_text('[t3]\nexecution = "stock"\n')
+    arguments = ["validate", "--model", str(checkpoint), "--no-words"]
+    planted(found({}))
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+    planted(found({"flow": "12.0 dB of signal to error"}))
+    assert cli.main(arguments) == 1
+    assert "flow: 12.0 dB of signal to error" in capsys.readouterr().out
