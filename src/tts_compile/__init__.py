@@ -23,6 +23,7 @@ from .handle import CompiledTTS
 from .parity import ParityReport
 from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
+from .timing import Timings, timed
 
 __version__ = "0.1.0"
 
@@ -48,11 +49,13 @@ __all__ = [
     "ParityError",
     "ParityReport",
     "TTSCompileError",
+    "Timings",
     "UnsafeFileError",
     "UnsupportedModelError",
     "WarmupReport",
     "compile_model",
     "split_text",
     "testing",
+    "timed",
     "validate",
 ]

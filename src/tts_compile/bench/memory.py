@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,8 @@ import torch
 from ..api import compile_model
 from ..config import CompileConfig
 from ..errors import TTSCompileError
+from ..peak import peak_bytes, reset_peak
 from .models import load, only, quiet, t3_inputs
-
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
 
 
 def measure_in_child(
@@ -60,32 +57,6 @@ def table_rows(peaks: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, 
     return rows
 
 
-def peak_bytes() -> tuple[int, str]:
-    """The highest resident memory of this process so far, and where the figure comes from.
-
-    ``ru_maxrss`` is second choice: on Linux ``exec`` carries the parent's peak over into it.
-    """
-    if _STATUS.is_file():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024, "VmHWM of /proc/self/status"
-    try:
-        import resource
-    except ImportError as error:
-        raise TTSCompileError("this system does not tell a process's peak memory; pass --no-memory") from error
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss of getrusage"
-
-
-def _reset_peak() -> bool:
-    """Start the peak anew at what is resident now; False where the system cannot."""
-    try:
-        _RESET.write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, speak once on one side, print the peaks."""
     parser = argparse.ArgumentParser(description="Peak memory of loading a model and one call.")
@@ -100,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with quiet():
         tts = load(args.source, args.device)
         while_loading, how = peak_bytes()
-        reset = _reset_peak()
+        reset = reset_peak()
         if args.side == "compiled":
             config = CompileConfig.from_env()
             config = config if args.tokens is None else only("t3", config)
