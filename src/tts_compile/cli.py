@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from . import __version__, demo, doctor
 from .api import compile_model
 from .bench import batch as bench_batch
+from .bench import overhead as bench_overhead
 from .bench import soak as bench_soak
 from .bench import synthesis as bench_synthesis
 from .bench import t3 as bench_t3
@@ -115,6 +116,11 @@ def _bench_soak(args: argparse.Namespace) -> _Outcome:
     return _Outcome(str(result), result.to_dict(), result.passed)
 
 
+def _bench_overhead(args: argparse.Namespace) -> _Outcome:
+    result = bench_overhead.run(bench_overhead.Settings(args.repeats, args.blocks))
+    return _Outcome(str(result), result.to_dict(), result.passed)
+
+
 def _warmup(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args, speech_tokens=60) as source, Progress(2) as progress:
         with progress.step("loading"):
@@ -162,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
-    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch | soak")
+    benches = bench.add_subparsers(required=True, metavar="t3 | flow | vocoder | voice | e2e | batch | soak | overhead")
     saved = argparse.ArgumentParser(add_help=False, parents=[model])
     saved.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
     measured = argparse.ArgumentParser(add_help=False, parents=[saved])
@@ -212,6 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     about = "about where a synthetic model stops after 90 characters; default: 30"
     command.add_argument("--tokens", type=_at_least(8), default=30, metavar="N", help=about)
     command.set_defaults(run=_bench_soak)
+
+    command = benches.add_parser("overhead", parents=[output], help="what timing costs; fails beyond its limits")
+    command.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
+    command.add_argument("--repeats", type=_at_least(1), default=21, metavar="N", help="default: 21")
+    command.add_argument("--blocks", type=_at_least(1), default=2_000, metavar="N", help="a repeat; default: 2000")
+    command.set_defaults(run=_bench_overhead)
 
     command = commands.add_parser(
         "warmup",
