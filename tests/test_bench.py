@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import tts_compile as tc
-from tts_compile.bench import fresh, machine, models, t3
+from tts_compile import peak
+from tts_compile.bench import machine, models, t3
 from tts_compile.bench.section import markdown_table
 from tts_compile.bench.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
 
@@ -105,9 +106,9 @@ def test_a_missing_package_has_no_version(monkeypatch):
 
 
 def test_the_peak_grows_with_memory_that_is_touched():
-    before, how = fresh.peak_bytes()
+    before, how = peak.peak_bytes()
     ballast = np.ones(2 * before, dtype=np.uint8)
-    after, _ = fresh.peak_bytes()
+    after, _ = peak.peak_bytes()
     assert after - before > ballast.nbytes // 2
     assert how
 

@@ -50,7 +50,7 @@ def test_a_process_sets_its_marks_and_tells_its_peak(checkpoint: Path, tmp_path:
 
 
 def test_a_compiled_side_speaks_and_reports(checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fresh, "_reset_peak", lambda: True)
+    monkeypatch.setattr(fresh, "reset_peak", lambda: True)
     assert fresh.main([str(checkpoint), "--side", "compiled", "--tokens", "2", "--text", "A."]) == 0
     *marks, last = capsys.readouterr().out.splitlines()
     assert marks[-1] == "@ called"

@@ -115,7 +115,7 @@ class Laboratory:
             yield [SimpleNamespace(component="t3")]
 
         tts.generate = tts.prepare_conditionals = lambda _: None
-        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing, "_clock", lambda: self.now)
         monkeypatch.setattr(tuning, "recorded", recorded)
         monkeypatch.setattr(tuning, "Assembly", lambda _, config: {"t3": Pretended(config.t3.execution)})
         monkeypatch.setattr(tuning, "compare", compare)

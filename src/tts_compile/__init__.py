@@ -23,6 +23,7 @@ from .handle import CompiledTTS
 from .parity import ParityReport
 from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
+from .timing import Timings, timed
 from .tuning import autotune
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "ParityError",
     "ParityReport",
     "TTSCompileError",
+    "Timings",
     "UnsafeFileError",
     "UnsupportedModelError",
     "WarmupReport",
@@ -56,5 +58,6 @@ __all__ = [
     "compile_model",
     "split_text",
     "testing",
+    "timed",
     "validate",
 ]

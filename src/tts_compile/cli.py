@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure stock against compiled")
-    bench_commands.add(bench, model)
+    bench_commands.add(bench, model, output)
     bench.set_defaults(run=_bench)
 
     spoken = argparse.ArgumentParser(add_help=False, parents=[model])

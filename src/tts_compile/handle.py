@@ -28,7 +28,7 @@ from .errors import InputError, ModelStateError, ParityError
 from .execution.turn import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .report import ExecutionReport, WarmupReport
-from .timing import Stopwatch
+from .timing import Stopwatch, Timings, timed
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +45,20 @@ class CompiledTTS:
         wrapped: the model.
         config: what was asked for.
         parity: what ``compile_model(..., validate=True)`` has found; None without.
+        timings: how long the last calls have taken, stage by stage, and their real-time factor.
     """
 
     wrapped: Any
     config: CompileConfig
     parity: ParityReport | None
+    timings: Timings
 
     def __init__(self, tts: Any, config: CompileConfig) -> None:
         own = vars(self)  # plain assignment would reach the wrapped model
         own["wrapped"] = tts
         own["config"] = config
         own["parity"] = None
+        own["timings"] = Timings(next(tts.s3gen.parameters()).device)
         own["_earlier"] = {}
         own["_process"] = Turn()
         own["_attached"] = False
@@ -64,7 +67,8 @@ class CompiledTTS:
         own["_signature"] = inspect.signature(tts.generate)
         own["_background"] = background.start(tts, config)
         try:
-            own["_components"] = Assembly(tts, background.meanwhile(config) if own["_background"] else config)
+            first = background.meanwhile(config) if own["_background"] else config
+            own["_components"] = Assembly(tts, first, self.timings)
             own["_turn"] = own["_components"].turn
             self._attach()
         except BaseException:
@@ -91,7 +95,9 @@ class CompiledTTS:
             check_request(self.wrapped, given.arguments)
         with self._turns():
             self._switch()
-            wave: Tensor = self.wrapped.generate(*args, **kwargs)
+            with self._timed("generate") as block:
+                wave: Tensor = self.wrapped.generate(*args, **kwargs)
+                block.audio_seconds = self._seconds([wave])
         return wave
 
     def generate_batch(
@@ -143,10 +149,21 @@ class CompiledTTS:
             # What was put in the way of generate and of what it calls is honoured, in a row.
             t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
             flow = self._engine("flow") if not_its_own(self.wrapped.s3gen, "inference") is None else None
-            chunks = speak_batch(
-                self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
-            )
+            with self._timed("generate_batch") as block:
+                chunks = speak_batch(
+                    self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
+                )
+                block.audio_seconds = self._seconds([chunk.wave for chunk in chunks])
         return delivered(chunks, on_error)
+
+    def _timed(self, name: str, phase: str | None = None) -> timed:
+        """What stock speaks is no part of the timings."""
+        return timed(name, self.timings if self._attached else None, phase=phase)
+
+    def _seconds(self, waves: Iterable[Tensor | None]) -> float:
+        """Of speech; somebody's own ``generate`` may give anything."""
+        samples = sum(wave.shape[-1] for wave in waves if isinstance(wave, Tensor) and wave.ndim)
+        return samples / float(self.wrapped.sr)
 
     def _engine(self, name: str) -> Any:
         """The component, where it speaks by itself now."""
@@ -176,15 +193,16 @@ class CompiledTTS:
         spoken = 0
         with self._turns():
             self._switch(wait=True)
-            for name in self._components:
-                with Stopwatch() as watch:
-                    self._components[name].warm_up()
-                seconds[name] = watch.seconds
-            with torch.random.fork_rng():
-                for text in texts or ():
-                    # at the voice's own exaggeration: another would replace it
-                    self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
-                    spoken += 1
+            with self._timed("warmup", "warm-up"):
+                for name in self._components:
+                    with timed(name), Stopwatch() as watch:
+                        self._components[name].warm_up()
+                    seconds[name] = watch.seconds
+                with torch.random.fork_rng():
+                    for text in texts or ():
+                        # at the voice's own exaggeration: another would replace it
+                        self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
+                        spoken += 1
         graphs = {name: row.graphs for name, row in self.report().components.items()}
         return WarmupReport(seconds, graphs, spoken)
 
@@ -259,18 +277,19 @@ class CompiledTTS:
         thresholds = {name: exact if getattr(config, name).dtype == "model" else fast for name in COMPONENTS}
         with self._turns():
             self._switch()
-            found = measure(
-                self.wrapped,
-                {name: self._components[name] for name in self._components},
-                thresholds,
-                self.stock,
-                self._checked_generate,
-                texts,
-                seed=seed,
-                recording=recording,
-                transcribe=listener,
-                step=step,
-            )
+            with self._timed("validate"):
+                found = measure(
+                    self.wrapped,
+                    {name: self._components[name] for name in self._components},
+                    thresholds,
+                    self.stock,
+                    self._checked_generate,
+                    texts,
+                    seed=seed,
+                    recording=recording,
+                    transcribe=listener,
+                    step=step,
+                )
         return dataclasses.replace(found, notes=tuple(filter(None, notes)))
 
     def keep_what_passes(self) -> None:
@@ -327,7 +346,7 @@ class CompiledTTS:
         earlier = self._components.report()
         try:
             with self._detached():
-                own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config), earlier
+                own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config, self.timings), earlier
             if self.parity is not None:
                 self.keep_what_passes()
         except ModelStateError as error:  # somebody stands in front of a component, which can only stay then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,7 @@ from ..components.engine_component import EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
 from ..errors import InputError, TTSCompileError
+from ..timing import timed
 from .chunk import Chunk
 
 # Stock's ``generate`` asks T3 for that many speech tokens at most.
@@ -74,7 +76,8 @@ class BatchJob:
             return []
         left: list[Chunk] = []
         try:
-            batch = self._t3.batch(requests, self._voice.t3, self._settings, BUDGET, self._max_batch)
+            with timed("t3"):
+                batch = self._t3.batch(requests, self._voice.t3, self._settings, BUDGET, self._max_batch)
         except TTSCompileError:
             raise
         except Exception as error:
@@ -83,7 +86,9 @@ class BatchJob:
             spoken: list[tuple[Chunk, Tensor]] = []
             while batch.left:
                 try:
-                    ended = batch.advance()
+                    with timed("t3"):  # until an utterance ends: a block for each token would be many
+                        while batch.left and not (ended := batch.advance()):
+                            pass
                 except Exception as error:  # what is complete is worth keeping
                     left += self._alone(self._t3, [self._chunks[request.index] for request in batch.abandon()], error)
                     break
@@ -150,7 +155,8 @@ class BatchJob:
             except Exception as error:  # of this chunk; the others are spoken all the same
                 self._failed(chunk, error)
                 continue
-            self._marking.append((chunk, aside.submit(_marked, self._tts, wave)))
+            inside = contextvars.copy_context()  # so that its time is part of this batch's
+            self._marking.append((chunk, aside.submit(inside.run, _marked, self._tts, wave)))
             self._collect(wait=False)
 
     def _wave(self, tokens: Tensor, mel: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replaced
-from . import batch, loading, page, plots, report, soak, synthesis, t3, texts, voice
+from . import batch, loading, overhead, page, plots, report, soak, synthesis, t3, texts, voice
 from .models import TEXT, checkpoint
 from .section import Result, markdown
 from .stats import FEWEST
@@ -104,6 +104,10 @@ def _soak(args: argparse.Namespace) -> Result:
         return soak.run(source, soak.Settings(args.device, args.calls, args.seed))
 
 
+def _overhead(args: argparse.Namespace) -> Result:
+    return overhead.run(overhead.Settings(args.repeats, args.blocks))
+
+
 def _report(args: argparse.Namespace) -> Result:
     settings = report.Settings(
         device=args.device,
@@ -128,16 +132,17 @@ def arguments(argv: Sequence[str]) -> list[str]:
     return given
 
 
-def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser) -> None:
-    """Add every subject to the command; ``model`` has the options that say what is measured."""
-    names = "t3 | flow | vocoder | voice | load | e2e | batch | soak | report"
+def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
+    """Add every subject to the command; ``model`` has the options that say what is measured, and ``output`` its own."""
+    names = "t3 | flow | vocoder | voice | load | e2e | batch | soak | overhead | report"
     bench.description = "Measure stock against compiled. `bench --report` is `bench report`."
     subjects = bench.add_subparsers(required=True, metavar=names)
-    files = argparse.ArgumentParser(add_help=False, parents=[model])
-    files.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
-    files.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here too")
-    files.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and plots here too")
-    files.set_defaults(folder=None)
+    written = argparse.ArgumentParser(add_help=False)
+    written.add_argument("--out", dest="save", type=Path, metavar="FILE", help="write the JSON here too")
+    written.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here too")
+    written.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and plots here too")
+    written.set_defaults(folder=None)
+    files = argparse.ArgumentParser(add_help=False, parents=[model, written])
     repeated = argparse.ArgumentParser(add_help=False)
     about = f"of every side; default: 5, and fewer than {FEWEST} have no intervals"
     repeated.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help=about)
@@ -191,6 +196,11 @@ def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser) -> None:
     command.add_argument("--calls", type=at_least(12), default=500, metavar="N", help="default: 500")
     _tokens(command, 30)
     command.set_defaults(measure=_soak)
+
+    command = subjects.add_parser("overhead", parents=[output, written], help="what a timed block costs, with limits")
+    command.add_argument("--repeats", type=at_least(1), default=21, metavar="N", help="default: 21")
+    command.add_argument("--blocks", type=at_least(1), default=2_000, metavar="N", help="a repeat; default: 2000")
+    command.set_defaults(measure=_overhead)
 
     command = subjects.add_parser("report", parents=[model, repeated], help="every table of the reference report")
     about = "for report.md, report.json and report.html; default: bench-report"

@@ -6,21 +6,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..api import compile_model
 from ..config import CompileConfig
-from ..errors import TTSCompileError
+from ..peak import peak_bytes, reset_peak
 from . import child
 from .child import Child, mark
 from .models import load, only, quiet, t3_inputs
 
 SIDES = ("stock", "compiled")
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
 # What a user's program imports first; that of the stock side must not find torch imported by this library already.
 _IMPORTS = {"stock": "chatterbox.tts", "compiled": "tts_compile, chatterbox.tts"}
 _PROGRAM = "\n".join([
@@ -70,32 +67,6 @@ def peak_rows(found: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, s
     return rows
 
 
-def peak_bytes() -> tuple[int, str]:
-    """The highest resident memory of this process so far, and where the figure comes from.
-
-    ``ru_maxrss`` is second choice: on Linux ``exec`` carries the parent's peak over into it.
-    """
-    if _STATUS.is_file():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024, "VmHWM of /proc/self/status"
-    try:
-        import resource
-    except ImportError as error:
-        raise TTSCompileError("this system does not tell a process's peak memory; pass --no-memory") from error
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss of getrusage"
-
-
-def _reset_peak() -> bool:
-    """Start the peak anew at what is resident now; False where the system cannot."""
-    try:
-        _RESET.write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
 def _load_to_compile(source: str, device: str) -> Any:
     """How a program that is going to compile a model loads it."""
     return load(source, device)
@@ -122,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tts = (load if args.side == "stock" else _load_to_compile)(args.source, args.device)
         passed("loaded")
         while_loading, how = peak_bytes()
-        reset = _reset_peak()
+        reset = reset_peak()
         report = None
         passed("compiling")
         if args.side == "compiled":

@@ -11,6 +11,7 @@ from ..errors import UnsupportedModelError
 from ..execution.turn import Turn, alone
 from ..fallback import reason
 from ..report import ComponentReport
+from ..timing import Timings
 from .base import Component, StockComponent
 from .flow import FlowComponent
 from .seam import attach_all, detach_all
@@ -29,15 +30,17 @@ class Assembly:
     Args:
         tts: the stock model.
         config: what to run and how.
+        timings: where calls are timed; None keeps them for nobody.
 
     Attributes:
         turn: entered for whole utterances, which take turns: torch's generators are global, and compiling is for one
             thread at a time.
     """
 
-    def __init__(self, tts: Any, config: CompileConfig) -> None:
+    def __init__(self, tts: Any, config: CompileConfig, timings: Timings | None = None) -> None:
         self._config = config
-        shared = Shared.of(next(tts.s3gen.parameters()).device, config)
+        device = next(tts.s3gen.parameters()).device
+        shared = Shared.of(device, config, timings or Timings(device))
         self._components = {name: self._made(name, maker) for name, maker in _makers(tts, config, shared).items()}
         self.turn: Callable[[], AbstractContextManager[None]] = shared.graphs.turn if shared.graphs else Turn()
         if all(isinstance(component, StockComponent) for component in self._components.values()):
@@ -121,10 +124,10 @@ def _makers(tts: Any, config: CompileConfig, shared: Shared) -> dict[str, Callab
     makers: dict[str, Callable[[], Component]] = {
         "flow": lambda: FlowComponent(tts.s3gen, config, shared),
         "vocoder": lambda: VocoderComponent(tts.s3gen, config, shared),
-        "reference": lambda: ReferenceComponent(tts, config),
-        "watermark": lambda: WatermarkComponent(tts.watermarker, config),
+        "reference": lambda: ReferenceComponent(tts, config, shared.timings),
+        "watermark": lambda: WatermarkComponent(tts.watermarker, config, shared.timings),
     }
     if hasattr(tts, "t3"):  # a voice converter has neither
         makers["t3"] = lambda: T3Component(tts.t3, config, shared)
-        makers["voice_encoder"] = lambda: VoiceEncoderComponent(tts.ve, config)
+        makers["voice_encoder"] = lambda: VoiceEncoderComponent(tts.ve, config, shared.timings)
     return {name: makers.get(name, f"{type(tts).__name__} has no {name}") for name in COMPONENTS}

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from ..config import CompileConfig
 from ..fallback import FallbackManager
 from ..report import ComponentReport
+from ..timing import Timings, timed
 from .seam import Seam, attach_all, detach_all, not_its_own
 
 T = TypeVar("T")
@@ -81,14 +82,23 @@ class StockComponent:
 class EagerComponent:
     """A component that does stock's work with less around it; there is nothing in it to compile.
 
+    Args:
+        name: the component's.
+        config: with its policy.
+        nothing_to_compile: why that is so.
+        timings: where its calls are timed.
+
     Attributes:
         seams: the methods that it replaces.
         calls: calls that the component has answered itself.
         left_to_stock: calls that it has passed on.
     """
 
-    def __init__(self, name: str, config: CompileConfig, nothing_to_compile: str) -> None:
+    def __init__(
+        self, name: str, config: CompileConfig, nothing_to_compile: str, timings: Timings | None = None
+    ) -> None:
         policy = getattr(config, name)
+        self._timed = timed(name, timings)
         self._asked = policy.execution
         self.fallback = FallbackManager(
             name, ["eager", "stock"], config.fallback, config.max_failures, release=self.release
@@ -147,5 +157,5 @@ class EagerComponent:
         if reason := not_its_own(owner, name, package):
             self.fallback.note("attach", reason, "left as it is")
             return False
-        self.seams.append(Seam(owner, name, replacement))
+        self.seams.append(Seam(owner, name, self._timed(replacement)))
         return True

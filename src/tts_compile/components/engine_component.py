@@ -13,6 +13,7 @@ from ..errors import CompilationError, NonFiniteError
 from ..execution.turn import Turn
 from ..fallback import FallbackManager, reason
 from ..report import ComponentReport
+from ..timing import timed
 from .elsewhere import CPU, on_cpu
 from .seam import Seam, not_its_own
 from .shared import Shared
@@ -68,6 +69,7 @@ class EngineComponent(ABC):
         graphs = shared.graphs
         self._name = name
         self._recordings = graphs
+        self._timings = shared.timings
         self._asked = policy.execution
         fuse = graphs is not None and (_compat.has_triton() if policy.fuse is None else policy.fuse)
         self._compile_options: dict[str, Any] = {
@@ -226,7 +228,7 @@ class EngineComponent(ABC):
         return sum(part.graphs for part in self.parts)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        with self._turn():
+        with self._turn(), timed(self._name, self._timings):
             if self.left_to_stock():
                 return self._stock_call(*args, **kwargs)
             result = self._run(self._engine_call, self._stock_call, *args, **kwargs)

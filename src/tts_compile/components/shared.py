@@ -11,6 +11,7 @@ from ..execution import cuda_graph
 from ..execution.budget import CompileBudget
 from ..execution.cuda_graph import GraphCache
 from ..execution.memory import MemoryLimit
+from ..timing import Timings
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,18 @@ class Shared:
         graphs: recordings; None where there are none.
         budget: of time for compiling.
         memory: what may be taken of it.
+        timings: where their calls are timed.
     """
 
     graphs: GraphCache | None
     budget: CompileBudget
     memory: MemoryLimit
+    timings: Timings
 
     @classmethod
-    def of(cls, device: torch.device, config: CompileConfig) -> Shared:
+    def of(cls, device: torch.device, config: CompileConfig, timings: Timings) -> Shared:
         """For a model on a device."""
         recorder = cuda_graph.recorder_for(device)
         memory = MemoryLimit(device, config.memory_limit_gb)
         graphs = GraphCache(recorder, memory=memory) if recorder else None
-        return cls(graphs, CompileBudget(config.compile_seconds), memory)
+        return cls(graphs, CompileBudget(config.compile_seconds), memory, timings)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..config import CompileConfig
 from ..errors import InputError, UnsupportedModelError
+from ..timing import Timings
 from .audio import resample
 from .base import EagerComponent
 from .seam import own_method
@@ -24,9 +25,9 @@ class WatermarkComponent(EagerComponent):
         UnsupportedModelError: for a watermarker that is not perth's network.
     """
 
-    def __init__(self, watermarker: Any, config: CompileConfig) -> None:
+    def __init__(self, watermarker: Any, config: CompileConfig, timings: Timings | None = None) -> None:
         reason = "it takes a hundredth of an utterance's time: there is nothing to gain from compiling it"
-        super().__init__("watermark", config, reason)
+        super().__init__("watermark", config, reason, timings)
         self._watermarker = watermarker
         if not hasattr(watermarker, "perth_net"):
             raise UnsupportedModelError(f"a {type(watermarker).__name__} has no network to prepare a wave for")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..errors import CompilationError
+from ..timing import timed
 from .memory import MemoryLimit
 from .turn import Turn
 
@@ -288,5 +289,7 @@ class Replays:
 
         key = (*key, *_compat.launch_settings())
         self.calls += 1
-        self.graphs += key not in self.recordings
-        return self.recordings.replay(key, counted, inputs, (self._counted, *changed))
+        new = key not in self.recordings
+        self.graphs += new
+        with timed(f"record {key[0]}", phase="compile") if new else contextlib.nullcontext():
+            return self.recordings.replay(key, counted, inputs, (self._counted, *changed))

@@ -12,7 +12,7 @@ import torch
 
 from .. import _compat
 from ..fallback import FallbackManager
-from ..timing import Stopwatch
+from ..timing import Stopwatch, mark_compile
 from .budget import CompileBudget
 
 _serial = itertools.count()
@@ -128,6 +128,8 @@ class Region:
                 self.graph_breaks += breaks_after - breaks
                 if graphs_after > graphs or not done:
                     self._budget.spent += watch.seconds
+                if graphs_after > graphs:
+                    mark_compile(self.name, watch.seconds)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:

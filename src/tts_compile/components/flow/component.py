@@ -11,6 +11,7 @@ from ...config import CompileConfig
 from ...errors import UnsupportedModelError
 from ...execution import transformer
 from ...fallback import reason
+from ...timing import timed
 from ..engine_component import CopyingComponent
 from ..operators import choose_operators
 from ..shared import Shared
@@ -50,7 +51,8 @@ class FlowComponent(CopyingComponent):
 
     def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
         """As :meth:`FlowEngine.together`; :meth:`left_to_stock` comes first."""
-        return self.engine.together(given, reference)
+        with timed("flow", self._timings):
+            return self.engine.together(given, reference)
 
     def ran_out_of_memory(self, error: Exception, group: int) -> None:
         """Tell the report that a group has to be split."""

@@ -19,6 +19,7 @@ from ...execution import Region
 from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
+from ...timing import timed
 from ..weights import Copies
 from .encoder import Encoder
 from .estimator import Estimator, EstimatorWeights, Sizes
@@ -229,7 +230,11 @@ class FlowEngine:
                 return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given)
             except CompilationError as error:
                 self._fallback.fall("compile", error)
-        return self._frames(weights, steps, meanflow, *given)
+        speech, lengths, *others = given
+        with timed("flow.encoder"):
+            mu = self._encoded(speech, lengths)
+        with timed("flow.solver"):
+            return self._solved(weights, steps, meanflow, mu, *others)
 
     def _frames(
         self,
@@ -243,14 +248,40 @@ class FlowEngine:
         known: Tensor,
         state: Tensor,
     ) -> Tensor:
-        """Encoder and solver; launches only, waits for nothing.
+        """Encoder and solver, as they are recorded; takes what :meth:`_encoded` and :meth:`_solved` take."""
+        mu = self._encoded(speech, lengths)
+        return self._solved(weights, steps, meanflow, mu, frame_lengths, speaker, known, state)
+
+    def _encoded(self, speech: Tensor, lengths: Tensor) -> Tensor:
+        """What the solver is to come to, (batch, frames, 80); launches only, waits for nothing.
+
+        Args:
+            speech: (batch, rung), tokens.
+            lengths: (batch,), tokens that count.
+        """
+        encoded: Tensor = self.flow.encoder_proj(
+            self._encoder(self.flow.encoder, self.flow.input_embedding(speech), lengths)
+        )
+        return encoded
+
+    def _solved(
+        self,
+        weights: EstimatorWeights,
+        steps: int,
+        meanflow: bool,
+        mu: Tensor,
+        frame_lengths: Tensor,
+        speaker: Tensor,
+        known: Tensor,
+        state: Tensor,
+    ) -> Tensor:
+        """The solver's loop; launches only, waits for nothing.
 
         Args:
             weights: of the estimator.
             steps: of the solver.
             meanflow: as :meth:`inference`.
-            speech: (batch, rung), tokens.
-            lengths: (batch,), tokens that count.
+            mu: (batch, frames, 80), from the encoder.
             frame_lengths: (batch,), frames that count.
             speaker: (batch, 80).
             known: (batch, frames, 80), of the reference; 0 beyond.
@@ -259,7 +290,6 @@ class FlowEngine:
         Returns:
             (batch, frames, 80).
         """
-        mu = self.flow.encoder_proj(self._encoder(self.flow.encoder, self.flow.input_embedding(speech), lengths))
         condition = torch.cat([mu, speaker[:, None].expand_as(mu), known], dim=2)
         if not meanflow:
             condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
+from ...timing import timed
 from .cache import KVCache, Part
 from .noise import NoiseStream
 from .sampling import SamplingSettings, choose, guide, probabilities
@@ -113,6 +114,7 @@ class Decoding:
         # start, then the tokens; filled up with start, which counts as spoken anyway
         self._history = torch.full((cache.slots, cache.capacity), vocabulary.start, device=like.device)
 
+    @timed("t3.prefill")
     def begin(self, utterance: Utterance) -> None:
         """Read the prompt of one more utterance and choose its first token."""
         slot = len(self.active)

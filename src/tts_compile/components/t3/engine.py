@@ -21,6 +21,7 @@ from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.memory import MemoryLimit
 from ...fallback import FallbackManager
+from ...timing import timed
 from .batch import Batch, Request
 from .cache import KVCache, Part
 from .decoder import decoder_layer, head
@@ -306,6 +307,7 @@ class T3Engine:
                 raise InputError(f"text_tokens lack the {name} token {token}")
         return text_tokens
 
+    @timed("t3.prompt")
     def _prompt(
         self, t3_cond: Any, text_tokens: Tensor, initial_speech_tokens: Tensor | None, settings: SamplingSettings
     ) -> Tensor:
@@ -376,13 +378,14 @@ class T3Engine:
                 bar.update()
                 if utterance.error is None and tokens[0] != stop:
                     place = prompt.shape[1]
-                    for token in loop.speak(
-                        tokens[0], place, budget, self._rotary, cache, utterance.noise, settings, start
-                    ):
-                        tokens.append(token)
-                        bar.update()
-                        if token == stop:
-                            break
+                    with timed("t3.decode"):
+                        for token in loop.speak(
+                            tokens[0], place, budget, self._rotary, cache, utterance.noise, settings, start
+                        ):
+                            tokens.append(token)
+                            bar.update()
+                            if token == stop:
+                                break
         except CompilationError:
             utterance.noise.rewind()
             raise
@@ -399,9 +402,10 @@ class T3Engine:
         try:
             with _bar(budget) as bar:
                 decoding.begin(utterance)
-                while not utterance.ended:
-                    bar.update(len(utterance.tokens) - bar.n)
-                    decoding.advance()
+                with timed("t3.decode"):
+                    while not utterance.ended:
+                        bar.update(len(utterance.tokens) - bar.n)
+                        decoding.advance()
                 bar.update(len(utterance.tokens) - bar.n)
         finally:
             utterance.noise.settle(len(utterance.tokens))

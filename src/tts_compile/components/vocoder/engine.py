@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
+from ...timing import timed
 from ..weights import Copies
 from .functions import centred, entered, pitch, residual_unit, spectrum
 from .supported import another_make
@@ -78,14 +79,19 @@ class VocoderEngine:
         with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._cache_dir):
             weights = self.copies.current()
             mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
-            frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
-            source, _, _ = vocoder.m_source(vocoder.f0_upsamp(frequency[:, None]).transpose(1, 2))
-            source = source.transpose(1, 2)
-            if cache_source is not None and cache_source.shape[2]:
-                source[:, :, : cache_source.shape[2]] = cache_source
-            real, imaginary = vocoder._stft(source.squeeze(1))
-            heard = torch.cat([real, imaginary], dim=1).transpose(1, 2).contiguous()  # (batch, 120 * frames + 1, 18)
-            wave = vocoder._istft(*self._trunk(weights, mel, heard))
+            with timed("vocoder.pitch"):
+                frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
+            with timed("vocoder.source"):
+                source, _, _ = vocoder.m_source(vocoder.f0_upsamp(frequency[:, None]).transpose(1, 2))
+                source = source.transpose(1, 2)
+                if cache_source is not None and cache_source.shape[2]:
+                    source[:, :, : cache_source.shape[2]] = cache_source
+                real, imaginary = vocoder._stft(source.squeeze(1))
+                heard = torch.cat([real, imaginary], dim=1).transpose(1, 2).contiguous()  # (b, 120 * frames + 1, 18)
+            with timed("vocoder.network"):
+                spectrum_of_wave = self._trunk(weights, mel, heard)
+            with timed("vocoder.istft"):
+                wave = vocoder._istft(*spectrum_of_wave)
             return wave.clamp(-vocoder.audio_limit, vocoder.audio_limit), source
 
     def warm_up(self) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ...config import CompileConfig
 from ...errors import InputError
+from ...timing import Timings
 from ..base import EagerComponent
 from ..seam import own_method
 from .spectrum import mel_spectrogram, plain, trim
@@ -18,9 +19,9 @@ from .spectrum import mel_spectrogram, plain, trim
 class VoiceEncoderComponent(EagerComponent):
     """Replaces ``tts.ve.embeds_from_wavs``: trimming and spectrogram without librosa, the network as it is."""
 
-    def __init__(self, encoder: Any, config: CompileConfig) -> None:
+    def __init__(self, encoder: Any, config: CompileConfig, timings: Timings | None = None) -> None:
         reason = "nn.LSTM breaks torch.compile's graphs"
-        super().__init__("voice_encoder", config, reason)
+        super().__init__("voice_encoder", config, reason, timings)
         self._encoder = encoder
         self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs)
 

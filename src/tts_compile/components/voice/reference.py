@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...config import CompileConfig
 from ...errors import InputError
+from ...timing import Timings
 from ..audio import Recording, digest, resample
 from ..base import EagerComponent
 from ..seam import own_method
@@ -36,9 +37,9 @@ class ReferenceComponent(EagerComponent):
     What a recording gives does not change while the weights do not, so the last few results are kept.
     """
 
-    def __init__(self, tts: Any, config: CompileConfig) -> None:
+    def __init__(self, tts: Any, config: CompileConfig, timings: Timings | None = None) -> None:
         reason = "a reference is read once: compiling would cost more than it saves"
-        super().__init__("reference", config, reason)
+        super().__init__("reference", config, reason, timings)
         self._tts = tts
         self._memory = Memory(_KEPT)
         self._answered = 0
