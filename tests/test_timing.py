@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections import Counter
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tts_compile as tc
 from tts_compile import peak, timing
-from tts_compile.breakdown import TimingRow
+from tts_compile.breakdown import Stat, TimingRow
 from tts_compile.timing import PHASES, Timings, mark_compile, timed
 
 
@@ -222,26 +222,32 @@ def test_a_generator_closed_out_of_turn_leaves_no_block_behind(clock: Clock) -> 
     assert timing._innermost() is None
 
 
-def test_threads_are_counted_exactly_and_apart() -> None:
+class Interrupted(Stat):
+    """Lets other threads run in the middle of adding one."""
+
+    def add(self, *args: Any) -> None:
+        before = self.count
+        time.sleep(1e-4)
+        super().add(*args)
+        self.count = before + 1
+
+
+def test_threads_are_counted_exactly_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "Stat", Interrupted)
     timings, start = Timings(keep=10), threading.Barrier(8)
 
     def work() -> None:
         start.wait()
-        for _ in range(300):
+        for _ in range(20):
             with timed("outer", timings), timed("inner"):
                 pass
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert Counter({row.path: row.count for row in timings.rows()}) == {("outer",): 2400, ("outer", "inner"): 2400}
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {path: row.count for path, row in by_path(timings).items()} == {("outer",): 160, ("outer", "inner"): 160}
 
 
 def test_a_context_carries_the_block_into_another_thread() -> None:
