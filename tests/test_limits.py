@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import test_flow
 import tts_compile as tc
 from conftest import EAGER
-from speech import SHORT, Speech, speak
-from tts_compile import _compat, background
+from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
+from test_faults import EAGER_ONES
+from tts_compile import _compat, api, background
 from tts_compile.components import elsewhere, engine_component
+from tts_compile.components.flow import FlowComponent
+from tts_compile.components.t3 import T3Component
+from tts_compile.components.vocoder import VocoderComponent
 from tts_compile.execution import Region
 from tts_compile.execution.budget import CompileBudget
 from tts_compile.execution.memory import MemoryLimit
 
 GIB = 2**30
 CPU = torch.device("cpu")
+ENGINES = ("t3", "flow", "vocoder")
 QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
 
 
@@ -159,29 +165,201 @@ def test_another_process_compiles_while_this_one_speaks(
     assert list((tmp_path / "cache" / "tts_compile").glob("decoder-*.so"))  # built over there
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_what_inductor_compiles_in_another_process_is_found_here(
+    tts: Any, tmp_path: Path, stock_speech: Callable[..., Speech], stock_wave: Callable[..., tuple[Tensor, Any]]
+) -> None:
+    wave, states = stock_wave(SHORT, 1)
+
+    def spoken_as_stock() -> None:
+        seed_everything(1)
+        assert signal_to_error_db(wave, fast.generate(SHORT)) >= 60
+        assert random_states() == states
+
+    (tmp_path / "cache").mkdir(mode=0o700)
+    config = tc.CompileConfig.exact().replace(compile_in_background=True, cache_dir=str(tmp_path / "cache"))
+    found = _compat.dynamo_counters()["inductor"]
+    with tc.compile_model(tts, config) as fast:
+        while fast._background.running:
+            meanwhile = fast._components
+            spoken_as_stock()
+        assert {fast.report().components[name].graphs for name in ENGINES} == {0}
+        assert fast._components is meanwhile or not fast._background
+        found.clear()
+        spoken_as_stock()
+        assert fast._components is not meanwhile
+        fast.warmup()
+        print(dict(found))
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        for name in ENGINES:
+            row = fast.report().components[name]
+            assert (row.ran, row.compiled_calls, row.fallbacks) == ("inductor", row.calls, ())
+    assert found["fxgraph_cache_hit"] > 0
+    assert found["fxgraph_cache_miss"] == 0
+
+
 def test_what_fails_in_another_process_does_no_harm(
     tts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock_speech: Callable[..., Speech]
 ) -> None:
     monkeypatch.setattr(background.sys, "executable", "/bin/false")
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
     with tc.compile_model(tts, config) as fast:
-        fast._background._process.wait()
+        running = fast._background
+        running._process.wait()
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         fast.warmup()
-        assert "compiling in the background failed: exit status 1" in caplog.text
+        running.wait()
+        assert caplog.text.count("compiling in the background failed: exit status 1") == 1
+        assert not Path(running._folder.name).exists()
         assert fast.report().components["t3"].graphs > 0
 
 
-def test_a_model_that_is_not_compiled_leaves_no_process(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_model_that_is_not_compiled_leaves_no_process(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
     started = []
     start = background.start
+
+    def broken(*args: Any) -> None:
+        raise error
+
     monkeypatch.setattr(background, "start", lambda *args: started.append(start(*args)) or started[0])
-    config = tc.CompileConfig(
-        t3=QUICK, compile_in_background=True, fallback="raise", watermark=tc.ComponentPolicy(dtype="bf16")
-    )
-    with pytest.raises(tc.CompilationError):
-        tc.compile_model(tts, config)
+    monkeypatch.setattr(api, "Assembly", broken)
+    with pytest.raises(error):
+        tc.compile_model(tts, tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True))
     assert not started[0].running
+    assert started[0]._process.returncode is not None  # and waited for
+    assert not Path(started[0]._folder.name).exists()
+
+
+class Ended:
+    """In place of another process that has come to its end, or has not yet."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.waited = 0
+
+    def wait(self) -> None:
+        self.waited += 1
+        self.running = False
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def switching(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A model that goes over to what was compiled as soon as that is allowed."""
+    monkeypatch.setattr(background, "start", lambda *args: Ended())
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    with tc.compile_model(tts, config) as fast:
+        fast.before = fast._components
+        yield fast
+        del fast.before
+
+
+@pytest.mark.parametrize("call", ["generate", "generate_batch", "warmup"])
+def test_every_call_switches_once(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    running = switching._background
+    monkeypatch.setattr(switching.wrapped, "generate", lambda *args, **kwargs: torch.zeros(1, 1))
+    monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
+    given = {"generate": (SHORT,), "generate_batch": ([SHORT],), "warmup": ()}[call]
+    for is_running in (True, False, False):
+        running.running = is_running
+        getattr(switching, call)(*given)
+        waits = not is_running or call == "warmup"
+        assert (switching._components is switching.before) == (not waits)
+        assert (switching._background is None) == waits
+        assert running.waited == waits
+    assert switching.report().components["t3"].asked == "inductor"
+
+
+def test_a_restored_model_does_not_switch(switching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = switching._background
+    monkeypatch.setattr(switching.wrapped, "generate", lambda *args, **kwargs: torch.zeros(1, 1))
+    with switching.stock():
+        switching.generate(SHORT)
+        assert switching._background is running
+        assert "inference" not in vars(switching.t3)
+    assert switching._components is switching.before
+
+
+def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking, seen = threading.Event(), []
+    running, running.running = switching._background, True
+
+    def generate(*args: Any, **kwargs: Any) -> Tensor:
+        speaking.set()
+        threading.Event().wait(0.1)
+        seen.append(switching._components is switching.before)
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr(switching.wrapped, "generate", generate)
+    thread = threading.Thread(target=switching.generate, args=(SHORT,))
+    thread.start()
+    speaking.wait()
+    running.running = False
+    switching.generate(SHORT)
+    thread.join()
+    assert seen == [True, False]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_switch_that_fails_is_made_later(
+    switching: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def broken(*args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "Assembly", broken)
+        with pytest.raises(error):
+            switching.warmup()
+    assert switching.report().attached
+    assert switching._components is switching.before
+    assert switching._components["t3"]._seam.stands
+    assert "another process is compiling" in switching.report().components["t3"].note
+    monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
+    switching.warmup()
+    assert switching._components is not switching.before
+    assert switching._components["t3"]._seam.stands
+
+
+def test_somebody_in_front_of_it_keeps_it_from_switching(switching: Any, caplog: pytest.LogCaptureFixture) -> None:
+    ours = switching.t3.inference
+    switching.t3.inference = lambda **kwargs: ours(**kwargs)
+    monkeypatched = switching.t3.inference
+    for _ in range(2):
+        switching.warmup()
+    assert switching.t3.inference is monkeypatched
+    assert switching._components is switching.before
+    assert caplog.text.count("what was compiled in the background is not used") == 1
+    switching.t3.inference = ours
+
+
+@pytest.mark.parametrize("fallback", ["fallback", "raise"])
+def test_every_component_falls_as_configured(tts: Any, monkeypatch: pytest.MonkeyPatch, fallback: str) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(_compat, "release_memory", lambda: None)
+    for kind in (T3Component, FlowComponent, VocoderComponent, *EAGER_ONES.values()):
+        monkeypatch.setattr(kind, "release", lambda self: released.append(self.fallback.component))
+
+    def short() -> None:
+        raise MemoryError
+
+    with tc.compile_model(tts, EAGER.replace(max_failures=1, fallback=fallback)) as fast:
+        for name in tc.config.COMPONENTS:
+            manager = fast._components[name].fallback
+            ways = {"eager": short, "stock": lambda: "stock's"}
+            if fallback == "raise":
+                with pytest.raises(MemoryError):
+                    manager.run(ways)
+                continue
+            assert manager.run(ways) == "stock's"
+            assert released.pop() == name
+            assert manager.level == "stock"
 
 
 def test_restoring_ends_the_other_process(tts: Any) -> None:
@@ -190,6 +368,7 @@ def test_restoring_ends_the_other_process(tts: Any) -> None:
     running = fast._background
     fast.restore()
     assert not running.running
+    assert running._process.returncode is not None
     assert not Path(running._folder.name).exists()
 
 
