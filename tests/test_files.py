@@ -110,6 +110,17 @@ def test_an_unsafe_cache_folder_means_eager_and_says_so(tts: Any, tmp_path: Path
         tc.compile_model(tts, config.replace(fallback="raise"))
 
 
+@pytest.mark.usefixtures("recorder")
+def test_an_unsafe_cache_folder_means_no_recordings_either(tts: Any, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with tc.compile_model(
+        tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(), cache_dir=str(tmp_path))
+    ) as fast:
+        events = fast.report().components["t3"].fallbacks
+        assert fast._components["t3"].fallback.level == "eager"
+    assert [event.action for event in events] == ["inductor instead of cuda_graph", "eager instead of inductor"]
+
+
 def test_a_failed_checkpoint_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import safetensors.torch
 
