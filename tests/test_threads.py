@@ -84,10 +84,9 @@ def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypa
     other.restore()
 
 
-@pytest.mark.parametrize("config", [EAGER, tc.CompileConfig.off()], ids=["eager", "off"])
-def test_turns_hold_for_seeds_that_are_drawn(
-    tts: Any, config: tc.CompileConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("state", ["eager", "off", "restored"])
+def test_turns_hold_for_seeds_that_are_drawn(tts: Any, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tc.CompileConfig.off() if state == "off" else EAGER
     speaking, drawn = threading.Event(), []
 
     def generate(text: str, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -98,6 +97,8 @@ def test_turns_hold_for_seeds_that_are_drawn(
         return torch.zeros(1, 1)
 
     with tc.compile_model(tts, config) as handle:
+        if state == "restored":
+            handle.restore()
         with handle.seeded(3):
             expected = [torch.rand(()) for _ in range(2)]
         monkeypatch.setattr(tts, "generate", generate)
