@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,6 +169,18 @@ def test_another_process_compiles_while_this_one_speaks(
     assert list((tmp_path / "cache" / "tts_compile").glob("decoder-*.so"))  # built over there
 
 
+def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any) -> None:
+    stored = io.BytesIO()
+    background._Pickler(stored).dump({name: background._skeleton(getattr(tts, name)) for name in ("t3", "s3gen")})
+    assert stored.tell() < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
+    other = type(tts).__new__(type(tts))
+    vars(other).update({n: background._fleshed_out(part) for n, part in pickle.loads(stored.getvalue()).items()})
+    config = tc.CompileConfig.off().replace(**dict.fromkeys(ENGINES, QUICK))
+    with tc.compile_model(tts, config), tc.compile_model(other, config) as there:
+        for name in ENGINES:
+            assert there._components[name].left_to_stock() is None, name
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_what_inductor_compiles_in_another_process_is_found_here(
@@ -220,6 +234,18 @@ def test_what_fails_in_another_process_does_no_harm(
         assert caplog.text.count("compiling in the background failed: exit status 1") == 1
         assert not Path(running._folder.name).exists()
         assert fast.report().components["t3"].graphs > 0
+
+
+@pytest.mark.parametrize("said", ["first\nthe last word", ""])
+def test_the_last_word_of_another_process_is_logged(
+    tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nprintf '{said}'\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(background.sys, "executable", str(program))
+    background.BackgroundCompilation(tts, EAGER).wait()
+    assert f"failed: {said.splitlines()[-1] if said else 'exit status 3'}" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -297,16 +323,17 @@ def test_a_restored_model_does_not_switch(switching: Any, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("call", CALLS)
 def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    speaking, seen = threading.Event(), []
+    speaking, begun, seen = threading.Event(), threading.Event(), []
     running, running.running = switching._background, True
+    assembly = api.Assembly
 
     def generate(*args: Any, **kwargs: Any) -> Tensor:
         speaking.set()
-        threading.Event().wait(0.1)
-        seen.append(switching._components is switching.before)
+        seen.append(begun.wait(0.2))
         return torch.zeros(1, 1)
 
     monkeypatch.setattr(switching.wrapped, "generate", generate)
+    monkeypatch.setattr(api, "Assembly", lambda *args: (begun.set(), assembly(*args))[1])
     monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
     thread = threading.Thread(target=switching.generate, args=(SHORT,))
     thread.start()
@@ -315,7 +342,7 @@ def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.
     getattr(switching, call)(*CALLS[call])
     thread.join()
     assert switching._components is not switching.before
-    assert seen == [True, False][: 1 if call == "warmup" else 2]
+    assert seen == [False, True][: 1 if call == "warmup" else 2]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
