@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import pickle
+import dataclasses
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,16 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
 
 
 def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) -> None:
-    config = tc.CompileConfig.off().replace(t3=QUICK, compile_seconds=1e-9)
+    config = tc.CompileConfig.off().replace(t3=QUICK, flow=QUICK, compile_seconds=1e-9)
     with tc.compile_model(tts, config) as fast:
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
-        row = fast.report().components["t3"]
-    assert row.ran == "eager"
-    assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
-    assert row.graphs <= 1  # the one that spent it
+        test_flow.flow(fast.s3gen.flow.inference, 12)
+        rows = [fast.report().components[name] for name in ("t3", "flow")]
+    for row in rows:
+        assert row.ran == "eager"
+        assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
+    assert rows[0].graphs <= 1  # the one that spent it
+    assert rows[1].graphs == 0
 
 
 def test_room_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +146,34 @@ def test_a_module_is_copied_without_its_device() -> None:
     assert elsewhere.moved({"a": (tensor, [1, None])}, CPU) == {"a": (tensor, [1, None])}
 
 
+def test_nothing_is_taken_of_the_device_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(tensor: Tensor, memo: Any) -> None:
+        pytest.fail("copied where it is")
+
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    for kind in (nn.Parameter, Tensor):
+        monkeypatch.setattr(kind, "__deepcopy__", taken)
+    elsewhere._copied(module)
+
+
+@dataclasses.dataclass
+class Held:
+    tensor: Tensor
+
+
+def test_what_goes_to_a_copy_and_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, seen = torch.device("meta"), []  # for a GPU
+    found = elsewhere.moved({"a": (Held(torch.ones(2)), [torch.ones(2)])}, meta)
+    assert (found["a"][0].tensor.device, found["a"][1][0].device) == (meta, meta)
+    moved = elsewhere.moved
+    monkeypatch.setattr(
+        elsewhere, "moved", lambda value, device: seen.append((type(value), device)) or moved(value, device)
+    )
+    monkeypatch.setattr(elsewhere, "_copied", lambda owner: nn.Linear(2, 2))
+    assert elsewhere.on_cpu(nn.Linear(2, 2, device=meta), "forward", torch.ones(1, 2)).device == meta
+    assert [pair for pair in seen if pair[0] in (tuple, dict)] == [(tuple, CPU), (dict, CPU)]
+
+
 def test_another_process_compiles_while_this_one_speaks(
     tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_speech: Callable[..., Speech]
 ) -> None:
@@ -169,16 +200,40 @@ def test_another_process_compiles_while_this_one_speaks(
     assert list((tmp_path / "cache" / "tts_compile").glob("decoder-*.so"))  # built over there
 
 
-def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any) -> None:
-    stored = io.BytesIO()
-    background._Pickler(stored).dump({name: background._skeleton(getattr(tts, name)) for name in ("t3", "s3gen")})
-    assert stored.tell() < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
-    other = type(tts).__new__(type(tts))
-    vars(other).update({n: background._fleshed_out(part) for n, part in pickle.loads(stored.getvalue()).items()})
-    config = tc.CompileConfig.off().replace(**dict.fromkeys(ENGINES, QUICK))
-    with tc.compile_model(tts, config), tc.compile_model(other, config) as there:
+def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: list[Any] = []
+    config = tc.CompileConfig.exact().replace(**dict.fromkeys(ENGINES, QUICK), compile_in_background=True)
+    monkeypatch.setattr(background.sys, "executable", "/bin/true")
+    running = background.BackgroundCompilation(tts, config)
+    payload = Path(running._folder.name) / "payload"
+    assert payload.stat().st_size < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
+    with monkeypatch.context() as patch:
+        warmed = types.SimpleNamespace(warmup=lambda: arrived.append("warmed up"))
+        patch.setattr(api, "compile_model", lambda *given: arrived.extend(given) or warmed)
+        patch.setattr(torch, "set_num_threads", arrived.append)
+        background.main(str(payload))
+    running.stop()
+    threads, other, its_config, end = arrived
+    assert (threads, end) == (torch.get_num_threads(), "warmed up")
+    assert (its_config.t3, its_config.fallback, its_config.compile_in_background) == (QUICK, "raise", False)
+    with (
+        tc.compile_model(tts, config.replace(compile_in_background=False)),
+        tc.compile_model(other, its_config) as there,
+    ):
         for name in ENGINES:
             assert there._components[name].left_to_stock() is None, name
+
+
+def test_what_is_not_compiled_in_another_process(tts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = tc.CompileConfig.off().replace(compile_in_background=True)
+    assert background.start(tts, config) is None  # nothing to compile
+    config = config.replace(t3=QUICK)
+    elsewhere = types.SimpleNamespace(s3gen=nn.Linear(1, 1, device="meta"))
+    assert background.start(elsewhere, config) is None
+    assert caplog.text == ""
+    tts.t3.somebodys = lambda: None  # which cannot be pickled
+    assert background.start(tts, config) is None
+    assert "nothing is compiled in the background" in caplog.text
 
 
 @pytest.mark.slow

@@ -216,6 +216,13 @@ def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
     os.close(writing)
 
 
+def test_a_model_that_stays_stock_minds_no_fork(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tc.compile_model(tts, tc.CompileConfig.off()) as off:
+        monkeypatch.setattr(tts, "generate", lambda *args, **kwargs: "stock")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        assert off.generate(SHORT) == "stock"
+
+
 def test_a_handle_is_not_pickled_and_its_config_is(eager: tc.CompiledTTS) -> None:
     for thing in (eager, [eager]):
         with pytest.raises(tc.ModelStateError, match="pickle its config"):
