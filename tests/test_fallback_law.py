@@ -180,10 +180,8 @@ def test_our_own_word_comes_before_stocks() -> None:
     assert caught.value is first
 
 
-@pytest.mark.parametrize(
-    "error", [tc.CompilationError("no compiler"), MemoryError("none left"), RuntimeError("broken")]
-)
-def test_what_a_failed_attempt_has_made_is_gone_before_the_next(error: Exception) -> None:
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_a_failed_attempt_has_made_is_gone_before_the_next(failure: str) -> None:
     made: list[weakref.ref[Ways]] = []
 
     def fast() -> bool:
@@ -191,7 +189,7 @@ def test_what_a_failed_attempt_has_made_is_gone_before_the_next(error: Exception
             return made[0]() is None
         cache = Ways({})
         made.append(weakref.ref(cache))
-        raise error
+        raise FAILURES[failure]()
 
     assert tc.FallbackManager("t3", ["fast", "plain"]).run({"fast": fast, "plain": fast})
 
