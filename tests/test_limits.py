@@ -29,6 +29,7 @@ from tts_compile.execution.budget import CompileBudget
 from tts_compile.execution.memory import MemoryLimit
 
 GIB = 2**30
+ONE = torch.ones(1)
 CPU = torch.device("cpu")
 ENGINES = ("t3", "flow", "vocoder")
 QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
@@ -45,8 +46,11 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     first, second = (
         Region(name, lambda x: x * 2, manager, CPU, backend=slowly, budget=budget) for name in ("first", "second")
     )
+    spent = []
     for _ in range(3):
         assert torch.equal(first(torch.ones(4)), torch.full((4,), 2.0))
+        spent.append(budget.spent)
+    assert spent == [budget.spent] * 3  # by compiling alone
     assert budget.spent >= 0.05
     for _ in range(2):
         assert torch.equal(second(torch.ones(4)), torch.full((4,), 2.0))
@@ -59,6 +63,19 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     assert "the budget is 0.05 s" in event.error
     with pytest.raises(tc.CompilationError, match="budget"):
         budget.enforced(tc.FallbackManager("flow", ["inductor", "eager"], policy="raise"))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_what_fails_to_compile_has_spent_its_time_too() -> None:
+    def slowly(graph: Any, inputs: Any) -> Any:
+        time.sleep(0.05)
+        raise RuntimeError("broken")
+
+    budget = CompileBudget(1)
+    manager = tc.FallbackManager("t3", ["inductor", "eager"])
+    assert torch.equal(Region("f", lambda x: x * 2, manager, CPU, backend=slowly, budget=budget)(ONE), ONE * 2)
+    assert budget.spent >= 0.05
+    assert [event.phase for event in manager.events] == ["compile"]
 
 
 def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) -> None:
