@@ -18,7 +18,7 @@ from torch import Tensor
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, speak, speak_stock
-from tts_compile.components.seam import Seam
+from tts_compile.components.seam import Seam, attach_all, detach_all
 
 CONFIGS = {"eager": EAGER, "exact": tc.CompileConfig.exact(), "off": tc.CompileConfig.off()}
 
@@ -383,6 +383,31 @@ def test_an_interrupt_leaves_what_can_be_restored(
             fast.restore()
     fast.restore()
     assert identities(*instances(tts)) == before
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["attach", "detach"])
+def test_all_parts_or_none(before: bool) -> None:
+    class Part:
+        def __init__(self, interrupted: bool = False) -> None:
+            self.attached = before
+            self._interrupted = interrupted
+
+        def attach(self) -> None:
+            self._become(True)
+
+        def detach(self) -> None:
+            self._become(False)
+
+        def _become(self, attached: bool) -> None:
+            self.attached = attached
+            if self._interrupted:
+                self._interrupted = False
+                raise KeyboardInterrupt
+
+    parts = [Part(), Part(interrupted=True), Part()]
+    with pytest.raises(KeyboardInterrupt):
+        (detach_all if before else attach_all)(parts)
+    assert [part.attached for part in parts] == [before] * 3
 
 
 def test_a_seam_that_was_interrupted_half_way(tts: Any) -> None:

@@ -19,6 +19,7 @@ import tts_compile as tc
 from conftest import EAGER, forget_failures
 from pretend import PretendRecorder
 from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error_db
+from tts_compile import batch
 from tts_compile.batch import job
 from tts_compile.components.flow.engine import TOKENS
 from tts_compile.components.t3.batch import Batch
@@ -151,6 +152,13 @@ def test_mel_frames_that_fail_together_are_solved_alone(
     assert [torch.equal(a, b) for a, b in zip(waves, expected)] == [True, True]
     (event,) = eager.report().components["flow"].fallbacks
     assert (event.phase, event.action) == ("call", "one by one what was spoken together: 2")
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eager._components["flow"].engine, "together", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        eager.generate_batch(["A", "A"])
 
 
 def test_waves_after_guesses(tts: Any) -> None:
@@ -538,6 +546,26 @@ class TestErrors:
                 quick.generate_batch(CHUNKS[:3], SEEDS[:3])
         assert random_states() == before
         assert together(quick, heard, CHUNKS[:3], SEEDS[:3]) == expected
+
+    @pytest.mark.parametrize("where", ["check", "tokens", "prompt", "wave", "watermark", "in a row"])
+    def test_an_interrupt_anywhere_passes(
+        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        def interrupt(*args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+        owner, name = {
+            "check": (batch, "check_text"),
+            "tokens": (job, "text_tokens"),
+            "prompt": (quick._components["t3"].engine, "_prompt"),
+            "wave": (tts.s3gen, "inference"),
+            "watermark": (tts.watermarker, "apply_watermark"),
+            "in a row": (tts, "generate"),
+        }[where]
+        monkeypatch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quick.generate_batch(["A"], [0])
+        assert quick.report().components["t3"].fallbacks == ()
 
     @pytest.mark.parametrize(
         ("texts", "options", "message"),

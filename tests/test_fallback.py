@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import tts_compile as tc
+from conftest import EAGER
 from speech import SHORT, Speech, speak
+from tts_compile.components.watermark import WatermarkComponent
 
 
 def broken_backend(graph: Any, inputs: Any) -> Any:
@@ -96,6 +98,20 @@ def test_policy_raise_leaves_a_usable_model(tts: Any, stock_speech: Callable[...
         fast.warmup()
     fast.restore()
     assert speak(tts, SHORT) == stock_speech(SHORT)
+
+
+def test_policy_raise_holds_for_attaching_too(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(tc.CompilationError, match="bf16"):
+        tc.compile_model(tts, tc.CompileConfig(watermark=tc.ComponentPolicy(dtype="bf16"), fallback="raise"))
+
+    def broken(self: Any) -> None:
+        raise RuntimeError("no seam")
+
+    monkeypatch.setattr(WatermarkComponent, "attach", broken)
+    with pytest.raises(RuntimeError, match="no seam") as caught:
+        tc.compile_model(tts, EAGER.replace(fallback="raise"))
+    assert not isinstance(caught.value, tc.TTSCompileError)  # as it was
+    assert "inference" not in vars(tts.t3)
 
 
 def test_interrupt_is_not_swallowed(tts: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -163,6 +164,34 @@ def test_stock_draws_nothing_from_what_is_not_finite(below: list[str]) -> None:
     assert manager.events == []
     assert manager.run({"inductor": not_finite, "eager": lambda: 1, "stock": lambda: 2}) == 1
     assert [event.action for event in manager.events] == ["eager instead of inductor"]
+
+
+def test_our_own_word_comes_before_stocks() -> None:
+    first = tc.CompilationError("no compiler")
+
+    def refused() -> None:
+        raise first
+
+    def failed() -> None:
+        raise TypeError("mine")
+
+    with pytest.raises(tc.CompilationError) as caught:
+        tc.FallbackManager("t3", ["fast", "plain"]).run({"fast": refused, "plain": failed})
+    assert caught.value is first
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_a_failed_attempt_has_made_is_gone_before_the_next(failure: str) -> None:
+    made: list[weakref.ref[Ways]] = []
+
+    def fast() -> bool:
+        if made:
+            return made[0]() is None
+        cache = Ways({})
+        made.append(weakref.ref(cache))
+        raise FAILURES[failure]()
+
+    assert tc.FallbackManager("t3", ["fast", "plain"]).run({"fast": fast, "plain": fast})
 
 
 def test_memory_that_runs_out_everywhere_is_an_error_with_the_numbers() -> None:

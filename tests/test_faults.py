@@ -267,6 +267,9 @@ def test_restoring(
     def broken() -> None:
         raise failure()
 
+    released: list[str] = []
+    for other in handle._components:
+        monkeypatch.setattr(handle._components[other], "release", lambda other=other: released.append(other))
     monkeypatch.setattr(handle._components[name], "release", broken)
     if error == "interrupt":
         with pytest.raises(KeyboardInterrupt):
@@ -274,6 +277,7 @@ def test_restoring(
     else:
         handle.restore()
         assert events(handle, name) == [("restore", "what was kept is not given back")]
+        assert released == [other for other in handle._components if other != name]
     assert not handle.report().attached
     assert "inference" not in vars(tts.t3)
     assert speak(tts, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,31 @@ def test_a_seal_is_broken_by_any_change(tmp_path: Path, content: bytes, data: st
     assert not files.sealed(path)
 
 
+def test_a_change_far_inside_breaks_the_seal(tmp_path: Path) -> None:
+    path = tmp_path / "code"
+    path.write_bytes(bytes(5000))
+    files.seal(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4000] + b"x" + whole[4001:])
+    assert not files.sealed(path)
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    with files.replaced(path) as first:
+        with files.replaced(path) as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(tc.CompilationError, match="cannot be kept"):
+        files.own_folder(tmp_path / "file" / "folder")
+
+
 def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
     folder = files.own_folder(tmp_path / "a" / "b")
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -88,6 +114,23 @@ def test_a_group_of_ones_own_name_is_no_stranger(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
+def test_whose_group_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+    import pwd
+
+    groups = {1: SimpleNamespace(gr_name="me"), 2: SimpleNamespace(gr_name="staff")}
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: SimpleNamespace(pw_name="me"))
+    monkeypatch.setattr(grp, "getgrgid", lambda number: groups[number])
+    assert [files._is_own_group(number) for number in (1, 2, 3)] == [True, False, False]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
+def test_root_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    files.refuse_unsafe(Path("/"))
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
 def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = os.getuid()
     if owner == 0:
@@ -108,6 +151,17 @@ def test_an_unsafe_cache_folder_means_eager_and_says_so(tts: Any, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(tc.CompilationError, match="written by other users"):
         tc.compile_model(tts, config.replace(fallback="raise"))
+
+
+@pytest.mark.usefixtures("recorder")
+def test_an_unsafe_cache_folder_means_no_recordings_either(tts: Any, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with tc.compile_model(
+        tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(), cache_dir=str(tmp_path))
+    ) as fast:
+        events = fast.report().components["t3"].fallbacks
+        assert fast._components["t3"].fallback.level == "eager"
+    assert [event.action for event in events] == ["inductor instead of cuda_graph", "eager instead of inductor"]
 
 
 def test_a_failed_checkpoint_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

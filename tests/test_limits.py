@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import test_flow
 import tts_compile as tc
 from conftest import EAGER
-from speech import SHORT, Speech, speak
-from tts_compile import _compat, background
+from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
+from test_faults import EAGER_ONES
+from tts_compile import _compat, api, background
 from tts_compile.components import elsewhere, engine_component
+from tts_compile.components.flow import FlowComponent
+from tts_compile.components.t3 import T3Component
+from tts_compile.components.vocoder import VocoderComponent
 from tts_compile.execution import Region
 from tts_compile.execution.budget import CompileBudget
 from tts_compile.execution.memory import MemoryLimit
 
 GIB = 2**30
+ONE = torch.ones(1)
 CPU = torch.device("cpu")
+ENGINES = ("t3", "flow", "vocoder")
 QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
 
 
@@ -37,8 +46,11 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     first, second = (
         Region(name, lambda x: x * 2, manager, CPU, backend=slowly, budget=budget) for name in ("first", "second")
     )
+    spent = []
     for _ in range(3):
         assert torch.equal(first(torch.ones(4)), torch.full((4,), 2.0))
+        spent.append(budget.spent)
+    assert spent == [budget.spent] * 3  # by compiling alone
     assert budget.spent >= 0.05
     for _ in range(2):
         assert torch.equal(second(torch.ones(4)), torch.full((4,), 2.0))
@@ -53,14 +65,30 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
         budget.enforced(tc.FallbackManager("flow", ["inductor", "eager"], policy="raise"))
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_what_fails_to_compile_has_spent_its_time_too() -> None:
+    def slowly(graph: Any, inputs: Any) -> Any:
+        time.sleep(0.05)
+        raise RuntimeError("broken")
+
+    budget = CompileBudget(1)
+    manager = tc.FallbackManager("t3", ["inductor", "eager"])
+    assert torch.equal(Region("f", lambda x: x * 2, manager, CPU, backend=slowly, budget=budget)(ONE), ONE * 2)
+    assert budget.spent >= 0.05
+    assert [event.phase for event in manager.events] == ["compile"]
+
+
 def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) -> None:
-    config = tc.CompileConfig.off().replace(t3=QUICK, compile_seconds=1e-9)
+    config = tc.CompileConfig.off().replace(t3=QUICK, flow=QUICK, compile_seconds=1e-9)
     with tc.compile_model(tts, config) as fast:
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
-        row = fast.report().components["t3"]
-    assert row.ran == "eager"
-    assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
-    assert row.graphs <= 1  # the one that spent it
+        test_flow.flow(fast.s3gen.flow.inference, 12)
+        rows = [fast.report().components[name] for name in ("t3", "flow")]
+    for row in rows:
+        assert row.ran == "eager"
+        assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
+    assert rows[0].graphs <= 1  # the one that spent it
+    assert rows[1].graphs == 0
 
 
 def test_room_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +145,9 @@ def test_the_machines_memory_as_a_last_level(
             monkeypatch.setattr(component, "_stock", short)
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         found = test_flow.flow(fast.s3gen.flow.inference, 12)
-        actions = [event.action for event in fast.report().components["flow"].fallbacks]
+        row = fast.report().components["flow"]
+        actions = [event.action for event in row.fallbacks]
+    assert "utterances left to stock: 1" in row.note
     test_flow.assert_alike(found, test_flow.flow(test_flow.stock(tts), 12))
     assert actions[-2:] == ["stock instead of eager", "cpu instead of stock"]
 
@@ -131,6 +161,34 @@ def test_a_module_is_copied_without_its_device() -> None:
         assert mine.data_ptr() != its.data_ptr()
     tensor = torch.ones(2)
     assert elsewhere.moved({"a": (tensor, [1, None])}, CPU) == {"a": (tensor, [1, None])}
+
+
+def test_nothing_is_taken_of_the_device_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(tensor: Tensor, memo: Any) -> None:
+        pytest.fail("copied where it is")
+
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    for kind in (nn.Parameter, Tensor):
+        monkeypatch.setattr(kind, "__deepcopy__", taken)
+    elsewhere._copied(module)
+
+
+@dataclasses.dataclass
+class Held:
+    tensor: Tensor
+
+
+def test_what_goes_to_a_copy_and_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, seen = torch.device("meta"), []  # for a GPU
+    found = elsewhere.moved({"a": (Held(torch.ones(2)), [torch.ones(2)])}, meta)
+    assert (found["a"][0].tensor.device, found["a"][1][0].device) == (meta, meta)
+    moved = elsewhere.moved
+    monkeypatch.setattr(
+        elsewhere, "moved", lambda value, device: seen.append((type(value), device)) or moved(value, device)
+    )
+    monkeypatch.setattr(elsewhere, "_copied", lambda owner: nn.Linear(2, 2))
+    assert elsewhere.on_cpu(nn.Linear(2, 2, device=meta), "forward", torch.ones(1, 2)).device == meta
+    assert [pair for pair in seen if pair[0] in (tuple, dict)] == [(tuple, CPU), (dict, CPU)]
 
 
 def test_another_process_compiles_while_this_one_speaks(
@@ -159,29 +217,260 @@ def test_another_process_compiles_while_this_one_speaks(
     assert list((tmp_path / "cache" / "tts_compile").glob("decoder-*.so"))  # built over there
 
 
+def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: list[Any] = []
+    config = tc.CompileConfig.exact().replace(**dict.fromkeys(ENGINES, QUICK), compile_in_background=True)
+    monkeypatch.setattr(background.sys, "executable", "/bin/true")
+    running = background.BackgroundCompilation(tts, config)
+    payload = Path(running._folder.name) / "payload"
+    assert payload.stat().st_size < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
+    with monkeypatch.context() as patch:
+        warmed = types.SimpleNamespace(warmup=lambda: arrived.append("warmed up"))
+        patch.setattr(api, "compile_model", lambda *given: arrived.extend(given) or warmed)
+        patch.setattr(torch, "set_num_threads", arrived.append)
+        background.main(str(payload))
+    running.stop()
+    threads, other, its_config, end = arrived
+    assert (threads, end) == (torch.get_num_threads(), "warmed up")
+    assert (its_config.t3, its_config.fallback, its_config.compile_in_background) == (QUICK, "raise", False)
+    with (
+        tc.compile_model(tts, config.replace(compile_in_background=False)),
+        tc.compile_model(other, its_config) as there,
+    ):
+        for name in ENGINES:
+            assert there._components[name].left_to_stock() is None, name
+
+
+def test_what_is_not_compiled_in_another_process(tts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = tc.CompileConfig.off().replace(compile_in_background=True)
+    assert background.start(tts, config) is None  # nothing to compile
+    config = config.replace(t3=QUICK)
+    elsewhere = types.SimpleNamespace(s3gen=nn.Linear(1, 1, device="meta"))
+    assert background.start(elsewhere, config) is None
+    assert caplog.text == ""
+    tts.t3.somebodys = lambda: None  # which cannot be pickled
+    assert background.start(tts, config) is None
+    assert "nothing is compiled in the background" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_what_inductor_compiles_in_another_process_is_found_here(
+    tts: Any, tmp_path: Path, stock_speech: Callable[..., Speech], stock_wave: Callable[..., tuple[Tensor, Any]]
+) -> None:
+    wave, states = stock_wave(SHORT, 1)
+
+    def spoken_as_stock() -> None:
+        seed_everything(1)
+        assert signal_to_error_db(wave, fast.generate(SHORT)) >= 60
+        assert random_states() == states
+
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    config = tc.CompileConfig.exact().replace(compile_in_background=True, cache_dir=str(cache))
+    with tc.compile_model(tts, config) as fast:
+        running, meanwhile = fast._background, fast._components
+        spoken_as_stock()
+        assert running.running
+        assert {fast.report().components[name].graphs for name in ENGINES} == {0}
+        assert running._process.wait(timeout=1800) == 0
+        compiled = {*cache.rglob("*.so")}
+        assert fast._components is meanwhile  # until the next utterance
+        _compat.dynamo_counters().clear()
+        spoken_as_stock()
+        assert fast._components is not meanwhile
+        fast.warmup()
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        rows = fast.report().components
+        found = dict(_compat.dynamo_counters()["inductor"])
+    for name in ENGINES:
+        row = rows[name]
+        assert (row.ran, row.compiled_calls, row.fallbacks) == ("inductor", row.calls, ())
+    assert {*cache.rglob("*.so")} == compiled  # no compiler was called
+    print(found)
+    assert found["fxgraph_cache_hit"] > 0
+    assert found.get("fxgraph_cache_miss", 0) == 0
+
+
 def test_what_fails_in_another_process_does_no_harm(
     tts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock_speech: Callable[..., Speech]
 ) -> None:
     monkeypatch.setattr(background.sys, "executable", "/bin/false")
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
     with tc.compile_model(tts, config) as fast:
-        fast._background._process.wait()
+        running = fast._background
+        running._process.wait()
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         fast.warmup()
-        assert "compiling in the background failed: exit status 1" in caplog.text
+        running.wait()
+        assert caplog.text.count("compiling in the background failed: exit status 1") == 1
+        assert not Path(running._folder.name).exists()
         assert fast.report().components["t3"].graphs > 0
 
 
-def test_a_model_that_is_not_compiled_leaves_no_process(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", ["first\nthe last word", ""])
+def test_the_last_word_of_another_process_is_logged(
+    tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nprintf '{said}'\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(background.sys, "executable", str(program))
+    background.BackgroundCompilation(tts, EAGER).wait()
+    assert f"failed: {said.splitlines()[-1] if said else 'exit status 3'}" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_model_that_is_not_compiled_leaves_no_process(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
     started = []
     start = background.start
+
+    def broken(*args: Any) -> None:
+        raise error
+
     monkeypatch.setattr(background, "start", lambda *args: started.append(start(*args)) or started[0])
-    config = tc.CompileConfig(
-        t3=QUICK, compile_in_background=True, fallback="raise", watermark=tc.ComponentPolicy(dtype="bf16")
-    )
-    with pytest.raises(tc.CompilationError):
-        tc.compile_model(tts, config)
+    monkeypatch.setattr(api, "Assembly", broken)
+    with pytest.raises(error):
+        tc.compile_model(tts, tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True))
     assert not started[0].running
+    assert started[0]._process.returncode is not None  # and waited for
+    assert not Path(started[0]._folder.name).exists()
+
+
+class Ended:
+    """In place of another process that has come to its end, or has not yet."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.waited = 0
+
+    def wait(self) -> None:
+        self.waited += 1
+        self.running = False
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def switching(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A model that goes over to what was compiled as soon as that is allowed."""
+    monkeypatch.setattr(background, "start", lambda *args: Ended())
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    with tc.compile_model(tts, config) as fast:
+        fast.before = fast._components
+        yield fast
+        del fast.before
+
+
+CALLS: dict[str, tuple[Any, ...]] = {"generate": (SHORT,), "generate_batch": ([SHORT],), "warmup": ()}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_switches_once(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    running = switching._background
+    monkeypatch.setattr(switching.wrapped, "generate", lambda *args, **kwargs: torch.zeros(1, 1))
+    monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
+    for is_running in (True, False, False):
+        running.running = is_running
+        getattr(switching, call)(*CALLS[call])
+        waits = not is_running or call == "warmup"
+        assert (switching._components is switching.before) == (not waits)
+        assert (switching._background is None) == waits
+        assert running.waited == waits
+    assert switching.report().components["t3"].asked == "inductor"
+
+
+def test_a_restored_model_does_not_switch(switching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = switching._background
+    monkeypatch.setattr(switching.wrapped, "generate", lambda *args, **kwargs: torch.zeros(1, 1))
+    with switching.stock():
+        switching.generate(SHORT)
+        assert switching._background is running
+        assert "inference" not in vars(switching.t3)
+    assert switching._components is switching.before
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    speaking, begun, seen = threading.Event(), threading.Event(), []
+    running, running.running = switching._background, True
+    assembly = api.Assembly
+
+    def generate(*args: Any, **kwargs: Any) -> Tensor:
+        speaking.set()
+        seen.append(begun.wait(0.2))
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr(switching.wrapped, "generate", generate)
+    monkeypatch.setattr(api, "Assembly", lambda *args: (begun.set(), assembly(*args))[1])
+    monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
+    thread = threading.Thread(target=switching.generate, args=(SHORT,))
+    thread.start()
+    speaking.wait()
+    running.running = False
+    getattr(switching, call)(*CALLS[call])
+    thread.join()
+    assert switching._components is not switching.before
+    assert seen == [False, True][: 1 if call == "warmup" else 2]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_switch_that_fails_is_made_later(
+    switching: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def broken(*args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "Assembly", broken)
+        with pytest.raises(error):
+            switching.warmup()
+    assert switching.report().attached
+    assert switching._components is switching.before
+    assert switching._components["t3"]._seam.stands
+    assert "another process is compiling" in switching.report().components["t3"].note
+    monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
+    switching.warmup()
+    assert switching._components is not switching.before
+    assert switching._components["t3"]._seam.stands
+
+
+def test_somebody_in_front_of_it_keeps_it_from_switching(switching: Any, caplog: pytest.LogCaptureFixture) -> None:
+    ours = switching.t3.inference
+    switching.t3.inference = lambda **kwargs: ours(**kwargs)
+    monkeypatched = switching.t3.inference
+    for _ in range(2):
+        switching.warmup()
+    assert switching.t3.inference is monkeypatched
+    assert switching._components is switching.before
+    assert caplog.text.count("what was compiled in the background is not used") == 1
+    switching.t3.inference = ours
+
+
+@pytest.mark.parametrize("fallback", ["fallback", "raise"])
+def test_every_component_falls_as_configured(tts: Any, monkeypatch: pytest.MonkeyPatch, fallback: str) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(_compat, "release_memory", lambda: None)
+    for kind in (T3Component, FlowComponent, VocoderComponent, *EAGER_ONES.values()):
+        monkeypatch.setattr(kind, "release", lambda self: released.append(self.fallback.component))
+
+    def short() -> None:
+        raise MemoryError
+
+    with tc.compile_model(tts, EAGER.replace(max_failures=1, fallback=fallback)) as fast:
+        for name in tc.config.COMPONENTS:
+            manager = fast._components[name].fallback
+            ways = {"eager": short, "stock": lambda: "stock's"}
+            if fallback == "raise":
+                with pytest.raises(MemoryError):
+                    manager.run(ways)
+                continue
+            assert manager.run(ways) == "stock's"
+            assert released.pop() == name
+            assert manager.level == "stock"
 
 
 def test_restoring_ends_the_other_process(tts: Any) -> None:
@@ -190,6 +479,7 @@ def test_restoring_ends_the_other_process(tts: Any) -> None:
     running = fast._background
     fast.restore()
     assert not running.running
+    assert running._process.returncode is not None
     assert not Path(running._folder.name).exists()
 
 

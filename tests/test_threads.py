@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import threading
@@ -16,6 +17,7 @@ import torch
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, TEXTS
+from tts_compile import background
 from tts_compile.execution.turn import Turn
 
 
@@ -82,10 +84,9 @@ def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypa
     other.restore()
 
 
-@pytest.mark.parametrize("config", [EAGER, tc.CompileConfig.off()], ids=["eager", "off"])
-def test_turns_hold_for_seeds_that_are_drawn(
-    tts: Any, config: tc.CompileConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("state", ["eager", "off", "restored"])
+def test_turns_hold_for_seeds_that_are_drawn(tts: Any, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tc.CompileConfig.off() if state == "off" else EAGER
     speaking, drawn = threading.Event(), []
 
     def generate(text: str, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -96,6 +97,8 @@ def test_turns_hold_for_seeds_that_are_drawn(
         return torch.zeros(1, 1)
 
     with tc.compile_model(tts, config) as handle:
+        if state == "restored":
+            handle.restore()
         with handle.seeded(3):
             expected = [torch.rand(()) for _ in range(2)]
         monkeypatch.setattr(tts, "generate", generate)
@@ -113,7 +116,8 @@ def test_turns_hold_for_seeds_that_are_drawn(
     assert drawn[:2] == expected
 
 
-def test_threads_that_compile_one_model_share_a_handle(tts: Any) -> None:
+def test_threads_that_compile_one_model_share_a_handle(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "start", lambda *args: threading.Event().wait(0.02) or None)  # others come in
     with ThreadPoolExecutor(4) as threads:
         handles = set(threads.map(lambda _: id(tc.compile_model(tts, EAGER)), range(4)))
     assert len(handles) == 1
@@ -144,7 +148,10 @@ def test_a_manager_in_two_threads() -> None:
     assert (found, manager.level) == (["fast"], "fast")
 
 
-def test_stock_waits_for_an_utterance_under_way(eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["stock", "restore"])
+def test_stock_waits_for_an_utterance_under_way(
+    eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     speaking, seen = threading.Event(), []
 
     def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -157,7 +164,7 @@ def test_stock_waits_for_an_utterance_under_way(eager: tc.CompiledTTS, monkeypat
     thread = threading.Thread(target=eager.generate, args=(SHORT,))
     thread.start()
     speaking.wait()
-    with eager.stock():
+    with eager.stock() if call == "stock" else contextlib.nullcontext(eager.restore()):
         assert seen == [True]
     thread.join()
     monkeypatch.undo()
@@ -186,6 +193,7 @@ def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
             eager.warmup,
             lambda: eager.t3.inference(),
             lambda: eager.wrapped.s3gen.flow.inference(),
+            lambda: eager._components["t3"].warm_up(),
         ):
             try:
                 call()
@@ -203,9 +211,16 @@ def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
     done.set()
     thread.join()
     os.waitpid(child, 0)
-    assert os.read(reading, 10_000) == b"True,True,True,True,True,True,True,True"
+    assert os.read(reading, 10_000) == b",".join([b"True"] * 9)
     os.close(reading)
     os.close(writing)
+
+
+def test_a_model_that_stays_stock_minds_no_fork(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tc.compile_model(tts, tc.CompileConfig.off()) as off:
+        monkeypatch.setattr(tts, "generate", lambda *args, **kwargs: "stock")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        assert off.generate(SHORT) == "stock"
 
 
 def test_a_handle_is_not_pickled_and_its_config_is(eager: tc.CompiledTTS) -> None:

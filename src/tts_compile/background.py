@@ -124,6 +124,7 @@ def _with_norms(
     for name, (dim, weight) in weights.items():
         module.register_parameter(name, weight)
         parametrizations.weight_norm(module, name, dim)
+    module.get_submodule("parametrizations").train(module.training)
     return module
 
 

@@ -236,12 +236,14 @@ class EngineComponent(ABC):
             return result
 
     def _stock_call(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._stock(*args, **kwargs)
         self._left_to_stock += 1
-        return self._stock(*args, **kwargs)
+        return result
 
     def _cpu_call(self, *args: Any, **kwargs: Any) -> Any:
+        result = on_cpu(self._owner, self._method, *args, **kwargs)
         self._left_to_stock += 1
-        return on_cpu(self._owner, self._method, *args, **kwargs)
+        return result
 
     def _run(
         self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, phase: str = "call", **kwargs: Any
