@@ -19,7 +19,7 @@ from . import reference
 from .chunks import CHUNKS
 
 if TYPE_CHECKING:
-    from .run import Settings
+    from .parts import Settings
 
 SIDES = ("stock", "compiled")
 
