@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import soak as soaking
 from .. import stats
 from ..encoding import KINDS
 from ..section import Cell, Section, ran, where
 from ..stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
+from ..texts import SIDES
 from . import reference
 from .chunks import CHUNKS
-from .result import SIDES, ReportResult
+
+if TYPE_CHECKING:
+    from .result import ReportResult
 
 Row = tuple[Cell, ...]
 _COLUMNS = ("stock", "compiled", f"gain ({LEVEL}% interval)", reference.TITLE)
