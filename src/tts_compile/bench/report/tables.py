@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import soak as soaking
 from .. import stats
 from ..encoding import KINDS
+from ..loading import TITLES
 from ..section import Cell, Section, ran, where
 from ..stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
 from ..texts import SIDES
@@ -63,7 +64,7 @@ def _summary(result: ReportResult) -> Section:
 
 def _loading(result: ReportResult) -> Section:
     loading = result.loading
-    names = [name for name in ("imports", "load", "compile", "ready", "call", "answered") if _any(loading, name)]
+    names = [name for name in TITLES if _any(loading, name)]
     rows = [*loading.seconds_rows(), *loading.memory_rows()]
     names += ["memory", "call_memory"][: len(rows) - len(names)]
     warm = result.texts.warmup_seconds
