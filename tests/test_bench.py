@@ -178,10 +178,23 @@ def eager_config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory, eager_config):
+def children():
+    """Every fresh process of the bench."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, eager_config, children):
     folder = tmp_path_factory.mktemp("bench-checkpoint")
     tc.testing.write_checkpoint(folder, speech_tokens=200)
-    with models.quiet():
+    measure = fresh.measure
+
+    def noted(source, side, **options):
+        children[side] = measure(source, side, **options)
+        return children[side]
+
+    with models.quiet(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh, "measure", noted)
         return t3.run(str(folder), t3.Settings(repeats=2, tokens=12, text="A short text.", memory=True))
 
 
@@ -199,6 +212,15 @@ def test_a_small_bench_measures_every_repeat(result):
     assert (result.stock.wasted_steps, result.compiled.wasted_steps) == (1, 0)
     for peaks in result.peaks.values():
         assert peaks["process"] > 2**28
+
+
+def test_fresh_processes_say_how_far_they_are_and_what_ran(result, children):
+    for side, done in children.items():
+        assert list(done.marks) == ["started", "imported", "loading", "loaded", "compiling", "compiled", "called"]
+        times = list(done.marks.values())
+        assert times == sorted(times)
+        assert (done.found["report"] is None) == (side == "stock")
+    assert children["compiled"].found["report"]["components"]["t3"]["ran"] == "eager"
 
 
 def test_a_small_bench_is_json_and_a_table(result):

@@ -13,7 +13,7 @@ import torch
 
 import tts_compile as tc
 from tts_compile.bench import encoding, loading, report, soak, texts
-from tts_compile.bench.report import reference, run, tables
+from tts_compile.bench.report import parts, reference, tables
 from tts_compile.bench.report.chunks import CHUNKS
 from tts_compile.bench.section import Section
 from tts_compile.bench.stages import STAGES
@@ -31,7 +31,7 @@ MACHINE = {
 MODEL = {"dtype": "float32", "device": "cpu", "t3_layers": 3, "t3_parameters": 10**8, "s3gen_parameters": 10**8}
 COUNTS = dict.fromkeys(("graphs", "graph_breaks", "recompiles_after_warmup"), 0)
 ROW = {"asked": "auto", "ran": "inductor", "calls": 7, "compiled_calls": 6, "fallbacks": [], "note": "", **COUNTS}
-REPORT = {"components": {"t3": ROW}}
+REPORT = {"components": dict.fromkeys(tc.config.COMPONENTS, ROW)}
 
 
 class Silent:
@@ -133,17 +133,59 @@ def test_texts_have_the_length_asked_for() -> None:
 
 
 def test_small_texts_are_heard_stage_by_stage(eager: tc.CompiledTTS) -> None:
-    settings = texts.Settings(("A.", "A b."), repeats=2, batch=True)
+    settings = texts.Settings(("A.",), repeats=1)
     with eager:
         result = texts.measure(eager, settings, SILENT)
     assert result.passed, str(result)
-    assert len(result.batch) == 2
     for text in (*result.stock, *result.compiled):
         assert min(min(text.stages[stage]) for stage in STAGES[:-1]) > 0
-        assert sum(text.stages[stage][1] for stage in STAGES) == pytest.approx(text.seconds[1])
+        assert sum(text.stages[stage][0] for stage in STAGES) == pytest.approx(text.seconds[0])
         assert text.audio_seconds > 0.1
     assert result.report["components"]["flow"]["ran"] == "eager"
     assert "inference" not in vars(eager.wrapped.t3)
+
+
+@pytest.fixture
+def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tokens, and noise that is as long as they are many."""
+    monkeypatch.setattr(type(tts.t3), "inference", lambda self, **_: torch.randint(6561, (1, 12)))
+
+    def inference(self: Any, speech_tokens: Any, ref_dict: Any) -> Any:
+        return torch.rand(1, 960 * len(speech_tokens)), None
+
+    monkeypatch.setattr(type(tts.s3gen), "inference", inference)
+    monkeypatch.setattr(type(tts.watermarker), "apply_watermark", lambda self, wave, sample_rate: wave)
+
+
+def test_texts_and_the_batch_of_them_are_compared(tts: Any, babbling: None) -> None:
+    settings = texts.Settings(("A.", "A b."), repeats=2, batch=True)
+    with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
+        result = texts.measure(fast, settings, SILENT)
+        assert result.passed, str(result)
+        assert (result.tokens_identical, result.signal_to_error_db, len(result.batch)) == (2, torch.inf, 2)
+        assert result.audio_seconds == pytest.approx(2 * 12 * 960 / tts.sr)
+        json.dumps(result.to_dict(), allow_nan=False)
+
+        def other(*args: Any) -> list[Any]:
+            return [torch.rand(1, 12 * 960) for _ in settings.texts]
+
+        fast.__dict__["generate_batch"] = other
+        assert not texts.measure(fast, settings, SILENT).passed
+
+
+def test_a_compiled_side_that_speaks_other_tokens_is_noticed(
+    tts: Any, babbling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = texts._compiled
+
+    def other(fast: tc.CompiledTTS, text: str) -> Any:
+        torch.rand(1)
+        return compiled(fast, text)
+
+    monkeypatch.setattr(texts, "_compiled", other)
+    with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
+        result = texts.measure(fast, texts.Settings(("A.",), repeats=2), SILENT)
+    assert (result.tokens_identical, result.generator_identical, result.passed) == (0, False, False)
 
 
 @pytest.fixture
@@ -224,7 +266,7 @@ def test_every_table_of_the_reference_report_is_there_with_its_figures_apart() -
         *("Projection for an audiobook of 7 hours", "Memory", "Settings", "Components compiled", "Stability"),
         *("Test parameters", "Raw data"),
     ]
-    given = {name: figures for name, figures in vars(reference).items() if isinstance(figures, dict)}
+    given = {name: figures for name, figures in vars(reference).items() if name.isupper() and isinstance(figures, dict)}
     for name, figures in given.items():
         shown = [cell for section in sections for row in section.rows for cell in _last(section, row)]
         assert {*figures.values()} <= {*shown}, name
@@ -256,7 +298,7 @@ def test_the_report_is_json_and_says_what_failed() -> None:
     steady = result.soak
     assert steady is not None
     assert not whole(soak=dataclasses.replace(steady, drifted=1)).passed
-    events = {"components": {"t3": {**ROW, "fallbacks": [{"phase": "call"}]}}}
+    events = {"components": {**REPORT["components"], "t3": {**ROW, "fallbacks": [{"phase": "call"}]}}}
     assert "| NO" in str(whole(report=events))
 
 
@@ -278,7 +320,7 @@ def test_parts_run_in_order_with_the_settings(tts: Any, monkeypatch: pytest.Monk
 
         return measure
 
-    monkeypatch.setattr(run, "load", lambda source, device: tts)
+    monkeypatch.setattr(parts, "load", lambda source, device: tts)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: tc.CompileConfig.off()))
     modules = {"loading": loading, "texts": texts, "voice": encoding, "soak": soak}
     for name, module in modules.items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from .api import compile_model
 from .bench.models import Progress, describe, load, timed_call
-from .components.seam import Seam
+from .bench.stages import listening
 from .distance import signal_to_error_db
 from .report import format_table
 from .wav import write_wav
@@ -110,12 +108,12 @@ def run(source: str, device: str, text: str, seed: int, out: Path) -> DemoResult
             # Un-timed: the first call pages in the weights and sets up libraries, whoever makes it.
             tts.generate("Hello.")
         with progress.step("speaking, stock"):
-            stock, stock_tokens, stock_wave = _speak(tts, tts.t3, text, seed)
+            stock, stock_tokens, stock_wave = _speak(tts, tts, text, seed)
         with compile_model(tts) as fast:
             with progress.step("compiling"):
                 warmup = fast.warmup()
             with progress.step("speaking, compiled"):
-                compiled, tokens, wave = _speak(fast, tts.t3, text, seed)
+                compiled, tokens, wave = _speak(fast, tts, text, seed)
             report = fast.report()
     files = [
         str(write_wav(out / f"{name}.wav", samples[0].numpy(), tts.sr))
@@ -127,7 +125,7 @@ def run(source: str, device: str, text: str, seed: int, out: Path) -> DemoResult
         model=describe(tts),
         stock=stock,
         compiled=compiled,
-        tokens_identical=torch.equal(stock_tokens, tokens),
+        tokens_identical=stock_tokens == tokens,
         signal_to_error_db=signal_to_error_db(stock_wave, wave),
         warmup_seconds=warmup.total,
         ran={name: row.ran for name, row in report.components.items()},
@@ -136,29 +134,9 @@ def run(source: str, device: str, text: str, seed: int, out: Path) -> DemoResult
     )
 
 
-def _speak(model: Any, t3: Any, text: str, seed: int) -> tuple[Spoken, Tensor, Tensor]:
+def _speak(model: Any, tts: Any, text: str, seed: int) -> tuple[Spoken, list[int], Tensor]:
     torch.manual_seed(seed)
-    with _tapped(t3) as calls:
+    with listening(tts) as heard:
         wave, seconds = timed_call(model.device, lambda: model.generate(text))
-    tokens, t3_seconds = calls[-1]
-    return Spoken(tokens.shape[1], t3_seconds, seconds, wave.shape[1] / model.sr), tokens, wave
-
-
-@contextmanager
-def _tapped(t3: Any) -> Iterator[list[tuple[Tensor, float]]]:
-    """Collect the tokens and seconds of every ``t3.inference``, whoever provides it, while the block runs."""
-    calls: list[tuple[Tensor, float]] = []
-    inner = t3.inference
-
-    def tap(**kwargs: Any) -> Tensor:
-        tokens: Tensor
-        tokens, seconds = timed_call(t3.device, lambda: inner(**kwargs))
-        calls.append((tokens.cpu(), seconds))
-        return tokens
-
-    seam = Seam(t3, "inference", tap)
-    seam.attach()
-    try:
-        yield calls
-    finally:
-        seam.detach()
+    (tokens,) = heard.tokens
+    return Spoken(len(tokens), heard.seconds["T3"], seconds, wave.shape[1] / model.sr), tokens, wave

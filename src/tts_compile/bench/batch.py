@@ -7,7 +7,7 @@ import functools
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 from unittest import mock
@@ -216,13 +216,16 @@ class BatchResult(Result):
             if over != "batch"
             for part, what in (("total", "all"), ("t3", "T3"))
         }
-        return [Ratios("How many times faster the batch is", gains), *([rates(self)] if self.by_size else [])]
+        return [
+            Ratios("How many times faster the batch is", gains),
+            *([rates(self.sides, self.by_size)] if self.by_size else []),
+        ]
 
 
-def rates(result: BatchResult) -> Lines:
+def rates(sides: Mapping[str, Side], by_size: Mapping[int, Side]) -> Lines:
     """T3's speech tokens a second over the number of texts at a time."""
-    points = [(size, median_of(side.rates)) for size, side in result.by_size.items()]
-    levels = {SIDES[name]: statistics.median(side.rates) for name, side in result.sides.items() if name != "batch"}
+    points = [(size, median_of(side.rates)) for size, side in by_size.items()]
+    levels = {SIDES[name]: statistics.median(side.rates) for name, side in sides.items() if name != "batch"}
     return Lines("T3", "texts at a time", "speech tokens a second", {"batch": points}, levels)
 
 

@@ -67,7 +67,7 @@ def measure(fast: CompiledTTS, settings: Settings, folder: Path, progress: Progr
     """Measure a compiled model, whose voice is put back; recordings go to ``folder``."""
     voice = fast.conds
     files = [
-        make_reference_wav(folder / f"encoding-{i}.wav", seconds=settings.seconds - 0.02 * i)
+        make_reference_wav(folder / f"encoding-{i}.wav", seconds=settings.seconds - 0.04 * i)  # whole speech tokens
         for i in range(settings.runs + 2)
     ]
     spare, again, *new = files

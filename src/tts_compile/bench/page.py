@@ -16,7 +16,7 @@ _STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--back); color: var(--ink) }
 body { font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
-main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
+main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem }
 h2 { font-size: 1.15rem; margin: 0 0 .8rem }
 p { margin: .6rem 0 0; color: var(--soft); overflow-wrap: anywhere }
@@ -47,13 +47,15 @@ def render(result: Result) -> str:
     """The page's source."""
     plain = result.to_dict()
     verdict = ("passed", "what stock does") if result.passed else ("failed", "NOT what stock does")
+    first, *others = result.sections()
     figures = "\n".join(map(draw, result.plots()))
     parts = [
         f"<header><h1>{_escaped(result.title)}</h1><p>tts_compile against stock, median and {LEVEL}% bootstrap "
         f'interval of alternating calls; the compiled side did <b class="{verdict[0]}">{verdict[1]}</b>. A gain or a '
         f"loss is called one only where the interval excludes 1, and there are at least {FEWEST} repeats.</p></header>",
-        *map(_section, result.sections()),
+        _section(first),
         f"<section><h2>Figures</h2>{figures}</section>" if figures else "",
+        *map(_section, others),
         _section(Section(_proof(plain.get("report")), heading="What ran, as counted")) if plain.get("report") else "",
         _section(Section(_facts(plain), heading="Machine, versions, settings")),
         f'<section><details><summary>Raw figures (JSON)</summary><pre id="result">{_escaped(_json(plain))}</pre>'

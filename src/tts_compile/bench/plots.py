@@ -95,7 +95,6 @@ def _axes(height: float) -> Iterator[tuple[Any, Any]]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, height), layout="constrained")
         FigureCanvasSVG(figure)
-        figure.patch.set_alpha(0)
         yield figure, figure.add_subplot()
 
 

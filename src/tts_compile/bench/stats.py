@@ -32,8 +32,8 @@ class Median:
 
     def __str__(self) -> str:
         if self.interval is None:
-            return f"{self.value:.3g}"
-        return f"{self.value:.3g} ({self.interval[0]:.3g} to {self.interval[1]:.3g})"
+            return figure(self.value)
+        return f"{figure(self.value)} ({figure(self.interval[0])} to {figure(self.interval[1])})"
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,15 @@ def _bootstrap(
     outside = (100 - LEVEL) / 2
     low, high = np.percentile(statistic(medians), [outside, 100 - outside])
     return value, (float(low), float(high))
+
+
+def figure(value: float) -> str:
+    """Three digits that count, and all before the point.
+
+    >>> figure(0.012345), figure(12345.6)
+    ('0.0123', '12346')
+    """
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -14,14 +14,12 @@ from ..plots import Plot, Ratios
 from ..section import Result, Section
 from ..soak import SoakResult
 from ..stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
-from ..texts import TextsResult
-from . import reference
+from ..texts import SIDES, TextsResult
+from . import reference, tables
 from .chunks import CHUNKS
 
 if TYPE_CHECKING:
-    from .run import Settings
-
-SIDES = ("stock", "compiled")
+    from .parts import Settings
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,6 @@ class ReportResult(Result):
 
     def sections(self) -> list[Section]:
         """Every table of the reference report."""
-        from . import tables
-
         return tables.all_of(self)
 
     def plots(self) -> list[Plot]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import soak as soaking
 from .. import stats
 from ..encoding import KINDS
+from ..loading import TITLES
 from ..section import Cell, Section, ran, where
-from ..stats import LEVEL, median_of, ratio_of_medians, spread, yes
+from ..stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
+from ..texts import SIDES
 from . import reference
 from .chunks import CHUNKS
-from .result import SIDES, ReportResult
+
+if TYPE_CHECKING:
+    from .result import ReportResult
 
 Row = tuple[Cell, ...]
 _COLUMNS = ("stock", "compiled", f"gain ({LEVEL}% interval)", reference.TITLE)
@@ -60,14 +64,14 @@ def _summary(result: ReportResult) -> Section:
 
 def _loading(result: ReportResult) -> Section:
     loading = result.loading
-    names = [name for name in ("imports", "load", "compile", "ready", "call", "answered") if _any(loading, name)]
+    names = [name for name in TITLES if _any(loading, name)]
     rows = [*loading.seconds_rows(), *loading.memory_rows()]
     names += ["memory", "call_memory"][: len(rows) - len(names)]
     warm = result.texts.warmup_seconds
-    rows.append(("warm-up, nothing compiled yet, s", "", f"{warm:.3g}", "once for each cache"))
+    rows.append(("warm-up, nothing compiled yet, s", "", figure(warm), "once for each cache"))
     notes = [
         f"{loading.settings.repeats} fresh processes of each side, alternating; code compiled by an earlier process is "
-        "found by the later ones. Each row is a part of the one before it or a sum. The reference report does not say "
+        "found by the later ones. The reference report does not say "
         "what its loading time includes.",
         ran(loading.report),
     ]
@@ -113,7 +117,7 @@ def _voice(result: ReportResult) -> Section:
         rows.append((f"{title}: median (95% interval), ms", *map(spread, both), voice.gain(kind)))
         names.append("")
         for name, function in (("average", statistics.mean), ("least", min), ("most", max)):
-            rows.append((f"{title}: {name}, ms", *(f"{function(values):.3g}" for values in both), ""))
+            rows.append((f"{title}: {name}, ms", *(figure(function(values)) for values in both), ""))
             names.append(name)
     notes = [
         f"{voice.settings.runs} runs of each side on recordings of about {voice.settings.seconds:g} s; every tensor of "
