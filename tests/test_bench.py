@@ -7,7 +7,7 @@ import pytest
 
 import tts_compile as tc
 from tts_compile import peak
-from tts_compile.bench import machine, models, t3
+from tts_compile.bench import fresh, machine, models, t3
 from tts_compile.bench.section import markdown_table
 from tts_compile.bench.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
 
