@@ -16,10 +16,12 @@ import torch
 
 import tts_compile as tc
 from conftest import EAGER
-from tts_compile import timing, tuning
+from tts_compile import timing
 from tts_compile.bench.stats import ratio_of_medians
 from tts_compile.parity import ComponentParity
-from tts_compile.tuning import STOCK, Trial, best_of, candidates, tune
+from tts_compile.tuning import Trial, Tuning, measure, store, tune
+from tts_compile.tuning.measure import candidates
+from tts_compile.tuning.trial import STOCK, best_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 AUTO = tc.ComponentPolicy()
@@ -116,11 +118,11 @@ class Laboratory:
 
         tts.generate = tts.prepare_conditionals = lambda _: None
         monkeypatch.setattr(timing, "_clock", lambda: self.now)
-        monkeypatch.setattr(tuning, "recorded", recorded)
-        monkeypatch.setattr(tuning, "Assembly", lambda _, config: {"t3": Pretended(config.t3.execution)})
-        monkeypatch.setattr(tuning, "compare", compare)
-        monkeypatch.setattr(tuning, "_stock", lambda calls: take(STOCK))
-        monkeypatch.setattr(tuning, "_ours", lambda component, calls: take(component.asked))
+        monkeypatch.setattr(measure, "recorded", recorded)
+        monkeypatch.setattr(measure, "Assembly", lambda _, config: {"t3": Pretended(config.t3.execution)})
+        monkeypatch.setattr(measure, "compare", compare)
+        monkeypatch.setattr(measure, "_stock", lambda calls: take(STOCK))
+        monkeypatch.setattr(measure, "_ours", lambda component, calls: take(component.asked))
 
 
 @pytest.fixture
@@ -129,12 +131,12 @@ def laboratory(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
 
 
 @pytest.fixture
-def tuned(tts: Any, tmp_path: Path) -> Callable[..., tuning.Tuning]:
+def tuned(tts: Any, tmp_path: Path) -> Callable[..., Tuning]:
     config = tc.CompileConfig.off().replace(t3=AUTO, cache_dir=str(tmp_path / "cache"))
     return lambda **options: tune(tts, ["Yes."], **{"config": config, **options})
 
 
-def ways(found: tuning.Tuning) -> dict[str, str]:
+def ways(found: Tuning) -> dict[str, str]:
     return {trial.way: trial.refused for trial in found.trials}
 
 
@@ -187,10 +189,10 @@ def test_a_choice_belongs_to_threads_versions_and_what_was_asked(
 ) -> None:
     stored = {tuned().stored}
     with monkeypatch.context() as patch:
-        patch.setattr(tuning.torch, "get_num_threads", lambda: 77)
+        patch.setattr(store.torch, "get_num_threads", lambda: 77)
         stored.add(tuned().stored)
     with monkeypatch.context() as patch:
-        patch.setattr(tuning.machine, "versions", lambda: {"torch": "9.9"})
+        patch.setattr(store.machine, "versions", lambda: {"torch": "9.9"})
         stored.add(tuned().stored)
     folder = str(Path(min(stored)).parents[1])
     config = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(draft_tokens=1), cache_dir=folder)

@@ -24,6 +24,7 @@ from .components.assembly import Assembly
 from .components.engine_component import EngineComponent
 from .components.seam import not_its_own
 from .config import COMPONENTS, CompileConfig
+from .delegate import Delegate
 from .errors import InputError, ModelStateError, ParityError
 from .execution.turn import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 HANDLE = "_tts_compile_handle"  # the attribute of a compiled model
 
 
-class CompiledTTS:
+class CompiledTTS(Delegate):
     """A stock model with fast components attached; made by :func:`tts_compile.compile_model`.
 
     Attributes that it does not have itself are the wrapped model's, read and written. As a context manager it
@@ -403,47 +404,6 @@ class CompiledTTS:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
-
-    def __getattr__(self, name: str) -> Any:
-        if "wrapped" not in vars(self):  # while being copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.wrapped, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.wrapped, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self.wrapped, name)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self.wrapped)})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the model is stock and has no handle.
-
-        Raises:
-            ModelStateError: when the handle itself is to be copied.
-        """
-        if id(self.wrapped) not in memo:
-            raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
-
-    def __copy__(self) -> None:
-        """A handle belongs to one model.
-
-        Raises:
-            ModelStateError: always.
-        """
-        raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """A handle belongs to one model in one process; ``config`` can be pickled and makes another one.
-
-        Raises:
-            ModelStateError: always.
-        """
-        raise ModelStateError(
-            "a handle cannot be pickled: pickle its config, load the model where it is needed, and compile it there"
-        )
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "restored"

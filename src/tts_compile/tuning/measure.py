@@ -1,129 +1,36 @@
-"""A choice of policies made by measuring on this machine, and kept for the next process."""
+"""Stock and every candidate on the same calls, in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
-import logging
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _compat, files, testing
-from .api import as_stock
-from .bench import machine
-from .bench.alternation import alternate, seconds
-from .bench.models import timed_call
-from .bench.section import markdown_table
-from .bench.stats import FEWEST, Ratio, ratio_of_medians, spread
-from .checks import checked_inputs
-from .components.assembly import Assembly
-from .components.base import Component
-from .components.tape import Call, recorded
-from .config import COMPONENTS, CompileConfig, ComponentPolicy
-from .errors import ConfigError, InputError
-from .fallback import reason
-from .parity import Thresholds, Voice, compare
-from .timing import Stopwatch
-
-logger = logging.getLogger(__name__)
+from .. import testing
+from ..api import as_stock
+from ..bench.alternation import alternate, seconds
+from ..bench.models import timed_call
+from ..bench.stats import FEWEST, ratio_of_medians
+from ..checks import checked_inputs
+from ..components.assembly import Assembly
+from ..components.base import Component
+from ..components.tape import Call, recorded
+from ..config import CompileConfig, ComponentPolicy
+from ..errors import InputError
+from ..fallback import reason
+from ..parity import Thresholds, Voice, compare
+from ..timing import Stopwatch
+from . import store
+from .trial import COMPILED, STOCK, Trial, Tuning, best_of
 
 TEXT = "The rain had stopped by noon, and nobody asked why."
-STOCK = "stock"
-COMPILED = ("t3", "flow", "vocoder")
-_FORMAT = 1  # of the files
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One policy of one component, measured.
-
-    Attributes:
-        component: its name.
-        way: what was tried, in a word or two; ``"stock"`` is the other side of all comparisons.
-        policy: that was tried.
-        calls: made in each repeat; for T3, flow, vocoder and watermark, one for each text.
-        seconds: of all of them, a value per repeat.
-        extra_seconds: what the first round cost beyond a later one: compiling, mostly.
-        refused: why it may not be kept, however fast it is; empty where nothing is wrong with it.
-        gain: over stock; None where that was not measured.
-        kept: whether it was chosen.
-    """
-
-    component: str
-    way: str
-    policy: ComponentPolicy
-    calls: int
-    seconds: tuple[float, ...]
-    extra_seconds: float
-    refused: str
-    gain: Ratio | None
-    kept: bool = False
-
-    @property
-    def pays_after(self) -> float | None:
-        """Calls after which the first round's extra has paid for itself; None where there is no gain."""
-        if self.gain is None or self.gain.verdict != "gain":
-            return None
-        saved = self.gain.value - 1  # of its own time
-        return self.extra_seconds / (saved * statistics.median(self.seconds) / self.calls)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What was tried and chosen; ``str()`` is a table, :meth:`to_dict` is JSON-able.
-
-    Attributes:
-        config: with the chosen policies.
-        trials: all of them.
-        key: what the choice belongs to: device, versions, model.
-        complete: whether everything was measured within the budget.
-        stored: the file that it was read from, or written to.
-        reused: whether nothing was measured this time.
-    """
-
-    config: CompileConfig
-    trials: tuple[Trial, ...]
-    key: dict[str, Any]
-    budget: float | None
-    complete: bool
-    stored: str
-    reused: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which :func:`tune` reads them back."""
-        return {"format": _FORMAT, **asdict(self), "config": self.config.to_dict()}
-
-    def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("component", "tried", "seconds", "over stock", "first round's extra, s", "pays after", "")
-        ]
-        for trial in self.trials:
-            stock = trial.way == STOCK
-            pays = "" if stock or trial.pays_after is None else f"{math.ceil(trial.pays_after)} calls"
-            word = "kept" if trial.kept else trial.refused
-            rows.append((
-                trial.component,
-                trial.way,
-                spread(trial.seconds) if trial.seconds else "not measured",
-                "" if stock or trial.gain is None else str(trial.gain),
-                "" if stock else f"{trial.extra_seconds:.1f}",
-                pays,
-                word,
-            ))  # fmt: skip
-        lines = [markdown_table(rows), "", f"kept in {self.stored}" + " and read from there" * self.reused]
-        if not self.complete:
-            lines.append("the budget was spent before everything was measured: what was not stays stock")
-        return "\n".join(lines)
 
 
 def autotune(tts: Any, texts: Sequence[str] | None = None, **options: Any) -> CompileConfig:
@@ -176,14 +83,13 @@ def tune(
     config = CompileConfig.from_env() if config is None else config
     with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
         texts = checked_inputs(model, [TEXT] if texts is None else texts, recording)
-        key = _key(model, config)
-        path = _path(config, key)
-        found = None if refresh else _read(path, key, config)
+        key = store.key(model, config)
+        path = store.path(config, key)
+        found = None if refresh else store.read(path, key, config)
         if found is not None and (found.complete or _no_more(budget, found.budget)):
             return found
         tuning = _measured(model, texts, config, budget, repeats, seed, recording, step, key, str(path))
-    with files.replaced(path) as beside:
-        beside.write_text(json.dumps(tuning.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
+    store.write(tuning)
     return tuning
 
 
@@ -330,79 +236,3 @@ class _Steps:
         """Tell."""
         self._step(f"{self._name}: {name}")
         yield
-
-
-def best_of(trials: Sequence[Trial]) -> Trial:
-    """Stock, unless something is faster beyond noise; likewise for each of the less simple ones that follow.
-
-    Components in which nothing is compiled spare stock's first call seconds of imports, and cost nothing: they are
-    kept unless they are slower.
-    """
-    best = trials[0]
-    for trial in trials[1:]:
-        if not trial.seconds or trial.refused:
-            continue
-        verdict = ratio_of_medians(best.seconds, trial.seconds).verdict
-        if verdict == "gain" or (verdict == "no difference" and trial.component not in COMPILED):
-            best = trial
-    return best
-
-
-def _key(tts: Any, config: CompileConfig) -> dict[str, Any]:
-    """What a choice belongs to."""
-    device = next(tts.s3gen.parameters()).device
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{hashlib.sha256(_compat.cpu_name().encode()).hexdigest()[:16]} {torch.get_num_threads()} threads"
-    shapes = [
-        f"{part}.{name} {tuple(weight.shape)} {weight.dtype}"
-        for part in ("t3", "s3gen", "ve")
-        if hasattr(tts, part)
-        for name, weight in getattr(tts, part).named_parameters()
-    ]
-    return {
-        "device": f"{device.type} {name}",
-        "versions": machine.versions(),
-        "model": f"{type(tts).__name__} {hashlib.sha256(' '.join(shapes).encode()).hexdigest()[:16]}",
-        "asked": {name: asdict(getattr(config, name)) for name in COMPONENTS},
-    }
-
-
-def _path(config: CompileConfig, key: dict[str, Any]) -> Path:
-    """Where the choice is kept: beside compiled code, for its owner alone."""
-    folder = files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
-    folder = files.own_folder(folder / "tts_compile")
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"tuned-{digest}.json"
-
-
-def _read(path: Path, key: dict[str, Any], config: CompileConfig) -> Tuning | None:
-    """A choice made before; what is damaged or belongs to something else is measured again."""
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain["format"] != _FORMAT or plain["key"] != key:
-            return None
-        trials = tuple(
-            Trial(**{
-                **trial,
-                "policy": ComponentPolicy(**trial["policy"]),
-                "seconds": tuple(trial["seconds"]),
-                "gain": _ratio(trial["gain"]),
-            })
-            for trial in plain["trials"]
-        )  # fmt: skip
-        chosen = {trial.component: trial.policy for trial in trials if trial.kept}
-        return Tuning(config.replace(**chosen), trials, key, plain["budget"], plain["complete"], str(path), reused=True)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        logger.warning("the choice in %s cannot be read, and is made again: %s", path, reason(error))
-        return None
-
-
-def _ratio(plain: dict[str, Any] | None) -> Ratio | None:
-    if plain is None:
-        return None
-    interval = plain["interval"]
-    return Ratio(plain["value"], None if interval is None else (interval[0], interval[1]))
