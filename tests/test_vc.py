@@ -86,3 +86,21 @@ def test_training_mode(converter: Any) -> None:
 def test_a_missing_recording_is_named_before_any_work(converter: Any) -> None:
     with tc.compile_model(converter, QUICK) as fast, pytest.raises(tc.InputError, match=r"nothing\.wav does not exist"):
         fast.generate("nothing.wav")
+
+
+def test_validated_with_a_recording(converter: Any, recording: Path) -> None:
+    voice = converter.ref_dict
+    config = tc.CompileConfig.off().replace(
+        vocoder=tc.ComponentPolicy(execution="eager"), watermark=tc.ComponentPolicy()
+    )
+    report = tc.validate(
+        converter, config, recording=recording, transcribe=lambda *_: pytest.fail("nobody knows the words")
+    )
+    assert report.passed, str(report)
+    assert set(report.components) == {"vocoder", "watermark"}
+    (wave,) = report.waves
+    assert wave.words is None
+    assert wave.speaker_similarity is None
+    assert converter.ref_dict is voice
+    with pytest.raises(tc.InputError, match="does not exist"):
+        tc.validate(converter, config, recording="nowhere.wav")

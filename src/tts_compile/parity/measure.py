@@ -77,7 +77,9 @@ def measure(
     voice = Voice(tts)
     with tempfile.TemporaryDirectory(prefix="tts-compile-parity-") as folder, torch.random.fork_rng(), voice.kept():
         path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
-        said = [str(text) for text in texts] if hasattr(tts, "t3") else [path]
+        said = [str(text) for text in texts]
+        if not hasattr(tts, "t3"):
+            said, transcribe = [path], None  # what the recording says is not known
         waves = []
         found = {}
         with stock():
