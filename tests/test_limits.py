@@ -19,7 +19,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
 from test_faults import EAGER_ONES
-from tts_compile import _compat, api, background
+from tts_compile import _compat, api, background, handle
 from tts_compile.components import elsewhere, engine_component
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
@@ -331,7 +331,7 @@ def test_a_model_that_is_not_compiled_leaves_no_process(
         raise error
 
     monkeypatch.setattr(background, "start", lambda *args: started.append(start(*args)) or started[0])
-    monkeypatch.setattr(api, "Assembly", broken)
+    monkeypatch.setattr(handle, "Assembly", broken)
     with pytest.raises(error):
         tc.compile_model(tts, tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True))
     assert not started[0].running
@@ -397,7 +397,7 @@ def test_a_restored_model_does_not_switch(switching: Any, monkeypatch: pytest.Mo
 def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     speaking, begun, seen = threading.Event(), threading.Event(), []
     running, running.running = switching._background, True
-    assembly = api.Assembly
+    assembly = handle.Assembly
 
     def generate(*args: Any, **kwargs: Any) -> Tensor:
         speaking.set()
@@ -405,7 +405,7 @@ def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.
         return torch.zeros(1, 1)
 
     monkeypatch.setattr(switching.wrapped, "generate", generate)
-    monkeypatch.setattr(api, "Assembly", lambda *args: (begun.set(), assembly(*args))[1])
+    monkeypatch.setattr(handle, "Assembly", lambda *args: (begun.set(), assembly(*args))[1])
     monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
     thread = threading.Thread(target=switching.generate, args=(SHORT,))
     thread.start()
@@ -425,7 +425,7 @@ def test_a_switch_that_fails_is_made_later(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "Assembly", broken)
+        patch.setattr(handle, "Assembly", broken)
         with pytest.raises(error):
             switching.warmup()
     assert switching.report().attached
