@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from conftest import forget_failures
 from speech import SHORT
 from tts_compile.components.flow.engine import FlowEngine
 from tts_compile.components.t3 import step
-from tts_compile.components.tape import Call, recorded
+from tts_compile.components.tape import Call, methods_of, recorded
 from tts_compile.parity import ParityReport, Thresholds, Voice, WaveParity, compare, measure
 from tts_compile.parity.measure import _wave
 
@@ -39,8 +40,7 @@ def tape(compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
     path = tc.testing.make_reference_wav(tmp_path_factory.mktemp("voice") / "voice.wav", seconds=2)
     components = {name: compiled._components[name] for name in compiled._components}
     voice = Voice(compiled.wrapped)
-    seams = {name: component.seams for name, component in components.items()}
-    with compiled.stock() as tts, recorded(seams, torch.device("cpu"), tts) as calls, voice.kept():
+    with compiled.stock() as tts, recorded(methods_of(components), torch.device("cpu"), tts) as calls, voice.kept():
         voice.prepare(str(path))
         torch.manual_seed(3)
         tts.generate(SHORT)
@@ -82,7 +82,7 @@ def test_a_tape_is_played_from_stocks_own_inputs_and_random_numbers(tape: list[C
         assert again.tensors.keys() == call.take.tensors.keys()
         assert "result" not in again.tensors or call.component in ("t3", "watermark", "voice_encoder")
     mine = next(call for call in tape if call.component == "flow")
-    assert torch.equal(mine.stock()[0], mine.stock()[0])
+    assert torch.equal(mine.stock()[0], mine.take.tensors["[0]"])
 
 
 def _bias(compiled: Any, name: str) -> Tensor:
@@ -166,11 +166,19 @@ def test_what_raises_or_changes_its_shape_fails(
 ) -> None:
     component = compiled._components["watermark"]
     mark = component._mark
-    for broken in (lambda *_: (_ for _ in ()).throw(tc.InputError("mine")), lambda *given: mark(*given)[:-1]):
+    breaks = {
+        "raised InputError: mine": lambda *_: (_ for _ in ()).throw(tc.InputError("mine")),
+        "its shape is": lambda *given: mark(*given)[:-1],
+        "its dtype is": lambda *given: mark(*given).astype("float64"),
+        "nan dB": lambda *given: mark(*given) * np.float32("nan"),
+        "nothing was compared": lambda *_: (_ for _ in ()).throw(RuntimeError("which stock makes good")),
+        "stock gives none": lambda *given: (mark(*given), mark(*given)),
+    }
+    for failure, broken in breaks.items():
         monkeypatch.setattr(component, "_mark", broken)
-        assert not compared("watermark").passed
-    monkeypatch.setattr(component, "_mark", lambda *given: mark(*given) * float("nan"))
-    assert not compared("watermark").passed
+        found = compared("watermark")
+        assert failure in " ".join(found.failures)
+        assert not found.passed
     monkeypatch.setattr(component, "_mark", lambda *given: mark(*given) + 1e-7)
     assert compared("watermark").passed
 
@@ -204,7 +212,7 @@ def wave(seconds: float = 1.0, pitch: float = 220.0) -> Tensor:
     [
         (lambda w: w + 1e-6, ""),
         (lambda w: w + 1e-2 * torch.randn_like(w), "dB of signal to error"),
-        (lambda w: w[:, :-480], "another length"),
+        (lambda w: w[:, :-480], "another shape"),
         (lambda w: 1.3 * w, "LU in loudness"),
         (lambda w: wave(pitch=440.0), "log-mel distance"),
         (lambda w: w * math.nan, "nan dB"),
@@ -216,6 +224,49 @@ def test_waves(compiled: Any, change: Callable[[Tensor], Tensor], failure: str) 
     assert found.passed is (not failure)
     assert failure in " ".join(found.failures)
     assert found.words is None
+
+
+def test_lower_precision_may_say_it_another_way_but_not_less(compiled: Any) -> None:
+    fast = Thresholds.fast()
+    assert _wave(compiled.wrapped, "Hello.", wave(), wave(1.1), fast, None).passed
+    assert "-30.0% in length" in _wave(compiled.wrapped, "Hello.", wave(), wave(0.7), fast, None).failures[0]
+
+
+def test_an_engine_that_stock_makes_good_is_not_compared(
+    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no such instruction")
+
+    for name in ("t3", "flow"):
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled._components[name], "_engine_call", broken)
+            found = compared(name)
+        assert found.failures == ("stock has answered all calls in its place: nothing was compared",)
+        assert (found.ran, found.stock_calls) == ("stock", found.calls)
+    assert compare(compiled._components["flow"], [], EXACT).failures == ("it was not reached: nothing was compared",)
+
+
+def test_a_voice_that_is_not_set_is_missed(
+    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = compiled._components["reference"]
+    monkeypatch.setattr(component, "_prepare", lambda *args: None)
+    with Voice(compiled.wrapped).kept():
+        found = compared("reference")
+    assert any("conds.t3.speaker_emb: it is missing" in failure for failure in found.failures)
+
+
+def test_speech_that_ends_early_is_heard(
+    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = compiled._components["t3"]
+    inner = component._engine_call
+    monkeypatch.setattr(component, "_engine_call", lambda **given: inner(**given)[:, :-3])
+    (tokens,) = compared("t3").tokens
+    assert tokens.count == tokens.stock_count - 3 == tokens.first_difference
+    assert tokens.logit_gap is None
+    assert not compared("t3").passed
 
 
 def test_words_and_voice(compiled: Any) -> None:
@@ -253,4 +304,11 @@ def test_the_whole_model(compiled: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert compiled.report().attached
     assert "t3: the same calls" in steps
+
+    def broken(text: str) -> Any:
+        raise tc.InputError("not today")
+
+    without = measure(tts, {}, {}, compiled.stock, broken, [SHORT])
+    assert without.waves[0].failures == ("raised InputError: not today",)
+    assert without.notes == ("no component has replaced anything: there is nothing to compare",)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True

@@ -18,6 +18,7 @@ import tts_compile as tc
 from conftest import EAGER
 from tts_compile import timing
 from tts_compile.bench.stats import ratio_of_medians
+from tts_compile.components.seam import Seam
 from tts_compile.parity import ComponentParity
 from tts_compile.tuning import Trial, Tuning, measure, store, tune
 from tts_compile.tuning.measure import candidates
@@ -81,9 +82,13 @@ def test_candidates() -> None:
 class Pretended:
     """A component that does nothing, and says what it was asked for."""
 
-    def __init__(self, asked: str) -> None:
-        self.asked = asked
-        self.seams = ("a seam",)
+    dtype = "model"
+
+    def __init__(self, policy: tc.ComponentPolicy, owner: Any) -> None:
+        self.asked = policy.execution
+        self.seams = [Seam(owner, "inference", print)]
+        self.fallback = tc.FallbackManager("t3", [self.asked])
+        assert policy.dtype == "model"
 
     def release(self) -> None:
         self.asked = "released"
@@ -97,6 +102,7 @@ class Laboratory:
         self.seconds = {STOCK: 3.0, "eager": 2.0, "inductor": 1.0}
         self.compiling = 5.0
         self.failing: set[str] = set()
+        self.ran = ""
         self.compared: list[str] = []
         noise = np.random.default_rng(0)
 
@@ -107,10 +113,12 @@ class Laboratory:
             self.compared.append(component.asked)
             if component.asked in self.failing:
                 raise tc.CompilationError("no compiler")
+            if f"{component.asked} falls" in self.failing:
+                component.fallback.record("memory", "too little", "no guessing ahead")
             self.now += self.compiling
             take(component.asked)
             bad = ("12.3 dB of signal to error",) if f"{component.asked} differs" in self.failing else ()
-            return ComponentParity(component.asked, 1, (), (), True, bad)
+            return ComponentParity(self.ran or component.asked, 1, 0, (), (), True, bad)
 
         @contextlib.contextmanager
         def recorded(seams: Any, device: Any, model: Any) -> Iterator[list[Any]]:
@@ -119,10 +127,16 @@ class Laboratory:
         tts.generate = tts.prepare_conditionals = lambda _: None
         monkeypatch.setattr(timing, "_clock", lambda: self.now)
         monkeypatch.setattr(measure, "recorded", recorded)
-        monkeypatch.setattr(measure, "Assembly", lambda _, config: {"t3": Pretended(config.t3.execution)})
+        monkeypatch.setattr(measure, "Assembly", lambda tts, config: {"t3": Pretended(config.t3, tts.t3)})
         monkeypatch.setattr(measure, "compare", compare)
         monkeypatch.setattr(measure, "_stock", lambda calls: take(STOCK))
-        monkeypatch.setattr(measure, "_ours", lambda component, calls: take(component.asked))
+
+        def ours(component: Pretended, calls: Any) -> None:
+            if f"{component.asked} later" in self.failing:
+                raise MemoryError("no memory left")
+            take(component.asked)
+
+        monkeypatch.setattr(measure, "_ours", ours)
 
 
 @pytest.fixture
@@ -164,6 +178,39 @@ def test_what_fails_or_differs_is_not_kept(laboratory: Laboratory, tuned: Any) -
     assert ways(found)["inductor"] == "12.3 dB of signal to error"
 
 
+def test_what_did_not_run_as_asked_is_not_kept(laboratory: Laboratory, tuned: Any) -> None:
+    laboratory.failing = {"inductor falls"}
+    found = tuned()
+    assert found.config.t3.execution == "eager"
+    assert ways(found)["inductor, guessing"] == "too little"
+    laboratory.failing = {"inductor later"}
+    found = tuned(refresh=True)
+    assert found.config.t3.execution == "eager"
+    assert ways(found)["inductor"] == "MemoryError: no memory left"
+    laboratory.failing, laboratory.ran = set(), "eager"
+    found = tuned(refresh=True)
+    assert found.config.t3.execution == "eager"
+    assert ways(found)["inductor"] == "it ran eager"
+
+
+def test_weights_that_this_version_has_not_are_no_objection(laboratory: Laboratory, tuned: Any, tmp_path: Path) -> None:
+    config = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(dtype="bf16"), cache_dir=str(tmp_path / "cache"))
+    found = tuned(config=config)
+    assert (found.config.t3.execution, found.config.t3.dtype) == ("inductor", "bf16")
+
+
+def test_a_choice_that_cannot_be_kept_is_good_all_the_same(
+    laboratory: Laboratory, tuned: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.files, "replaced", full)
+    assert tuned().config.t3.execution == "inductor"
+    assert "cannot be kept" in caplog.text
+    assert not tuned().reused
+
+
 def test_a_choice_is_made_once(laboratory: Laboratory, tuned: Any, tts: Any, caplog: Any) -> None:
     first = tuned()
     laboratory.compared.clear()
@@ -184,8 +231,8 @@ def test_a_choice_is_made_once(laboratory: Laboratory, tuned: Any, tts: Any, cap
     assert not tuned(refresh=True).reused
 
 
-def test_a_choice_belongs_to_threads_versions_and_what_was_asked(
-    laboratory: Laboratory, tuned: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_choice_belongs_to_threads_versions_texts_and_what_was_asked(
+    laboratory: Laboratory, tuned: Any, tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = {tuned().stored}
     with monkeypatch.context() as patch:
@@ -197,7 +244,14 @@ def test_a_choice_belongs_to_threads_versions_and_what_was_asked(
     folder = str(Path(min(stored)).parents[1])
     config = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(draft_tokens=1), cache_dir=folder)
     stored.add(tuned(config=config).stored)
-    assert len(stored) == 4
+    stored.add(tuned(config=config.replace(memory_limit_gb=100.0)).stored)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_code", lambda: "another commit")
+        stored.add(tuned().stored)
+    recording = tc.testing.make_reference_wav(tmp_path / "voice.wav", seconds=1)
+    stored.add(tuned(recording=recording).stored)
+    stored.add(tune(tts, ["No."], config=config).stored)
+    assert len(stored) == 8
 
 
 def test_a_budget(laboratory: Laboratory, tuned: Any) -> None:
@@ -242,7 +296,7 @@ def test_a_real_choice_leaves_everything_as_it_was(tts: Any, tmp_path: Path) -> 
     assert vars(tts.conds) == inside
     assert torch.equal(torch.get_rng_state(), state)
     assert tc.autotune(tts, ["Yes."], config=config) == chosen
-    found = tune(tts, config=config)
+    found = tune(tts, ["Yes."], config=config)
     assert {trial.component for trial in found.trials} == {"t3", "watermark"}
     assert all(not trial.refused for trial in found.trials)
     assert all(len(trial.seconds) == 5 for trial in found.trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, speak
-from tts_compile import cli, handle, quality
+from tts_compile import background, cli, handle, quality
+from tts_compile.components.flow import FlowComponent
 from tts_compile.components.vocoder.engine import VocoderEngine
 from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity
 
@@ -24,7 +26,7 @@ CONFIG = EAGER.replace(**dict.fromkeys(("t3", "voice_encoder", "reference"), tc.
 def found(failing: dict[str, str], wave: str = "") -> ParityReport:
     """A report in which some components, or the wave, are not as stock's."""
     parts = {
-        name: ComponentParity("eager", 1, (), (), True, (failing[name],) if name in failing else ())
+        name: ComponentParity("eager", 1, 0, (), (), True, (failing[name],) if name in failing else ())
         for name in ("t3", "flow", "vocoder")
     }
     waves = (WaveParity("Yes.", 90.0, None, None, None, None, (wave,) if wave else ()),)
@@ -33,7 +35,15 @@ def found(failing: dict[str, str], wave: str = "") -> ParityReport:
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[ParityReport], None]:
-    return lambda report: monkeypatch.setattr(handle, "measure", lambda *args, **kwargs: report)
+    def plant(report: ParityReport) -> None:
+        def measure(tts: Any, components: Any, *args: Any, **kwargs: Any) -> ParityReport:
+            there = {name: part for name, part in report.components.items() if components[name].seams}
+            waves = report.waves if there else ()
+            return dataclasses.replace(report, components=there, waves=waves)
+
+        monkeypatch.setattr(handle, "measure", measure)
+
+    return plant
 
 
 def test_a_component_that_differs_falls_back_alone(
@@ -89,6 +99,38 @@ def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[Parit
         assert fast.report().components["flow"].fallbacks == ()
 
 
+def test_what_is_left_must_speak_well_together(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A component that is wrong by itself may hide that the others are wrong together."""
+
+    def measure(tts: Any, components: Any, *args: Any, **kwargs: Any) -> ParityReport:
+        left = {name for name in ("t3", "flow", "vocoder") if components[name].seams}
+        report = found({"t3": "other tokens"}, wave="another shape than stock's" if left else "")
+        return dataclasses.replace(report, components={n: p for n, p in report.components.items() if n in left})
+
+    monkeypatch.setattr(handle, "measure", measure)
+    with tc.compile_model(tts, EAGER, validate=True) as fast:
+        phases = {name: [event.error for event in row.fallbacks] for name, row in fast.report().components.items()}
+    assert phases["t3"] == ["other tokens"]
+    assert phases["flow"] == phases["vocoder"] == ["whole utterances: another shape than stock's"]
+
+
+def test_what_was_compiled_in_the_background_is_validated_once_it_is_used(
+    tts: Any, planted: Callable[[ParityReport], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background.sys, "executable", "/bin/true")
+    planted(found({}))
+    config = EAGER.replace(vocoder=tc.ComponentPolicy(backend="eager"), compile_in_background=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(background.BackgroundCompilation, "running", True)
+        fast = tc.compile_model(tts, config, validate=True)
+    with fast:
+        before = fast.parity
+        planted(found({"flow": "other frames"}))
+        fast.warmup()
+        assert fast.parity is not before
+        assert [event.phase for event in fast.report().components["flow"].fallbacks] == ["validate"]
+
+
 def test_an_error_meanwhile_leaves_a_stock_model(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
@@ -109,6 +151,8 @@ def test_a_model_is_stock_afterwards_and_a_handle_stays(tts: Any, planted: Calla
             assert fast.report().attached
         with pytest.raises(tc.ModelStateError, match="another configuration"):
             tc.validate(fast, tc.CompileConfig.off())
+    with pytest.raises(tc.ModelStateError, match="nothing to compare"):
+        fast.validate()
     with pytest.raises(tc.UnsupportedModelError):
         tc.validate(object())
     with pytest.raises(tc.InputError):
@@ -117,7 +161,7 @@ def test_a_model_is_stock_afterwards_and_a_handle_stays(tts: Any, planted: Calla
         tc.validate(tts, EAGER, [7])
 
 
-def test_thresholds_follow_precision(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thresholds_follow_the_weights_that_are_read(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Thresholds] = {}
 
     def measure(tts: Any, components: Any, thresholds: dict[str, Thresholds], *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +169,11 @@ def test_thresholds_follow_precision(tts: Any, monkeypatch: pytest.MonkeyPatch) 
         return found({})
 
     monkeypatch.setattr(handle, "measure", measure)
-    tc.validate(tts, EAGER.replace(flow=tc.ComponentPolicy(execution="eager", dtype="bf16")))
+    config = EAGER.replace(flow=tc.ComponentPolicy(execution="eager", dtype="bf16"))
+    tc.validate(tts, config)
+    assert set(seen.values()) == {Thresholds.exact()}  # there are no others in this version
+    monkeypatch.setattr(FlowComponent, "dtype", "bf16")
+    tc.validate(tts, config)
     assert seen["flow"] == Thresholds.fast()
     assert seen["t3"] == seen["watermark"] == Thresholds.exact()
 
@@ -134,8 +182,17 @@ def test_words_where_somebody_can_listen(
     tts: Any, planted: Callable[[ParityReport], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted(found({}))
-    monkeypatch.setattr(quality, "recogniser", lambda: lambda wave, rate: "yes")
+
+    def listen(wave: Any, rate: int) -> str:
+        return "yes"
+
+    given: list[Any] = []
+    monkeypatch.setattr(handle, "measure", lambda *_, transcribe, **__: given.append(transcribe) or found({}))
+    monkeypatch.setattr(quality, "recogniser", lambda: listen)
     assert tc.validate(tts, EAGER).notes == ()
+    tc.validate(tts, EAGER, transcribe=min)
+    tc.validate(tts, EAGER, transcribe=False)
+    assert given == [listen, min, None]
 
     def offline() -> Any:
         raise tc.InputError("the recogniser cannot be loaded: no network")

@@ -18,6 +18,11 @@ class Component(Protocol):
     """A part of the model that can be attached, warmed up, reported on and detached."""
 
     fallback: FallbackManager
+    dtype: str  # of the weights that it reads: "model", or what a policy may ask for
+
+    @property
+    def stock_calls(self) -> int:
+        """Calls that stock has answered in its place."""
 
     @property
     def seams(self) -> Sequence[Seam]:
@@ -48,6 +53,9 @@ class StockComponent:
         missing: why there is nothing to accelerate, if that is so.
         failed: the phase in which that was found to be so, where it is a failure rather than how the model is.
     """
+
+    dtype = "model"
+    stock_calls = 0
 
     def __init__(self, name: str, config: CompileConfig, missing: str = "", failed: str = "") -> None:
         self._asked = getattr(config, name).execution
@@ -94,6 +102,8 @@ class EagerComponent:
         left_to_stock: calls that it has passed on.
     """
 
+    dtype = "model"  # this version has no other weights
+
     def __init__(
         self, name: str, config: CompileConfig, nothing_to_compile: str, timings: Timings | None = None
     ) -> None:
@@ -110,6 +120,11 @@ class EagerComponent:
             self.fallback.note("attach", nothing_to_compile, "eager instead")
         if policy.dtype != "model":
             self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+
+    @property
+    def stock_calls(self) -> int:
+        """Calls that it has passed on."""
+        return self.left_to_stock
 
     def attach(self) -> None:
         """Replace the seams."""

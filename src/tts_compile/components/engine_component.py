@@ -57,6 +57,8 @@ class EngineComponent(ABC):
         shared: what the model's components have in common; ``name`` comes first in the keys of recordings.
     """
 
+    dtype = "model"  # this version has no other weights
+
     def __init__(
         self,
         name: str,
@@ -134,6 +136,11 @@ class EngineComponent(ABC):
         with self._turn():
             self._run(self._warm_up_engine, lambda: None, phase="warm-up")
         self._mark_warm()
+
+    @property
+    def stock_calls(self) -> int:
+        """Calls that stock has answered, here or on the CPU."""
+        return self._left_to_stock
 
     @property
     def seams(self) -> Sequence[Seam]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from .seam import Seam, attach_all, detach_all, own_method
+from .base import Component
+from .seam import Seam, attach_all, detach_all
 
 # Of the model, and of a voice converter: what a method leaves there that returns nothing.
-_LEFT_BEHIND = ("conds", "ref_dict")
+_LEFT_BEHIND = {"conds", "ref_dict"}
+
+
+Methods = dict[str, list[tuple[Any, str]]]  # by component: owners and names
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Call:
     take: Take
     _owner: Any
     _name: str
+    _standing: Callable[..., Any]
+    _leaves: bool
     _given: tuple[tuple[Any, ...], dict[str, Any]]
     _before: _compat.RandomState
     _inference: bool
@@ -65,8 +71,8 @@ class Call:
         return self._repeat(getattr(self._owner, self._name))
 
     def stock(self) -> Any:
-        """Stock's own method likewise."""
-        return self._repeat(own_method(self._owner, self._name))
+        """What stood there when it was recorded likewise."""
+        return self._repeat(self._standing)
 
     def played(self, heard: Sequence[Tensor] = ()) -> Take:
         """What :meth:`again` gives; ``heard`` is read when it has."""
@@ -74,39 +80,52 @@ class Call:
 
     def _repeat(self, method: Callable[..., Any]) -> Any:
         args, kwargs = copy.deepcopy(self._given)
+        if self._leaves:  # what an earlier call has left would pass for this one's
+            for name in vars(self._owner).keys() & _LEFT_BEHIND:
+                setattr(self._owner, name, None)
         self._before.restore()
         with torch.inference_mode(self._inference):
             return method(*args, **kwargs)
 
 
+def methods_of(components: Mapping[str, Component]) -> Methods:
+    """Those that components replace; components that replace none are left out."""
+    return {
+        name: [(seam.owner, seam.name) for seam in component.seams]
+        for name, component in components.items()
+        if component.seams
+    }
+
+
 @contextlib.contextmanager
-def recorded(seams: dict[str, Sequence[Seam]], device: torch.device, model: Any) -> Iterator[list[Call]]:
-    """Inside, every call of the methods that the seams would replace is written down; stock answers it.
+def recorded(methods: Methods, device: torch.device, model: Any) -> Iterator[list[Call]]:
+    """Inside, every call of some methods is written down; what stands there answers it.
 
     Args:
-        seams: by component; not attached.
+        methods: of the stock model.
         device: of the model.
         model: its T3's guided logits are listened to, where it has a T3.
     """
     calls: list[Call] = []
 
-    def watch(component: str, seam: Seam) -> Seam:
-        owner, name = seam.owner, seam.name
+    def watch(component: str, owner: Any, name: str) -> Seam:
+        standing = getattr(owner, name)
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             given = copy.deepcopy((args, kwargs))
             before = _compat.RandomState(device)
             with _stock_logits(model, component, kwargs) as heard:
-                result = own_method(owner, name)(*args, **kwargs)
+                result = standing(*args, **kwargs)
             take = _taken(owner, result, device, heard)
             method = f"{type(owner).__name__}.{name}"
             inference = torch.is_inference_mode_enabled()
-            calls.append(Call(component, method, take, owner, name, given, before, inference, device))
+            leaves = result is None
+            calls.append(Call(component, method, take, owner, name, standing, leaves, given, before, inference, device))
             return result
 
         return Seam(owner, name, answer)
 
-    taps = [watch(component, seam) for component, some in seams.items() for seam in some]
+    taps = [watch(component, *place) for component, places in methods.items() for place in places]
     attach_all(taps)
     try:
         yield calls

@@ -18,7 +18,7 @@ from ..components.audio import resample
 from ..components.base import Component, EagerComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
-from ..components.tape import Call, recorded
+from ..components.tape import Call, Take, methods_of, recorded
 from ..distance import (
     first_difference,
     log_mel_distance_db,
@@ -73,7 +73,7 @@ def measure(
         step: told what is being done.
     """
     device = next(tts.s3gen.parameters()).device
-    replaced = {name: component.seams for name, component in components.items() if component.seams}
+    methods = methods_of(components)
     voice = Voice(tts)
     with tempfile.TemporaryDirectory(prefix="tts-compile-parity-") as folder, torch.random.fork_rng(), voice.kept():
         path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
@@ -83,25 +83,32 @@ def measure(
         waves = []
         found = {}
         with stock():
-            with recorded(replaced, device, tts) as calls:
+            with recorded(methods, device, tts) as calls:
                 step("stock: the voice")
                 voice.prepare(path)
                 for number, text in enumerate(said):
                     step(f"stock: text {number + 1} of {len(said)}")
                     torch.manual_seed(seed + number)
                     waves.append(tts.generate(text))
-            for name in replaced:
+            for name in methods:
                 step(f"{name}: the same calls")
                 mine = [call for call in calls if call.component == name]
                 with voice.kept():  # reading a recording again sets its voice
                     found[name] = compare(components[name], mine, thresholds[name])
-        loosest = min(thresholds.values(), key=lambda t: t.signal_to_error_db)  # errors of one reach the wave
+        held_to = [thresholds[name] for name in methods]  # errors of one reach the wave
+        loosest = min(held_to, key=lambda t: t.signal_to_error_db, default=Thresholds.exact())
         spoken = []
         for number, (text, wave) in enumerate(zip(said, waves)):
             step(f"compiled: text {number + 1} of {len(said)}")
             torch.manual_seed(seed + number)
-            spoken.append(_wave(tts, text, wave, speak(text), loosest, transcribe))
-    return ParityReport(found, tuple(spoken), {**thresholds, "wave": loosest})
+            try:
+                ours = speak(text)
+            except Exception as error:  # of any kind: stock had none
+                spoken.append(WaveParity(text, None, None, None, None, None, (f"raised {reason(error)}",)))
+            else:
+                spoken.append(_wave(tts, text, wave, ours, loosest, transcribe))
+    notes = () if methods else ("no component has replaced anything: there is nothing to compare",)
+    return ParityReport(found, tuple(spoken), {**thresholds, "wave": loosest}, notes)
 
 
 def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds) -> ComponentParity:
@@ -113,33 +120,35 @@ def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds)
         thresholds: that it is held to.
     """
     heard: list[Tensor] = []
-    if isinstance(component, T3Component):
-        component.engine.listener = heard.append
-    elif isinstance(component, EagerComponent):
+    if isinstance(component, EagerComponent):
         component.release()  # what it remembers would answer for it
     tensors: list[TensorParity] = []
     tokens: list[TokenParity] = []
     failures: list[str] = []
+    notes: list[str] = []
     generators = True
-    component.attach()
+    by_stock = 0
     try:
+        if isinstance(component, T3Component):
+            component.engine.listener = heard.append
+        component.attach()
         for call in calls:
             heard.clear()
+            before = component.stock_calls
             try:
                 take = call.played(heard)
+                generators &= take.after.same_as(call.take.after)
+                found = _tensors(call, take)
+                if call.component == "t3":
+                    token, logits = _tokens(call, take)
+                    tokens.append(token)
+                    found += logits
+                    if not logits:
+                        notes.append("its logits could not be heard; its tokens were compared")
+                tensors += found
             except Exception as error:  # of any kind: stock had none
                 failures.append(f"{call.method} raised {reason(error)}")
-                continue
-            generators &= take.after.same_as(call.take.after)
-            spoken = call.component == "t3"
-            if spoken:
-                token, logits = _tokens(call, take.tensors[_TOKENS], take.heard)
-                tokens.append(token)
-                tensors += logits
-            for place in sorted({*call.take.tensors, *take.tensors}):
-                if not (spoken and place == _TOKENS):
-                    pair = call.take.tensors.get(place), take.tensors.get(place)
-                    tensors.append(_tensor(f"{call.method} {place}", *pair))
+            by_stock += component.stock_calls > before
     finally:
         component.detach()
         if isinstance(component, T3Component):
@@ -152,21 +161,43 @@ def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds)
     ]
     if thresholds.generators and not generators:
         failures.append("the random generators are not left as stock leaves them")
-    ran = component.report().ran
-    return ComponentParity(ran, len(calls), tuple(tensors), tuple(tokens), generators, tuple(failures))
+    if by_stock == len(calls):
+        why = "stock has answered all calls in its place" if calls else "it was not reached"
+        failures.append(f"{why}: nothing was compared")
+    elif by_stock:
+        notes.append(f"{by_stock} of {len(calls)} calls were answered by stock in its place")
+    ran = "stock" if by_stock == len(calls) else component.report().ran
+    return ComponentParity(
+        ran,
+        len(calls),
+        by_stock,
+        tuple(tensors),
+        tuple(tokens),
+        generators,
+        tuple(failures),
+        tuple(dict.fromkeys(notes)),
+    )
 
 
-def _tokens(call: Call, found: Tensor, heard: Sequence[Tensor]) -> tuple[TokenParity, list[TensorParity]]:
+def _tensors(call: Call, take: Take) -> list[TensorParity]:
+    """All but T3's tokens."""
+    places = sorted({*call.take.tensors, *take.tensors})
+    if call.component == "t3":
+        places.remove(_TOKENS)
+    return [_tensor(f"{call.method} {at}", call.take.tensors.get(at), take.tensors.get(at)) for at in places]
+
+
+def _tokens(call: Call, take: Take) -> tuple[TokenParity, list[TensorParity]]:
     """Tokens, and the guided logits behind them as far as both sides went the same way."""
-    theirs, ours = call.take.tensors[_TOKENS][0].tolist(), found[0].tolist()
+    theirs, ours = call.take.tensors[_TOKENS][0].tolist(), take.tensors[_TOKENS][0].tolist()
     at = first_difference(theirs, ours)
-    together = min(len(theirs), len(ours)) if at is None else at + 1
+    together = min(len(theirs), len(ours), len(theirs) if at is None else at + 1)
     gap = None
     before = call.take.heard
     if at is not None and at < min(len(before), len(theirs), len(ours)):
         gap = float(before[at][theirs[at]] - before[at][ours[at]])
     parity = TokenParity(len(ours), len(theirs), same_share(theirs, ours), at, gap)
-    heard = heard[-len(ours) :]  # those of a level that failed come first
+    heard = take.heard[-len(ours) :]  # those of a level that failed come first
     if min(len(heard), len(before)) < together:  # stock has answered, or a CUDA graph, in which nobody listens
         return parity, []
     logits = (torch.stack(list(side[:together])) for side in (before, heard))
@@ -175,14 +206,19 @@ def _tokens(call: Call, found: Tensor, heard: Sequence[Tensor]) -> tuple[TokenPa
 
 def _tensor(name: str, stock: Tensor | None, found: Tensor | None) -> TensorParity:
     if stock is None or found is None:
-        return TensorParity(name, None, False)
-    return TensorParity(name, signal_to_error_db(stock, found), not stock.is_floating_point())
+        return TensorParity(name, None, False, "it is missing" if found is None else "stock gives none")
+    whole = not stock.is_floating_point()
+    for what in ("shape", "dtype", "device"):
+        theirs, ours = getattr(stock, what), getattr(found, what)
+        if theirs != ours:
+            return TensorParity(name, None, whole, f"its {what} is {ours}, stock's {theirs}")
+    return TensorParity(name, signal_to_error_db(stock, found), whole)
 
 
 def _tensor_failure(tensor: TensorParity, thresholds: Thresholds) -> str | None:
     ratio = tensor.signal_to_error_db
     if ratio is None:
-        return f"{tensor.name}: another shape than stock's"
+        return f"{tensor.name}: {tensor.unlike}"
     least = math.inf if tensor.whole else thresholds.signal_to_error_db
     if ratio >= least:  # never true of nan
         return None
@@ -203,9 +239,12 @@ def _wave(
         words = rates[0], rates[1]
     failures = []
     if thresholds.wave_db is not None and not (ratio is not None and ratio >= thresholds.wave_db):
-        found = "another length than stock's" if ratio is None else f"{ratio:.1f} dB of signal to error"
+        found = "another shape than stock's" if ratio is None else f"{ratio:.1f} dB of signal to error"
         failures.append(f"{found}, at least {thresholds.wave_db:g} dB are wanted")
-    if distance is not None and not distance <= thresholds.log_mel_db:
+    longer = wave.shape[-1] / max(stock.shape[-1], 1) - 1
+    if not abs(longer) <= thresholds.length:
+        failures.append(f"{longer:+.1%} in length, at most {thresholds.length:.0%} is wanted")
+    if distance is not None and thresholds.log_mel_db is not None and not distance <= thresholds.log_mel_db:
         failures.append(f"log-mel distance {distance:.2f} dB, at most {thresholds.log_mel_db:g} is wanted")
     if loudness is not None and not abs(loudness) <= thresholds.loudness_lu:
         failures.append(f"{loudness:+.2f} LU in loudness, at most {thresholds.loudness_lu:g} is wanted")

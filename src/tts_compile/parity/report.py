@@ -18,13 +18,15 @@ class TensorParity:
 
     Attributes:
         name: method, and where in its result the tensor stood.
-        signal_to_error_db: infinite where all is equal; None where shapes differ or it is missing.
+        signal_to_error_db: infinite where all is equal; None where that cannot be told.
         whole: whether it holds whole numbers.
+        unlike: why it cannot: missing, or of another shape, dtype or device.
     """
 
     name: str
     signal_to_error_db: float | None
     whole: bool
+    unlike: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,20 @@ class ComponentParity:
 
     Attributes:
         ran: as in the execution report.
-        calls: compared.
+        calls: that it was given.
+        stock_calls: of them, those that stock answered in its place, so that nothing was compared.
         failures: what is not within the thresholds, in words.
+        notes: what was not compared, and why.
     """
 
     ran: str
     calls: int
+    stock_calls: int
     tensors: tuple[TensorParity, ...]
     tokens: tuple[TokenParity, ...]
     generators: bool
     failures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -70,8 +76,9 @@ class ComponentParity:
 
     @property
     def signal_to_error_db(self) -> float | None:
-        """The lowest; None where there is none."""
-        return min((t.signal_to_error_db for t in self.tensors if t.signal_to_error_db is not None), default=None)
+        """The lowest, nan before all; None where there is none."""
+        ratios = [t.signal_to_error_db for t in self.tensors if t.signal_to_error_db is not None]
+        return min(ratios, key=lambda ratio: -math.inf if math.isnan(ratio) else ratio, default=None)
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,8 @@ class ParityReport:
         parts = [format_table(rows)]
         if self.waves:
             parts.append("\n" + format_table(spoken))
-        return "\n".join([*parts, *failures, *self.notes])
+        notes = [f"{name}: {note}" for name, part in self.components.items() for note in part.notes]
+        return "\n".join([*parts, *failures, *notes, *self.notes])
 
 
 def _plain(value: Any) -> Any:

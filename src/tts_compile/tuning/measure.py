@@ -20,12 +20,12 @@ from ..bench.models import timed_call
 from ..bench.stats import FEWEST, ratio_of_medians
 from ..checks import checked_inputs
 from ..components.assembly import Assembly
-from ..components.base import Component
-from ..components.tape import Call, recorded
-from ..config import CompileConfig, ComponentPolicy
+from ..components.base import Component, EagerComponent
+from ..components.tape import Call, Methods, methods_of, recorded
+from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason
-from ..parity import Thresholds, Voice, compare
+from ..parity import ComponentParity, Thresholds, Voice, compare
 from ..timing import Stopwatch
 from . import store
 from .trial import COMPILED, STOCK, Trial, Tuning, best_of
@@ -83,7 +83,7 @@ def tune(
     config = CompileConfig.from_env() if config is None else config
     with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
         texts = checked_inputs(model, [TEXT] if texts is None else texts, recording)
-        key = store.key(model, config)
+        key = store.key(model, config, texts, recording)
         path = store.path(config, key)
         found = None if refresh else store.read(path, key, config)
         if found is not None and (found.complete or _no_more(budget, found.budget)):
@@ -120,15 +120,15 @@ def _measured(
             return budget is not None and watch.seconds >= budget
 
         path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
-        seams = {name: component.seams for name, component in _components(tts, config).items() if component.seams}
-        with recorded(seams, device, tts) as calls:
+        methods = _methods(tts, config)
+        with recorded(methods, device, tts) as calls:
             step("stock: the voice")
             voice.prepare(path)
             for number, text in enumerate(texts if hasattr(tts, "t3") else [path]):
                 step(f"stock: text {number + 1} of {len(texts)}")
                 torch.manual_seed(seed + number)
                 tts.generate(text)
-        for name in seams:
+        for name in methods:
             mine = [call for call in calls if call.component == name]
             if getattr(config, name).execution != "auto" or not mine:
                 continue
@@ -141,9 +141,15 @@ def _measured(
     return Tuning(config.replace(**chosen), tuple(trials), key, budget, complete, stored)
 
 
-def _components(tts: Any, config: CompileConfig) -> dict[str, Component]:
-    assembly = Assembly(tts, config)
-    return {name: assembly[name] for name in assembly}
+def _methods(tts: Any, config: CompileConfig) -> Methods:
+    """Those that components would replace; made without what only compiled code needs."""
+    eager = {
+        name: dataclasses.replace(getattr(config, name), execution="eager", dtype="model")
+        for name in COMPONENTS
+        if getattr(config, name).execution != "stock"
+    }
+    assembly = Assembly(tts, CompileConfig.off().replace(**eager))
+    return methods_of({name: assembly[name] for name in assembly})
 
 
 def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict[str, ComponentPolicy]:
@@ -177,30 +183,43 @@ def _tried(
     policies = {STOCK: ComponentPolicy(execution="stock")}
     refused: dict[str, str] = {STOCK: ""}
     first: dict[str, float] = {STOCK: 0.0}
-    parts = []
+    parts: list[Component] = []
+    # what cannot run as asked is to say so, and not to be measured at another level
+    others = dict.fromkeys(COMPONENTS, ComponentPolicy(execution="stock"))
+    alone = config.replace(**others, fallback="raise", compile_in_background=False)
+
+    def trying(way: str, component: Component) -> Callable[[], None]:
+        def side() -> None:
+            if not refused[way]:
+                try:
+                    _ours(component, calls)
+                except Exception as error:  # of any kind: it is one of several, and stock is there
+                    refused[way] = reason(error)
+
+        return side
+
     for way, policy in candidates(getattr(config, name), name, torch.device(device)).items():
         if spent():
             break
         step(f"{name}: {way}")
         policies[way], first[way] = policy, 0.0
-        # what cannot run as asked is to say so, and not to be measured at another level
-        alone = CompileConfig.off().replace(
-            **{name: policy}, fallback="raise", cache_dir=config.cache_dir, memory_limit_gb=config.memory_limit_gb
-        )
         try:
-            component = Assembly(tts, alone)[name]
-            thresholds = Thresholds.exact() if policy.dtype == "model" else Thresholds.fast()
+            # as this version would run it: there are no other weights than the model's
+            component = Assembly(tts, alone.replace(**{name: dataclasses.replace(policy, dtype="model")}))[name]
+            parts.append(component)
+            thresholds = Thresholds.of(component.dtype)
             parity, first[way] = timed_call(device, functools.partial(compare, component, calls, thresholds))
-        except Exception as error:  # of any kind: it is one of several, and stock is there
+        except Exception as error:  # likewise
             refused[way] = reason(error)
             continue
-        parts.append(component)
-        sides[way] = functools.partial(_ours, component, calls)
-        refused[way] = "; ".join(parity.failures)
-    measured = alternate(sides, repeats, _Steps(name, step), device=device, enough=spent)
-    for component in parts:
-        component.release()
-    times = {way: tuple(seconds(measured.get(way, []))) for way in policies}
+        sides[way] = trying(way, component)
+        refused[way] = "; ".join(_objections(component, policy, parity))
+    try:
+        measured = alternate(sides, repeats, _Steps(name, step), device=device, enough=spent)
+    finally:
+        for component in parts:
+            component.release()
+    times = {way: () if refused[way] else tuple(seconds(measured.get(way, []))) for way in policies}
     trials = []
     for way, policy in policies.items():
         known = times[way] and times[STOCK]
@@ -210,14 +229,26 @@ def _tried(
     return trials
 
 
+def _objections(component: Component, policy: ComponentPolicy, parity: ComponentParity) -> list[str]:
+    """Why a candidate may not be kept: it is not as stock, or did not run as it was asked to."""
+    found = list(parity.failures)
+    if parity.stock_calls:
+        found.append(f"stock answered {parity.stock_calls} of {parity.calls} calls")
+    elif parity.ran != policy.execution:
+        found.append(f"it ran {parity.ran}")
+    return found + [event.error for event in component.fallback.events]
+
+
 def _stock(calls: Sequence[Call]) -> None:
     for call in calls:
         call.stock()
 
 
 def _ours(component: Component, calls: Sequence[Call]) -> None:
-    component.attach()
+    if isinstance(component, EagerComponent):
+        component.release()  # what it remembers is no measure of what it does
     try:
+        component.attach()
         for call in calls:
             call.again()
     finally:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from .. import _compat, files
 from ..bench import machine
 from ..bench.stats import Ratio
+from ..components.audio import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError
 from ..fallback import reason
@@ -24,13 +26,17 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1  # of the files
 
 
-def key(tts: Any, config: CompileConfig) -> dict[str, Any]:
+# Of a configuration: what decides which policy is best.
+_ASKED = (*COMPONENTS, "memory_limit_gb", "compile_seconds")
+
+
+def key(tts: Any, config: CompileConfig, texts: Sequence[str], recording: str | Path | None) -> dict[str, Any]:
     """What a choice belongs to."""
     device = next(tts.s3gen.parameters()).device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{hashlib.sha256(_compat.cpu_name().encode()).hexdigest()[:16]} {torch.get_num_threads()} threads"
+        name = f"{_digest(_compat.cpu_name().encode())} {torch.get_num_threads()} threads"
     shapes = [
         f"{part}.{name} {tuple(weight.shape)} {weight.dtype}"
         for part in ("t3", "s3gen", "ve")
@@ -40,17 +46,32 @@ def key(tts: Any, config: CompileConfig) -> dict[str, Any]:
     return {
         "device": f"{device.type} {name}",
         "versions": machine.versions(),
-        "model": f"{type(tts).__name__} {hashlib.sha256(' '.join(shapes).encode()).hexdigest()[:16]}",
-        "asked": {name: asdict(getattr(config, name)) for name in COMPONENTS},
+        "code": _code(),
+        "precision": torch.get_float32_matmul_precision(),
+        "model": f"{type(tts).__name__} {_digest(' '.join(shapes).encode())}",
+        "asked": {name: config.to_dict()[name] for name in _ASKED},
+        "texts": _digest("\0".join(texts).encode("utf-8", "surrogatepass")),
+        "recording": None if recording is None else Recording(recording).digest,
     }
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of this library: what was fastest before a change may not be so after it."""
+    package = Path(__file__).parents[1]
+    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
+    return _digest(b"".join(path.read_bytes() for path in sources))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def path(config: CompileConfig, belongs_to: dict[str, Any]) -> Path:
     """Where the choice is kept: beside compiled code, for its owner alone."""
     folder = files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
     folder = files.own_folder(folder / "tts_compile")
-    digest = hashlib.sha256(json.dumps(belongs_to, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"tuned-{digest}.json"
+    return folder / f"tuned-{_digest(json.dumps(belongs_to, sort_keys=True).encode())}.json"
 
 
 def read(file: Path, belongs_to: dict[str, Any], config: CompileConfig) -> Tuning | None:
@@ -80,10 +101,13 @@ def read(file: Path, belongs_to: dict[str, Any], config: CompileConfig) -> Tunin
 
 
 def write(tuning: Tuning) -> None:
-    """Keep a choice where :func:`read` finds it."""
+    """Keep a choice where :func:`read` finds it; where that fails, the choice is good all the same."""
     content = json.dumps({"format": _FORMAT, **tuning.to_dict()}, indent=1, allow_nan=False)
-    with files.replaced(tuning.stored) as beside:
-        beside.write_text(content, encoding="utf-8")
+    try:
+        with files.replaced(tuning.stored) as beside:
+            beside.write_text(content, encoding="utf-8")
+    except OSError as error:
+        logger.warning("the choice cannot be kept in %s: %s", tuning.stored, reason(error))
 
 
 def _ratio(plain: dict[str, Any] | None) -> Ratio | None:
