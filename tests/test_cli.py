@@ -201,6 +201,14 @@ def test_bench_results_go_to_files_too(pretended, capsys, tmp_path):
     assert sorted(path.name for path in made.iterdir()) == ["a.html", "a.json", "a.md"]
 
 
+def test_a_figure_that_is_not_finite_is_shown_and_saved(pretended, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Pretended, "to_dict", lambda self: {"signal_to_error_db": float("nan")})
+    files = ["--out", tmp_path / "a.json", "--html", tmp_path / "a.html"]
+    assert cli.main(["bench", "t3", "--json", *map(str, files)]) == 0
+    for text in (capsys.readouterr().out, (tmp_path / "a.json").read_text()):
+        assert json.loads(text) == {"signal_to_error_db": "nan"}
+
+
 def test_the_report_is_an_option_of_bench_or_a_subject(pretended, capsys, tmp_path):
     for number, words in enumerate((["--report"], ["report"])):
         assert cli.main(["bench", *words, "--out", str(tmp_path / str(number)), "--json"]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from . import __version__, demo, doctor
 from .api import compile_model, validate
 from .bench import commands as bench_commands
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
+from .bench.section import as_json
 from .errors import TTSCompileError
 from .testing import SIZES
 from .tuning import tune
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
-    print(json.dumps(outcome.plain, indent=2, allow_nan=False) if args.json else outcome.table)
+    print(as_json(outcome.plain) if args.json else outcome.table)
 
 
 def _demo(args: argparse.Namespace) -> _Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from ..files import replaced
 from . import batch, loading, overhead, page, plots, report, soak, synthesis, t3, texts, voice
 from .models import TEXT, checkpoint
-from .section import Result, markdown
+from .section import Result, as_json, markdown
 from .stats import FEWEST
 
 _NO_MEMORY = "leave out the memory of two fresh processes"
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> Result:
 def save(result: Result, args: argparse.Namespace) -> None:
     """Write the files that the command line asks for, each whole or not at all."""
     writers: dict[str, Callable[[Path], object]] = {
-        "json": lambda path: path.write_text(as_json(result), encoding="utf-8"),
+        "json": lambda path: path.write_text(as_json(result.to_dict()) + "\n", encoding="utf-8"),
         "markdown": lambda path: path.write_text(markdown(result.sections(), result.title) + "\n", encoding="utf-8"),
         "html": lambda path: path.write_text(page.render(result), encoding="utf-8"),
     }
@@ -42,11 +41,6 @@ def save(result: Result, args: argparse.Namespace) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replaced(path) as beside:
                 writers[kind](beside)
-
-
-def as_json(result: Result) -> str:
-    """For a file."""
-    return json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .plots import draw
-from .section import Cell, Result, Section
+from .section import Cell, Result, Section, as_json
 from .stats import FEWEST, LEVEL, Ratio
 
 _STYLE = """
@@ -58,7 +57,7 @@ def render(result: Result) -> str:
         *map(_section, others),
         _section(Section(_proof(plain.get("report")), heading="What ran, as counted")) if plain.get("report") else "",
         _section(Section(_facts(plain), heading="Machine, versions, settings")),
-        f'<section><details><summary>Raw figures (JSON)</summary><pre id="result">{_escaped(_json(plain))}</pre>'
+        f'<section><details><summary>Raw figures (JSON)</summary><pre id="result">{_escaped(as_json(plain))}</pre>'
         "</details></section>",
     ]
     body = "\n".join(filter(None, parts))
@@ -112,10 +111,6 @@ def _facts(plain: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
             else:
                 rows.append((f"{part}, {name}", str(value)))
     return rows
-
-
-def _json(plain: Mapping[str, Any]) -> str:
-    return json.dumps(plain, indent=1, allow_nan=False)
 
 
 def _escaped(text: str) -> str:

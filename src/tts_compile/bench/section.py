@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +65,25 @@ def markdown(sections: Iterable[Section], title: str = "") -> str:
         parts += [markdown_table(section.rows)] if section.rows else []
         parts += section.notes
     return "\n\n".join(parts)
+
+
+def as_json(plain: Mapping[str, Any]) -> str:
+    """JSON of plain values; figures that are not finite, which it has no numbers for, become ``"nan"`` or ``"-inf"``.
+
+    >>> print(as_json({"ratio": float("nan")}))
+    {
+      "ratio": "nan"
+    }
+    """
+    return json.dumps(_finite(plain), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
