@@ -223,9 +223,9 @@ def _stability(result: ReportResult) -> Section:
         calls = len(found.seconds) * len(soaking.TEXTS) * soaking.VOICES
         rows += [
             (f"{calls} further calls, {len(soaking.TEXTS)} texts, {soaking.VOICES} voices: waves that drifted",
-             str(found.drifted)),
-            ("memory gained in them, MiB", f"{found.growth / 2**20:.1f}"),
-            ("graphs after the first round of them", str(found.graphs)),
+             found.later(found.drifted)),
+            ("memory gained in them, MiB", found.gained),
+            ("graphs after the first round of them", found.later(found.graphs)),
         ]  # fmt: skip
         names += ["", "memory", ""]
     rows.append(("all of it as it should be", yes(result.passed)))
