@@ -80,6 +80,7 @@ def whole(**changes: Any) -> report.ReportResult:
         stock=side(imports=4.0, load=8.0, call=1.0),
         compiled=side(imports=4.0, load=8.0, compile=3.0, call=1.0),
         report=REPORT,
+        events=[],
     )
     voice = encoding.EncodingResult(
         encoding.Settings(),

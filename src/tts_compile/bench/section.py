@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .plots import Plot
-from .stats import Ratio
+from .stats import LEVEL, Ratio
 
 Cell = str | Ratio
 
@@ -38,8 +38,18 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the compiled side did what stock does; speed is no part of it."""
+        """Whether :attr:`promise` is kept; speed is no part of it."""
         raise NotImplementedError
+
+    @property
+    def promise(self) -> str:
+        """What :attr:`passed` says, and nothing that was not looked at."""
+        return "the compiled side did what stock does"
+
+    @property
+    def method(self) -> str:
+        """What is measured against what, for the page."""
+        return f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them, as plain values."""

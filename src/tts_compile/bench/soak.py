@@ -113,6 +113,11 @@ class SoakResult(Result):
         return "nothing grew or drifted, no failures"
 
     @property
+    def method(self) -> str:
+        """Stock is no part of it."""
+        return "Many calls of the compiled side, compared with one another"
+
+    @property
     def passed(self) -> bool:
         """Whether :attr:`promise` is kept; how long a call takes depends on the machine and is shown only."""
         grown = self.hooks[1] - self.hooks[0] or self.graphs or self.drifted or self.events

@@ -52,7 +52,7 @@ def _proof(result: ReportResult) -> str:
 
 def _summary(result: ReportResult) -> Section:
     rows: list[Row] = [("", f"gain ({LEVEL}% interval)"), *((name, ratio) for name, ratio in result.gains.items())]
-    rows.append(("did what stock does, in every part", yes(result.passed)))
+    rows.append((result.promise, yes(result.passed)))
     notes = [
         *stats.few(result.settings.repeats),
         "A ratio above 1 means faster than stock; it is called a gain or a loss only where its interval excludes 1. "
