@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from .models import TEXT, checkpoint
 from .section import Result, as_json, markdown
 from .stats import FEWEST
 
+_ENDS = {"json": "json", "markdown": "md", "html": "html"}
 _NO_MEMORY = "leave out the memory of two fresh processes"
 
 
@@ -21,6 +23,8 @@ def run(args: argparse.Namespace) -> Result:
     """Measure what the command line asks for, once it is known that it can be shown as asked."""
     if args.html is not None or args.folder is not None:
         plots.require()
+    for path in _targets(args).values():
+        _refuse_unwritable(path)
     result: Result = args.measure(args)
     return result
 
@@ -32,15 +36,26 @@ def save(result: Result, args: argparse.Namespace) -> None:
         "markdown": lambda path: path.write_text(markdown(result.sections(), result.title) + "\n", encoding="utf-8"),
         "html": lambda path: path.write_text(page.render(result), encoding="utf-8"),
     }
-    names = {"json": args.save, "markdown": args.markdown, "html": args.html}
+    for kind, path in _targets(args).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as beside:
+            writers[kind](beside)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def _targets(args: argparse.Namespace) -> dict[str, Path]:
+    """The files that the command line asks for, by kind."""
     if args.folder is not None:
-        names = {"json": args.folder / "report.json", "markdown": args.folder / "report.md"}
-        names["html"] = args.folder / "report.html"
-    for kind, path in names.items():
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as beside:
-                writers[kind](beside)
+        return {kind: args.folder / f"report.{end}" for kind, end in _ENDS.items()}
+    given = {"json": args.save, "markdown": args.markdown, "html": args.html}
+    return {kind: path for kind, path in given.items() if path is not None}
 
 
 @contextmanager
