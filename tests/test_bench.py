@@ -5,12 +5,14 @@ import mmap
 
 import numpy as np
 import pytest
+import torch
 
 import tts_compile as tc
 from tts_compile import peak
 from tts_compile.bench import fresh, machine, models, t3
-from tts_compile.bench.section import markdown_table
+from tts_compile.bench.section import as_json, markdown_table
 from tts_compile.bench.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
+from tts_compile.distance import lowest_db
 
 
 def planted(seed, slowdown, repeats=5):
@@ -30,6 +32,19 @@ def test_a_side_20_percent_slower_comes_out_as_a_loss():
 def test_equal_sides_come_out_as_no_difference(repeats):
     verdicts = [ratio_of_medians(*planted(seed, slowdown=1.0, repeats=repeats)).verdict for seed in range(100)]
     assert verdicts.count("no difference") >= 95
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_wave_that_is_not_finite_is_the_lowest_wherever_it_stands(first):
+    good, bad = (torch.ones(1, 4), torch.full((1, 4), 0.9)), (torch.ones(1, 4), torch.full((1, 4), torch.nan))
+    assert lowest_db([good, good]) == pytest.approx(20.0, abs=1e-3)
+    assert np.isnan(lowest_db([(good, bad), (bad, good)][first]))
+    assert lowest_db([good, bad, (torch.ones(1, 4), torch.ones(1, 3))]) is None
+
+
+def test_figures_that_are_not_finite_are_words_in_json():
+    plain = {"a": [1.0, float("nan"), (float("-inf"), None)], "b": {"c": float("inf"), "d": True}}
+    assert json.loads(as_json(plain)) == {"a": [1.0, "nan", ["-inf", None]], "b": {"c": "inf", "d": True}}
 
 
 def test_too_few_repeats_claim_nothing():

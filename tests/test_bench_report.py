@@ -80,6 +80,7 @@ def whole(**changes: Any) -> report.ReportResult:
         stock=side(imports=4.0, load=8.0, call=1.0),
         compiled=side(imports=4.0, load=8.0, compile=3.0, call=1.0),
         report=REPORT,
+        events=[],
     )
     voice = encoding.EncodingResult(
         encoding.Settings(),
@@ -87,7 +88,7 @@ def whole(**changes: Any) -> report.ReportResult:
         compiled={"new": [0.02] * 9 + [0.12], "again": [0.001] * 10},
         identical=True,
     )
-    steady = soak.SoakResult(soak.Settings(calls=24), MODEL, MACHINE, [2.0, 2.0], [10**9, 10**9], (3, 3), 0, 0, [])
+    steady = soak.SoakResult(soak.Settings(calls=36), MODEL, MACHINE, [2.0] * 3, [10**9] * 3, (3, 3), 0, 0, [])
     result = report.ReportResult(report.Settings(), loaded, planted(), voice, steady, {"loading": 60.0}, REPORT)
     return dataclasses.replace(result, **changes)
 
@@ -133,7 +134,7 @@ def test_texts_have_the_length_asked_for() -> None:
 
 
 def test_small_texts_are_heard_stage_by_stage(eager: tc.CompiledTTS) -> None:
-    settings = texts.Settings(("A.",), repeats=1)
+    settings = texts.Settings(("A.",), repeats=2)
     with eager:
         result = texts.measure(eager, settings, SILENT)
     assert result.passed, str(result)
@@ -141,6 +142,7 @@ def test_small_texts_are_heard_stage_by_stage(eager: tc.CompiledTTS) -> None:
         assert min(min(text.stages[stage]) for stage in STAGES[:-1]) > 0
         assert sum(text.stages[stage][0] for stage in STAGES) == pytest.approx(text.seconds[0])
         assert text.audio_seconds > 0.1
+        assert text.identical == 1  # the second call repeats the first one's wave
     assert result.report["components"]["flow"]["ran"] == "eager"
     assert "inference" not in vars(eager.wrapped.t3)
 
@@ -300,6 +302,18 @@ def test_the_report_is_json_and_says_what_failed() -> None:
     assert not whole(soak=dataclasses.replace(steady, drifted=1)).passed
     events = {"components": {**REPORT["components"], "t3": {**ROW, "fallbacks": [{"phase": "call"}]}}}
     assert "| NO" in str(whole(report=events))
+
+
+def test_stability_says_what_too_few_rounds_cannot() -> None:
+    result = whole()
+    assert result.soak is not None
+    one, two = (
+        {row[0]: row[1] for row in tables._stability(whole(soak=dataclasses.replace(result.soak, **cut))).rows}
+        for cut in ({"seconds": [2.0], "held": [10**9]}, {"seconds": [2.0] * 2, "held": [10**9] * 2})
+    )
+    unseen = "too few rounds"
+    assert (one["memory gained in them, MiB"], one["graphs after the first round of them"]) == (unseen, unseen)
+    assert (two["memory gained in them, MiB"], two["graphs after the first round of them"]) == (unseen, "0")
 
 
 def test_without_its_dear_parts() -> None:

@@ -201,6 +201,46 @@ def test_bench_results_go_to_files_too(pretended, capsys, tmp_path):
     assert sorted(path.name for path in made.iterdir()) == ["a.html", "a.json", "a.md"]
 
 
+def test_a_figure_that_is_not_finite_is_shown_and_saved(pretended, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Pretended, "to_dict", lambda self: {"signal_to_error_db": float("nan")})
+    files = ["--out", tmp_path / "a.json", "--html", tmp_path / "a.html"]
+    assert cli.main(["bench", "t3", "--json", *map(str, files)]) == 0
+    for text in (capsys.readouterr().out, (tmp_path / "a.json").read_text()):
+        assert json.loads(text) == {"signal_to_error_db": "nan"}
+
+
+@pytest.mark.parametrize("option", ["--out", "--markdown", "--html", "--report"])
+def test_a_place_that_cannot_be_written_is_refused_before_measuring(option, monkeypatch, capsys, tmp_path):
+    measured = []
+    for name in ("_t3", "_report"):
+        monkeypatch.setattr(commands, name, lambda args: measured.append(args) or Pretended())
+    (tmp_path / "file").write_text("")
+    places = [tmp_path / "file" / "a"] if option == "--report" else [tmp_path / "file" / "a", tmp_path]
+    for place in places:
+        words = ["report", "--out", place] if option == "--report" else ["t3", option, place]
+        assert cli.main(["bench", *map(str, words)]) == 1
+        assert str(place).removesuffix("/a") in capsys.readouterr().err
+    assert measured == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_measured_is_shown_though_saving_fails_and_saved_though_showing_does(
+    pretended, monkeypatch, capsys, tmp_path
+):
+    def full(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "save", full)
+        assert cli.main(["bench", "t3", "--out", str(tmp_path / "a.json")]) == 1
+    shown = capsys.readouterr()
+    assert "2.00x (1.50 to 2.50): gain" in shown.out
+    assert "no space left" in shown.err
+    monkeypatch.setattr(cli, "_show", full)
+    assert cli.main(["bench", "t3", "--out", str(tmp_path / "a.json")]) == 1
+    assert json.loads((tmp_path / "a.json").read_text()) == {"passed": True}
+
+
 def test_the_report_is_an_option_of_bench_or_a_subject(pretended, capsys, tmp_path):
     for number, words in enumerate((["--report"], ["report"])):
         assert cli.main(["bench", *words, "--out", str(tmp_path / str(number)), "--json"]) == 0

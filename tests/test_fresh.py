@@ -61,12 +61,13 @@ def pretended(side: str, cold: bool, failed: bool) -> Child:
     return Child({"peaks": peaks, "report": {"components": rows}}, dict(zip(("started", *names), times)))
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, failed: bool = False) -> loading.LoadingResult:
+def measured(monkeypatch: pytest.MonkeyPatch, failed: int | None = None) -> loading.LoadingResult:
+    """With a failure in the process of that number, if any."""
     asked: list[str] = []
 
     def measure(source: str, side: str, **_: Any) -> Child:
         asked.append(side)
-        return pretended(side, cold=len(asked) <= 2, failed=failed)
+        return pretended(side, cold=len(asked) <= 2, failed=len(asked) == failed)
 
     monkeypatch.setattr(fresh, "measure", measure)
     result = loading.run("anywhere", loading.Settings(repeats=5))
@@ -93,11 +94,14 @@ def test_stages_are_between_their_marks_and_the_first_process_is_apart(monkeypat
     assert plain["passed"] is True
     text = str(result)
     assert "0.500 (0.500 to 0.500) of stock's" in text
-    assert "first call of the very first process, s | 2 " in text
+    assert "first call of the side's first process, stock's before compiled, s | 2 " in text
     assert "compile_model, s " in text
 
 
-def test_a_failure_on_the_way_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = measured(monkeypatch, failed=True)
+@pytest.mark.parametrize("failed", [2, 6, 11])
+def test_a_failure_of_any_compiled_process_is_one(monkeypatch: pytest.MonkeyPatch, failed: int) -> None:
+    result = measured(monkeypatch, failed)
     assert not result.passed
-    assert "NO" in str(result)
+    assert len(result.events) == 1
+    assert "what the sides speak is not compared here: NO" in str(result)
+    assert "what stock does" not in result.promise

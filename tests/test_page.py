@@ -64,9 +64,9 @@ def test_a_page_shows_tables_proof_machine_and_raw_figures() -> None:
     source = page.render(Found())
     shown = html.unescape(source)
     assert json.loads(html.unescape(source.split('<pre id="result">')[1].split("</pre>")[0])) == Found().to_dict()
-    for words in ("A heading", "4321", "a processor", "2.6.0", "77", "a note", "A <b>bench</b>", "what stock does"):
+    for words in ("A heading", "4321", "a processor", "2.6.0", "77", "a note", "A <b>bench</b>", "against stock"):
         assert words in shown
-    assert "NOT what stock does" not in shown
+    assert 'the compiled side did what stock does: <b class="passed">yes</b>' in shown
     assert '<span class="no-difference">1.00x (0.90 to 1.10): no difference</span>' in source
     for verdict in ("gain", "loss", "unknown"):
         assert f'<span class="{verdict}">' in source
@@ -76,7 +76,16 @@ def test_a_page_shows_tables_proof_machine_and_raw_figures() -> None:
 
 def test_a_result_that_failed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Found, "passed", False)
-    assert "NOT what stock does" in page.render(Found())
+    assert 'the compiled side did what stock does: <b class="failed">NO</b>' in page.render(Found())
+
+
+def test_a_page_claims_nothing_of_stock_that_was_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, words in (("promise", "calls were <alike>"), ("method", "Calls with one another")):
+        monkeypatch.setattr(Found, name, words)
+    source = page.render(Found())
+    assert 'calls were &lt;alike&gt;: <b class="passed">yes</b>' in source
+    assert "Calls with one another" in source
+    assert "stock does" not in source
 
 
 @pytest.mark.parametrize("plot", [STAGES, Ratios("Gains", RATIOS | {"voice": Ratio(220.0, (200.0, 240.0))}), LINES])

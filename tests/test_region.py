@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tts_compile import CompilationError, FallbackManager
 from tts_compile.execution import Region
+from tts_compile.timing import Timings, timed
 
 CPU = torch.device("cpu")
 
@@ -86,6 +87,24 @@ def test_failed_compilation_falls_back_with_an_event() -> None:
     (event,) = r._fallback.events
     assert event.phase == "compile"
     assert event.action == "eager instead of inductor"
+
+
+def test_seconds_of_a_failed_compilation_are_compile_time() -> None:
+    timings = Timings()
+
+    def unknown_to_dynamo(x: Tensor) -> Tensor:  # fails before there is a graph to count
+        torch._dynamo.graph_break()
+        return x * 2
+
+    r = region(unknown_to_dynamo)
+    with timed("call", timings):
+        r(torch.ones(4))
+    assert r.graphs == 0
+    assert [row.path for row in timings.rows("compile")] == [("call",), ("call", "compile double")]
+    assert timings.rows("steady") == []
+    with timed("call", timings):
+        r(torch.ones(4))
+    assert [row.path for row in timings.rows("steady")] == [("call",)]
 
 
 def test_event_names_the_cause() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 import tts_compile as tc
 from tts_compile.bench import soak
+from tts_compile.bench.report import parts
 from tts_compile.bench.soak import Settings, SoakResult
+from tts_compile.bench.stats import Ratio
 
 MIB = 2**20
 # Traced by dynamo and run as traced, with native code: no wait for inductor.
@@ -24,7 +27,9 @@ def test_a_few_calls(checkpoint: Path) -> None:
     assert len(result.seconds) == 2  # whole rounds of twelve
     assert (result.drifted, result.graphs, result.hooks[0], result.events) == (0, 0, result.hooks[1], [])
     assert result.to_dict()["bench"] == "soak"
-    assert "24 calls, 4 texts, 3 voices" in str(result)
+    text = str(result)
+    assert "24 calls, 4 texts, 3 voices" in text
+    assert (result.growth, result.pace, text.count("too few rounds")) == (None, None, 2)
 
 
 @pytest.mark.slow
@@ -49,6 +54,7 @@ GOOD = SoakResult(
 
 def test_steady() -> None:
     assert GOOD.passed
+    assert GOOD.pace is not None
     assert GOOD.pace.verdict == "no difference"
     assert "nothing grew or drifted" in str(GOOD)
 
@@ -67,7 +73,31 @@ def test_what_grows_or_drifts_is_noticed(change: dict[str, Any]) -> None:
     assert not dataclasses.replace(GOOD, **change).passed
 
 
+def rounds(number: int, **changes: Any) -> SoakResult:
+    return dataclasses.replace(GOOD, seconds=[9.0, 2.0, 2.0][:number], held=[0, MIB, 99 * MIB][:number], **changes)
+
+
+def test_three_rounds_show_growth_after_the_first() -> None:
+    assert rounds(3).growth == 98 * MIB
+    assert not rounds(3).passed
+    assert rounds(3).pace == Ratio(1.0, None)
+    assert Settings(calls=parts.Settings().soak_calls).rounds == 3
+
+
+@pytest.mark.parametrize(("number", "unseen"), [(1, 5), (2, 2)])
+def test_with_too_few_rounds_nothing_is_claimed(number: int, unseen: int) -> None:
+    result = rounds(number)
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (plain["growth"], plain["pace"], plain["passed"]) == (None, None, True)
+    assert "not looked at" in plain["promise"]
+    assert str(result).count("too few rounds") == unseen
+    assert "nothing grew" not in str(result)
+    assert not rounds(number, events=[{"phase": "call"}]).passed
+    assert rounds(2, drifted=1).passed is False
+
+
 def test_growing_slower_is_shown() -> None:
     slower = dataclasses.replace(GOOD, seconds=[5.0, 2.0, 2.1, 2.0, 2.05, 2.1, 2.6, 2.7, 2.6, 2.65, 2.6, 2.7])
+    assert slower.pace is not None
     assert slower.pace.verdict == "loss"
     assert "loss" in str(slower)

@@ -278,6 +278,17 @@ def test_speech_gives_a_real_time_factor(clock: Clock) -> None:
     assert (row.count, row.audio_seconds, row.real_time_factor) == (3, 5.0, 4.0 / 5.0)
 
 
+def test_a_block_used_again_has_made_no_speech_yet(clock: Clock) -> None:
+    timings = Timings()
+    block = timed("speak", timings)
+    with block:
+        block.audio_seconds = 4.0
+    with block:
+        assert block.audio_seconds is None
+    (row,) = timings.rows()
+    assert (row.count, row.audio_seconds) == (2, 4.0)
+
+
 def test_shares_are_of_outermost_blocks_that_are_kept_whole(clock: Clock) -> None:
     timings = Timings(keep=3)
     for ticks in (5, 1, 1):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from . import __version__, demo, doctor
 from .api import compile_model, validate
 from .bench import commands as bench_commands
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
+from .bench.section import as_json
 from .errors import TTSCompileError
 from .testing import SIZES
 from .tuning import tune
@@ -26,6 +27,7 @@ class _Outcome(NamedTuple):
     table: str
     plain: dict[str, Any]
     success: bool
+    save: Callable[[], None] = lambda: None  # once it is shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with quiet():
             outcome: _Outcome = args.run(args)
-        _show(outcome, args)
+        try:
+            _show(outcome, args)
+        finally:  # what reads the output may be gone
+            outcome.save()
     except (TTSCompileError, OSError) as error:
         print(f"tts-compile: {error}", file=sys.stderr)
         return 1
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
-    print(json.dumps(outcome.plain, indent=2, allow_nan=False) if args.json else outcome.table)
+    print(as_json(outcome.plain) if args.json else outcome.table, flush=True)
 
 
 def _demo(args: argparse.Namespace) -> _Outcome:
@@ -56,8 +61,8 @@ def _demo(args: argparse.Namespace) -> _Outcome:
 
 def _bench(args: argparse.Namespace) -> _Outcome:
     result = bench_commands.run(args)
-    bench_commands.save(result, args)
-    return _Outcome(str(result), result.to_dict(), result.passed)
+    save = functools.partial(bench_commands.save, result, args)
+    return _Outcome(str(result), result.to_dict(), result.passed, save)
 
 
 def _validate(args: argparse.Namespace) -> _Outcome:

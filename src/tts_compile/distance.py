@@ -32,10 +32,12 @@ def signal_to_error_db(reference: Tensor, other: Tensor) -> float | None:
 
 
 def lowest_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
-    """The lowest :func:`signal_to_error_db` of at least one pair; None where shapes differ."""
+    """The lowest :func:`signal_to_error_db` of at least one pair; None where shapes differ, nan where any one is."""
     found = [signal_to_error_db(*pair) for pair in pairs]
     ratios = [ratio for ratio in found if ratio is not None]
-    return min(ratios) if len(ratios) == len(found) else None
+    if len(ratios) < len(found):
+        return None
+    return math.nan if any(map(math.isnan, ratios)) else min(ratios)  # min() passes over a nan that is not the first
 
 
 def log_mel_distance_db(reference: Tensor, other: Tensor, rate: int) -> float | None:

@@ -87,7 +87,7 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
         phase: one of :data:`PHASES`, for this block and those inside it; None goes on with the phase around it.
 
     Attributes:
-        audio_seconds: seconds of speech that the block has made, where set.
+        audio_seconds: seconds of speech that the block has made, where set inside it; None when it begins.
 
     Raises:
         InputError: for a name that is no text, another phase, and as a decorator of a function that returns before its
@@ -127,6 +127,7 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
             assert into is not None
         if self._into is not None:
             raise TTSCompileError(f"the block {self.name!r} is open already; make another one")
+        self.audio_seconds = None  # of an earlier use
         self._outer = outer
         if outer is not None and outer._into is into:
             self._path, self._root = (*outer._path, self.name), outer._root
@@ -184,7 +185,7 @@ def mark_compile(name: str, seconds: float) -> None:
     """Say that something was compiled just now: all open blocks around the caller end in the phase ``"compile"``.
 
     Args:
-        name: of what was compiled; a row ``compile NAME`` below the innermost block.
+        name: of what was compiled, or failed to be; a row ``compile NAME`` below the innermost block.
         seconds: that it has taken.
     """
     block = _innermost()

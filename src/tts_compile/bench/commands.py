@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 from ..files import replaced
 from . import batch, loading, overhead, page, plots, report, soak, synthesis, t3, texts, voice
 from .models import TEXT, checkpoint
-from .section import Result, markdown
+from .section import Result, as_json, markdown
 from .stats import FEWEST
 
+_ENDS = {"json": "json", "markdown": "md", "html": "html"}
 _NO_MEMORY = "leave out the memory of two fresh processes"
 
 
@@ -22,6 +23,8 @@ def run(args: argparse.Namespace) -> Result:
     """Measure what the command line asks for, once it is known that it can be shown as asked."""
     if args.html is not None or args.folder is not None:
         plots.require()
+    for path in _targets(args).values():
+        _refuse_unwritable(path)
     result: Result = args.measure(args)
     return result
 
@@ -29,24 +32,30 @@ def run(args: argparse.Namespace) -> Result:
 def save(result: Result, args: argparse.Namespace) -> None:
     """Write the files that the command line asks for, each whole or not at all."""
     writers: dict[str, Callable[[Path], object]] = {
-        "json": lambda path: path.write_text(as_json(result), encoding="utf-8"),
+        "json": lambda path: path.write_text(as_json(result.to_dict()) + "\n", encoding="utf-8"),
         "markdown": lambda path: path.write_text(markdown(result.sections(), result.title) + "\n", encoding="utf-8"),
         "html": lambda path: path.write_text(page.render(result), encoding="utf-8"),
     }
-    names = {"json": args.save, "markdown": args.markdown, "html": args.html}
+    for kind, path in _targets(args).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as beside:
+            writers[kind](beside)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def _targets(args: argparse.Namespace) -> dict[str, Path]:
+    """The files that the command line asks for, by kind."""
     if args.folder is not None:
-        names = {"json": args.folder / "report.json", "markdown": args.folder / "report.md"}
-        names["html"] = args.folder / "report.html"
-    for kind, path in names.items():
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as beside:
-                writers[kind](beside)
-
-
-def as_json(result: Result) -> str:
-    """For a file."""
-    return json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+        return {kind: args.folder / f"report.{end}" for kind, end in _ENDS.items()}
+    given = {"json": args.save, "markdown": args.markdown, "html": args.html}
+    return {kind: path for kind, path in given.items() if path is not None}
 
 
 @contextmanager
@@ -211,7 +220,7 @@ def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser, output: 
     command.add_argument("--voice-runs", type=at_least(1), default=report.Settings.voice_runs, metavar="N", help=about)
     command.add_argument("--no-batch", action="store_true", help="leave generate_batch out")
     command.add_argument("--no-call", action="store_true", help="leave the first call of fresh processes out")
-    about = "further calls for the stability table, 0 for none; default: 24"
+    about = "further calls for the stability table, 0 for none; default: 36"
     command.add_argument("--soak-calls", type=at_least(0), default=report.Settings.soak_calls, metavar="N", help=about)
     _tokens(command, 125)
     command.set_defaults(measure=_report, save=None, markdown=None, html=None)

@@ -66,6 +66,16 @@ class OverheadResult(Result):
         """Whether every limit is kept."""
         return all(cost.passed for cost in self.costs.values())
 
+    @property
+    def promise(self) -> str:
+        """No model speaks here."""
+        return "every limit is kept"
+
+    @property
+    def method(self) -> str:
+        """Neither does stock."""
+        return "Median cost of timed blocks of every kind, taken in turn"
+
     def to_dict(self) -> dict[str, Any]:
         """Nanoseconds and limits."""
         return {"bench": "overhead", "passed": self.passed, **asdict(self)}

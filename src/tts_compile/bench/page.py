@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .plots import draw
-from .section import Cell, Result, Section
-from .stats import FEWEST, LEVEL, Ratio
+from .section import Cell, Result, Section, as_json
+from .stats import FEWEST, Ratio, yes
 
 _STYLE = """
 :root { --ink: #1f2430; --soft: #5b6372; --line: #e3e6eb; --back: #f5f6f8; --blue: #2563a8 }
@@ -46,19 +45,19 @@ summary { cursor: pointer; color: var(--blue) }
 def render(result: Result) -> str:
     """The page's source."""
     plain = result.to_dict()
-    verdict = ("passed", "what stock does") if result.passed else ("failed", "NOT what stock does")
+    verdict = "passed" if result.passed else "failed"
     first, *others = result.sections()
     figures = "\n".join(map(draw, result.plots()))
     parts = [
-        f"<header><h1>{_escaped(result.title)}</h1><p>tts_compile against stock, median and {LEVEL}% bootstrap "
-        f'interval of alternating calls; the compiled side did <b class="{verdict[0]}">{verdict[1]}</b>. A gain or a '
-        f"loss is called one only where the interval excludes 1, and there are at least {FEWEST} repeats.</p></header>",
+        f"<header><h1>{_escaped(result.title)}</h1><p>{_escaped(result.method)}. {_escaped(result.promise)}: "
+        f'<b class="{verdict}">{yes(result.passed)}</b>. A gain or a loss is called one only where the interval '
+        f"excludes 1, and there are at least {FEWEST} repeats.</p></header>",
         _section(first),
         f"<section><h2>Figures</h2>{figures}</section>" if figures else "",
         *map(_section, others),
         _section(Section(_proof(plain.get("report")), heading="What ran, as counted")) if plain.get("report") else "",
         _section(Section(_facts(plain), heading="Machine, versions, settings")),
-        f'<section><details><summary>Raw figures (JSON)</summary><pre id="result">{_escaped(_json(plain))}</pre>'
+        f'<section><details><summary>Raw figures (JSON)</summary><pre id="result">{_escaped(as_json(plain))}</pre>'
         "</details></section>",
     ]
     body = "\n".join(filter(None, parts))
@@ -112,10 +111,6 @@ def _facts(plain: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
             else:
                 rows.append((f"{part}, {name}", str(value)))
     return rows
-
-
-def _json(plain: Mapping[str, Any]) -> str:
-    return json.dumps(plain, indent=1, allow_nan=False)
 
 
 def _escaped(text: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .plots import Plot
-from .stats import Ratio
+from .stats import LEVEL, Ratio
 
 Cell = str | Ratio
 
@@ -36,8 +38,18 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the compiled side did what stock does; speed is no part of it."""
+        """Whether :attr:`promise` is kept; speed is no part of it."""
         raise NotImplementedError
+
+    @property
+    def promise(self) -> str:
+        """What :attr:`passed` says, and nothing that was not looked at."""
+        return "the compiled side did what stock does"
+
+    @property
+    def method(self) -> str:
+        """What is measured against what, for the page."""
+        return f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them, as plain values."""
@@ -63,6 +75,25 @@ def markdown(sections: Iterable[Section], title: str = "") -> str:
         parts += [markdown_table(section.rows)] if section.rows else []
         parts += section.notes
     return "\n\n".join(parts)
+
+
+def as_json(plain: Mapping[str, Any]) -> str:
+    """JSON of plain values; figures that are not finite, which it has no numbers for, become ``"nan"`` or ``"-inf"``.
+
+    >>> print(as_json({"ratio": float("nan")}))
+    {
+      "ratio": "nan"
+    }
+    """
+    return json.dumps(_finite(plain), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:

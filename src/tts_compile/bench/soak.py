@@ -32,6 +32,9 @@ VOICES = 3
 _MIB = 2**20
 # Memory may move by the allocator's own caches; a leak of one wave a call would come to more than this in 500.
 _MOST_GROWTH = 64 * _MIB
+# Rounds: waves, graphs and hooks are compared with the first one's, memory between two that come after it.
+_COMPARED, _GROWN = 2, 3
+TOO_FEW = "too few rounds"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Settings:
 
     Attributes:
         device: where the model runs.
-        calls: how many, rounded up to whole rounds of every text with every voice.
+        calls: how many, rounded up to whole rounds of every text with every voice; memory needs three of them.
         seed: of every call.
     """
 
@@ -83,27 +86,56 @@ class SoakResult(Result):
         return "Many calls in one process"
 
     @property
-    def growth(self) -> int:
-        """Bytes by which the memory held in the last quarter of the rounds is above that of the second."""
-        quarter = max(1, len(self.held) // 4)
-        return min(self.held[-quarter:]) - min(self.held[quarter : 2 * quarter] or self.held[:1])
+    def growth(self) -> int | None:
+        """Bytes by which the memory held in the last quarter of the rounds is above that of the second.
+
+        None with fewer than three rounds: the first one, which fills caches, is left out.
+        """
+        if len(self.held) < _GROWN:
+            return None
+        quarter = len(self.held) // 4 or 1
+        return min(self.held[-quarter:]) - min(self.held[quarter : 2 * quarter])
 
     @property
-    def pace(self) -> Ratio:
-        """Speed of the later half of the rounds over that of the earlier, the very first left out."""
-        half = len(self.seconds) // 2
-        return ratio_of_medians(self.seconds[1:half] or self.seconds[:1], self.seconds[half:])
+    def pace(self) -> Ratio | None:
+        """Speed of the later half of the rounds over that of the earlier, the first left out; None below three."""
+        later = self.seconds[1:]
+        half = len(later) // 2
+        return ratio_of_medians(later[:half], later[half:]) if half else None
+
+    @property
+    def promise(self) -> str:
+        """What :attr:`passed` says, which depends on the rounds there are to compare."""
+        if len(self.seconds) < _COMPARED:
+            return "no failures; whether anything grew or drifted was not looked at"
+        if self.growth is None:
+            return "no wave drifted, no graphs or hooks were added, no failures; memory was not looked at"
+        return "nothing grew or drifted, no failures"
+
+    @property
+    def method(self) -> str:
+        """Stock is no part of it."""
+        return "Many calls of the compiled side, compared with one another"
 
     @property
     def passed(self) -> bool:
-        """Whether nothing grew or drifted; how long a call takes depends on the machine and is shown only."""
+        """Whether :attr:`promise` is kept; how long a call takes depends on the machine and is shown only."""
         grown = self.hooks[1] - self.hooks[0] or self.graphs or self.drifted or self.events
-        return not grown and self.growth <= _MOST_GROWTH
+        return not grown and (self.growth is None or self.growth <= _MOST_GROWTH)
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them."""
-        followed = {"growth": self.growth, "pace": self.pace.to_dict()}
-        return {"bench": "soak", "passed": self.passed, **followed, **asdict(self)}
+        followed = {"growth": self.growth, "pace": None if self.pace is None else self.pace.to_dict()}
+        return {"bench": "soak", "passed": self.passed, "promise": self.promise, **followed, **asdict(self)}
+
+    @property
+    def gained(self) -> str:
+        """The growth in MiB, for a table's cell."""
+        return TOO_FEW if self.growth is None else f"{self.growth / _MIB:.1f}"
+
+    def later(self, value: object) -> str:
+        """A table's cell for what is compared with the first round."""
+        return str(value) if len(self.seconds) >= _COMPARED else TOO_FEW
 
     def sections(self) -> list[Section]:
         """One table."""
@@ -111,14 +143,14 @@ class SoakResult(Result):
         rows: list[tuple[Cell, ...]] = [
             (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
             ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),
-            ("speed of the later half over the earlier", self.pace),
+            ("speed of the later half over the earlier", TOO_FEW if self.pace is None else self.pace),
             ("memory held at the end, GiB", f"{self.held[-1] / 2**30:.2f}"),
-            ("memory gained, MiB", f"{self.growth / _MIB:.1f}"),
-            ("hooks, first round and last", f"{self.hooks[0]}, {self.hooks[1]}"),
-            ("graphs compiled or recorded after the first round", str(self.graphs)),
-            ("waves that differ from the first round's", str(self.drifted)),
+            ("memory gained, MiB", self.gained),
+            ("hooks, first round and last", self.later(f"{self.hooks[0]}, {self.hooks[1]}")),
+            ("graphs compiled or recorded after the first round", self.later(self.graphs)),
+            ("waves that differ from the first round's", self.later(self.drifted)),
             ("fallback events", str(len(self.events))),
-            ("nothing grew or drifted", yes(self.passed)),
+            (self.promise, yes(self.passed)),
         ]
         return [Section(rows, [f"{self.model['t3_layers']} layers of T3, {where(self.machine, self.model)}"])]
 

@@ -116,19 +116,22 @@ class Region:
 
     def _run_compiled(self, counts: torch.Tensor, *args: Any) -> Any:
         graphs, breaks = _compat.graph_counts()
-        done = False
+        done = failed = False
         with self._budget.enforced(self._fallback), Stopwatch() as watch:
             try:
                 result = self._compiled(counts, *args)
                 done = True
                 return result
+            except Exception as error:
+                failed = _compat.is_compile_failure(error)
+                raise
             finally:
                 graphs_after, breaks_after = _compat.graph_counts()
                 self.graphs += graphs_after - graphs
                 self.graph_breaks += breaks_after - breaks
                 if graphs_after > graphs or not done:
                     self._budget.spent += watch.seconds
-                if graphs_after > graphs:
+                if graphs_after > graphs or failed:
                     mark_compile(self.name, watch.seconds)
 
     @functools.cached_property

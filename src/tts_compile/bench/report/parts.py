@@ -30,7 +30,7 @@ class Settings:
         voice_seconds: of the recordings.
         batch: have ``generate_batch`` speak the chunks too.
         first_call: make a call in every fresh process.
-        soak_calls: rounded up to whole rounds of twelve; 0 leaves them out.
+        soak_calls: rounded up to whole rounds of twelve, of which memory needs three; 0 leaves them out.
     """
 
     device: str = "cpu"
@@ -40,7 +40,7 @@ class Settings:
     voice_seconds: float = 10.0
     batch: bool = True
     first_call: bool = True
-    soak_calls: int = 24
+    soak_calls: int = 36
     seed: int = 0
 
 

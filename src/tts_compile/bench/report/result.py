@@ -47,9 +47,15 @@ class ReportResult(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether the compiled side did what stock does, in every part; speed is no part of it."""
+        """Whether :attr:`promise` is kept; speed is no part of it."""
         steady = self.soak is None or self.soak.passed
         return self.loading.passed and self.texts.passed and self.voice.identical and steady and not self.events
+
+    @property
+    def promise(self) -> str:
+        """What is compared, and what is not."""
+        steady = "" if self.soak is None else f"; further calls: {self.soak.promise}"
+        return f"text and voices as with stock; no failures while loading or speaking{steady}"
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def _proof(result: ReportResult) -> str:
 
 def _summary(result: ReportResult) -> Section:
     rows: list[Row] = [("", f"gain ({LEVEL}% interval)"), *((name, ratio) for name, ratio in result.gains.items())]
-    rows.append(("did what stock does, in every part", yes(result.passed)))
+    rows.append((result.promise, yes(result.passed)))
     notes = [
         *stats.few(result.settings.repeats),
         "A ratio above 1 means faster than stock; it is called a gain or a loss only where its interval excludes 1. "
@@ -223,9 +223,9 @@ def _stability(result: ReportResult) -> Section:
         calls = len(found.seconds) * len(soaking.TEXTS) * soaking.VOICES
         rows += [
             (f"{calls} further calls, {len(soaking.TEXTS)} texts, {soaking.VOICES} voices: waves that drifted",
-             str(found.drifted)),
-            ("memory gained in them, MiB", f"{found.growth / 2**20:.1f}"),
-            ("graphs after the first round of them", str(found.graphs)),
+             found.later(found.drifted)),
+            ("memory gained in them, MiB", found.gained),
+            ("graphs after the first round of them", found.later(found.graphs)),
         ]  # fmt: skip
         names += ["", "memory", ""]
     rows.append(("all of it as it should be", yes(result.passed)))
