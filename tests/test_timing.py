@@ -391,6 +391,17 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
+def test_an_error_of_the_device_is_not_replaced_by_another(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    timings = Timings("cuda:0")
+    with pytest.raises(ValueError, match="the first"), timed("speak", timings):
+        monkeypatch.setattr(device, "record", broken)
+        raise ValueError("the first")
+    assert [row.count for row in timings.rows("failed")] == [1]
+
+
 def test_events_are_resolved_when_they_are_read(clock: Clock, device: Device) -> None:
     timings = Timings("cuda:0")
     with timed("speak", timings):

@@ -328,7 +328,8 @@ class Timings:
         peaks = self._water.close(block._spans) if self._water and block._spans else UNKNOWN
         key = (phase, block._path)
         moment = Moment(block._started, seconds, threading.get_ident(), block._root._started)
-        end = self._events.record() if self._events and block._event else None
+        # After an error of the device, recording would raise another one in its place.
+        end = self._events.record() if self._events and block._event and phase != "failed" else None
         if end is None:
             self._add(key, moment, block.audio_seconds, peaks)
             return
