@@ -201,7 +201,7 @@ def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser) -> None:
     command.add_argument("--voice-runs", type=at_least(1), default=report.Settings.voice_runs, metavar="N", help=about)
     command.add_argument("--no-batch", action="store_true", help="leave generate_batch out")
     command.add_argument("--no-call", action="store_true", help="leave the first call of fresh processes out")
-    about = "further calls for the stability table, 0 for none; default: 24"
+    about = "further calls for the stability table, 0 for none; default: 24, in rounds of 12"
     command.add_argument("--soak-calls", type=at_least(0), default=report.Settings.soak_calls, metavar="N", help=about)
     _tokens(command, 125)
     command.set_defaults(measure=_report, save=None, markdown=None, html=None)
