@@ -353,6 +353,11 @@ def test_parts_run_in_order_with_the_settings(tts: Any, monkeypatch: pytest.Monk
     assert len(asked) == 3
 
 
+def test_a_single_round_would_be_compared_with_nothing() -> None:
+    with pytest.raises(tc.InputError, match="0 or more than 12"):
+        report.run("anywhere", report.Settings(soak_calls=12))
+
+
 @pytest.mark.parametrize("count", [2, 7])
 def test_too_few_or_too_many_texts_are_refused(count: int) -> None:
     with pytest.raises(tc.InputError, match="from 3 to 6"):

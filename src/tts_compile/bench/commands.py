@@ -202,7 +202,7 @@ def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser, output: 
     command.set_defaults(measure=_load)
 
     command = subjects.add_parser("soak", parents=[files], help="many calls: whether anything grows or slows down")
-    command.add_argument("--calls", type=at_least(12), default=500, metavar="N", help="default: 500")
+    command.add_argument("--calls", type=at_least(soak.ROUND + 1), default=500, metavar="N", help="default: 500")
     _tokens(command, 30)
     command.set_defaults(measure=_soak)
 

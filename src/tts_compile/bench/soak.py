@@ -29,6 +29,7 @@ TEXTS = (
     "It was late; the lamps were lit one by one, and the street grew quiet, save for a dog that barked at nothing.",
 )
 VOICES = 3
+ROUND = len(TEXTS) * VOICES
 _MIB = 2**20
 # Memory may move by the allocator's own caches; a leak of one wave a call would come to more than this in 500.
 _MOST_GROWTH = 64 * _MIB
@@ -54,7 +55,7 @@ class Settings:
     @property
     def rounds(self) -> int:
         """Of every text with every voice."""
-        return -(-self.calls // (len(TEXTS) * VOICES))
+        return -(-self.calls // ROUND)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class SoakResult(Result):
 
     def sections(self) -> list[Section]:
         """One table."""
-        calls = len(self.seconds) * len(TEXTS) * VOICES
+        calls = len(self.seconds) * ROUND
         rows: list[tuple[Cell, ...]] = [
             (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
             ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),

@@ -48,8 +48,10 @@ def run(source: str, settings: Settings) -> ReportResult:
     """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it.
 
     Raises:
-        InputError: for fewer than three texts, or more than there are.
+        InputError: for fewer than three texts, or more than there are; for further calls that are compared with none.
     """
+    if 0 < settings.soak_calls <= soak.ROUND:
+        raise InputError(f"soak_calls must be 0 or more than {soak.ROUND}: each round is compared with the first one")
     if not reference.MEASURED <= settings.texts <= len(CHUNKS):
         raise InputError(f"texts must be from {reference.MEASURED} to {len(CHUNKS)}, got {settings.texts}")
     s = settings

@@ -44,10 +44,8 @@ COMPONENTS = {
     "vocoder": "not compiled",
 }
 SETTINGS = {
-    "t3.execution": "ENABLE_TORCH_COMPILE = True, COMPILE_TTS_DECODER = True",
-    "t3.backend": "TORCH_COMPILE_BACKEND = inductor",
-    "t3.mode": "TORCH_COMPILE_MODE = default",
-    "voice_encoder.execution": "COMPILE_VOICE_ENCODER = True",
+    "t3": "ENABLE_TORCH_COMPILE = True, COMPILE_TTS_DECODER = True; backend inductor, mode default",
+    "voice_encoder": "COMPILE_VOICE_ENCODER = True; backend inductor, mode default",
     "buckets": "50 to 200, 200 to 500, 500 to 1000; ENABLE_CHUNK_SIZE_BUCKETING = True",
     "warmup_samples": "3",
 }

@@ -73,7 +73,7 @@ def _loading(result: ReportResult) -> Section:
         f"{loading.settings.repeats} fresh processes of each side, alternating; code compiled by an earlier process is "
         "found by the later ones. The reference report does not say "
         "what its loading time includes.",
-        ran(loading.report),
+        ran(loading.report) if loading.settings.text else "These processes made no call, so that nothing ran in them.",
     ]
     title = "a fresh process, median (95% interval)"
     return Section(_with((title, *_COLUMNS), rows, reference.LOADING, [*names, "warmup"]), notes, "Model loading")
@@ -175,20 +175,22 @@ def _memory(result: ReportResult) -> Section:
     notes = [
         "Peak resident memory of the fresh processes of the loading table, GiB; the reference report's figure is of "
         "the GPU's memory.",
-        ran(result.loading.report),
     ]
     titles = ("median (95% interval)", "stock", "compiled", f"share ({LEVEL}% interval)", reference.TITLE)
     return Section(_with(titles, rows, reference.LOADING, ["memory", ""]), notes, "Memory")
 
 
 def _settings(result: ReportResult) -> Section:
-    rows: list[Row] = []
-    names = []
-    for name, value in result.texts.config.items():
-        for inner, found in value.items() if isinstance(value, Mapping) else [("", value)]:
-            names.append(f"{name}.{inner}" if inner else name)
-            rows.append((names[-1], str(found)))
-    return Section(_with(("setting", "here", reference.TITLE), rows, reference.SETTINGS, names), (), "Settings")
+    rows: list[Row] = [(name, _listed(value)) for name, value in result.texts.config.items() if value is not None]
+    names = [str(name) for name, _ in rows]
+    notes = ["What is not named is left to the library, or off."]
+    return Section(_with(("setting", "here", reference.TITLE), rows, reference.SETTINGS, names), notes, "Settings")
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {found}" for name, found in value.items() if found is not None)
+    return str(value)
 
 
 def _components(result: ReportResult) -> Section:
@@ -220,7 +222,7 @@ def _stability(result: ReportResult) -> Section:
     ]
     names = ["outputs", "", "", "", "", "fallbacks"]
     if found is not None:
-        calls = len(found.seconds) * len(soaking.TEXTS) * soaking.VOICES
+        calls = len(found.seconds) * soaking.ROUND
         rows += [
             (f"{calls} further calls, {len(soaking.TEXTS)} texts, {soaking.VOICES} voices: waves that drifted",
              found.later(found.drifted)),
@@ -242,11 +244,12 @@ def _parameters(result: ReportResult) -> Section:
     words = sum(len(text.split()) for text in result.measured)
     spoken = f"{sum(map(len, result.measured))} in {len(result.measured)} of {len(CHUNKS)} chunks"
     about, model = texts.machine, texts.model
+    gpus = ", ".join(about["gpus"]) or "no GPU"
     rows: list[Row] = [
         ("characters", f"{spoken}; {texts.audio_seconds:.1f} s of speech"),
         ("words", str(words)),
         ("runs", f"{s.voice_runs} of voice encoding, {s.repeats} of each chunk and of each fresh process"),
-        ("machine", f"{about['cpu']}, {about['torch_threads']} threads, {about['memory_gib']} GiB; {about['gpus']}"),
+        ("machine", f"{about['cpu']}, {about['torch_threads']} threads, {about['memory_gib']} GiB; {gpus}"),
         ("model", f"T3 {model['t3_parameters'] / 1e6:.0f} M, S3Gen {model['s3gen_parameters'] / 1e6:.0f} M parameters, "
                   f"{model['dtype']}, {model['device']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
