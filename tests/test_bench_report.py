@@ -75,7 +75,6 @@ def side(**stages: float) -> loading.Side:
 def whole(**changes: Any) -> report.ReportResult:
     loaded = loading.LoadingResult(
         settings=loading.Settings(),
-        source="anywhere",
         machine=MACHINE,
         stock=side(imports=4.0, load=8.0, call=1.0),
         compiled=side(imports=4.0, load=8.0, compile=3.0, call=1.0),

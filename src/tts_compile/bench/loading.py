@@ -92,7 +92,6 @@ class LoadingResult(Result):
     """
 
     settings: Settings
-    source: str
     machine: dict[str, Any]
     stock: Side
     compiled: Side
@@ -213,7 +212,6 @@ def measure(source: str, settings: Settings, progress: Progress) -> LoadingResul
     children = {side: [call.result for call in done] for side, done in calls.items()}
     return LoadingResult(
         settings,
-        source,
         machine.describe(),
         _side("stock", children["stock"]),
         _side("compiled", children["compiled"]),
