@@ -21,6 +21,7 @@ from torch import Tensor
 import tts_compile as tc
 from pretend import PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
+from tts_compile.components.engine_component import EngineComponent
 
 SPEECH_TOKENS = 16
 EAGER = tc.CompileConfig(**dict.fromkeys(("t3", "flow", "vocoder"), tc.ComponentPolicy(execution="eager")))
@@ -83,7 +84,10 @@ def fast(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
 def forget_failures(handle: tc.CompiledTTS) -> None:
     """Have the components of a model that several tests share be as if nothing had ever failed."""
     for name in handle._components:
-        fallback = handle._components[name].fallback
+        component = handle._components[name]
+        if isinstance(component, EngineComponent):
+            component._failed_together = 0
+        fallback = component.fallback
         fallback.events.clear()
         fallback._failures.clear()
         fallback._first, fallback.level = 0, fallback.chain[0]

@@ -428,9 +428,23 @@ class TestErrors:
         assert "no speech token" in str(info.value.errors[2])
         assert len(heard) == 2
 
-    def test_skipped(self, quick: tc.CompiledTTS, tts: Any, heard: Heard) -> None:
+    def test_skipped(self, quick: tc.CompiledTTS, tts: Any, heard: Heard, caplog: pytest.LogCaptureFixture) -> None:
         waves = quick.generate_batch(["A", "\n"], on_error="skip")
         assert [wave is None for wave in waves] == [False, True]
+        assert "left out: chunk 1" in caplog.text
+
+    def test_an_error_that_is_kept_holds_no_frames(self) -> None:
+        chunk = batch.Chunk(0, "A", batch.RandomNumbers(0, torch.device("cpu")))
+        try:
+            try:
+                raise ValueError("inner")
+            except ValueError as inner:
+                raise RuntimeError("outer") from inner
+        except RuntimeError as error:
+            chunk.fail(error)
+        assert chunk.error is not None
+        assert chunk.error.__traceback__ is None
+        assert chunk.error.__cause__.__traceback__ is None
 
     def test_a_synthesis_that_fails(self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []
@@ -474,18 +488,18 @@ class TestErrors:
     ) -> None:
         expected = alone(quick, heard, CHUNKS[:2], SEEDS[:2])
         failing_once_heard(monkeypatch, [(0,)], together_only=True)
-        monkeypatch.setattr(quick._components["t3"], "_failed_together", 0)
         for _ in range(5):
             assert together(quick, heard, CHUNKS[:2], SEEDS[:2]) == expected
         actions = [event.action for event in quick.report().components["t3"].fallbacks]
         assert len(actions) == 3
         assert actions[-1].endswith("from now on: 3 failures")
 
+    @pytest.mark.parametrize("level", ["stock", "cpu"])
     def test_a_level_that_is_given_up_is_not_used_together(
-        self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch
+        self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch, level: str
     ) -> None:
         component = quick._components["t3"]
-        monkeypatch.setattr(component.fallback, "level", "stock")
+        monkeypatch.setattr(component.fallback, "level", level)
         assert not component.speaks_together
 
     @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError("none left")])
@@ -504,7 +518,8 @@ class TestErrors:
 
         monkeypatch.setattr(engine, "_prompt", once)
         assert together(quick, heard, CHUNKS[:2], SEEDS[:2]) == expected
-        assert len(quick.report().components["t3"].fallbacks) == 1
+        (event,) = quick.report().components["t3"].fallbacks
+        assert event.phase == ("memory" if isinstance(error, MemoryError) else "call")
 
     def test_a_tokenizer_that_fails_for_one_chunk(
         self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch

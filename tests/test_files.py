@@ -179,6 +179,17 @@ def test_a_failed_checkpoint_leaves_the_one_before(tmp_path: Path, monkeypatch: 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the one before"]
 
 
+def test_a_checkpoint_that_does_not_fit_is_not_damaged(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from chatterbox.tts import ChatterboxTTS
+
+    def short(*args: Any) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(ChatterboxTTS, "from_local", short)
+    with pytest.raises(MemoryError, match="none left"):
+        testing.load_checkpoint(checkpoint)
+
+
 class Harmful:
     """What would leave a file behind if it were unpickled."""
 
