@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,18 +29,18 @@ class Section:
     heading: str = ""
 
 
-class Result:
+class Result(ABC):
     """What every bench hands back; ``str()`` is its tables."""
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """Of the page."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def passed(self) -> bool:
         """Whether :attr:`promise` is kept; speed is no part of it."""
-        raise NotImplementedError
 
     @property
     def promise(self) -> str:
@@ -51,13 +52,13 @@ class Result:
         """What is measured against what, for the page."""
         return f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Raw values and what follows from them, as plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sections(self) -> list[Section]:
         """Its tables."""
-        raise NotImplementedError
 
     def plots(self) -> list[Plot]:
         """Its figures."""
