@@ -61,11 +61,6 @@ class Call:
     _inference: bool
     _device: torch.device
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The arguments that were given by name."""
-        return self._given[1]
-
     def again(self) -> Any:
         """Whatever answers the method now, for the same input, from the same random numbers; its result."""
         return self._repeat(getattr(self._owner, self._name))
