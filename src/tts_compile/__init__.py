@@ -7,6 +7,7 @@ from .bucketing import Batch, BucketStats, ChunkBucketer
 from .config import CompileConfig, ComponentPolicy
 from .errors import (
     BatchError,
+    CheckpointError,
     CompilationError,
     ConfigError,
     InputError,
@@ -20,6 +21,7 @@ from .errors import (
 )
 from .fallback import FallbackEvent, FallbackManager
 from .handle import CompiledTTS
+from .loading import load_model, load_pretrained
 from .parity import ParityReport
 from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
@@ -33,6 +35,7 @@ __all__ = [
     "BatchError",
     "BatchProgress",
     "BucketStats",
+    "CheckpointError",
     "ChunkBucketer",
     "CompilationError",
     "CompileConfig",
@@ -56,6 +59,8 @@ __all__ = [
     "WarmupReport",
     "autotune",
     "compile_model",
+    "load_model",
+    "load_pretrained",
     "split_text",
     "testing",
     "timed",

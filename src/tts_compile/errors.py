@@ -26,6 +26,25 @@ class InputError(TTSCompileError, ValueError):
     """Text, voice or sampling settings that the model cannot speak with."""
 
 
+class CheckpointError(InputError):
+    """Files from which a model cannot be loaded; the message lists everything that is wrong with them.
+
+    Attributes:
+        folder: where they are.
+        model: the name of the class that they are no files of.
+        problems: one sentence for each file, or tensor of a file, that is missing, damaged or does not fit.
+    """
+
+    def __init__(self, folder: str, model: str, problems: tuple[str, ...]) -> None:
+        super().__init__(folder, model, problems)
+        self.folder = folder
+        self.model = model
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "; ".join([f"{self.folder} cannot be loaded as {self.model}: {self.problems[0]}", *self.problems[1:]])
+
+
 class ModelStateError(TTSCompileError, RuntimeError):
     """The model is in a state in which it cannot be compiled or cannot speak."""
 

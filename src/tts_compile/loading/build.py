@@ -1,0 +1,189 @@
+"""Stock's own ``from_local`` with parameters that are never initialised and weights that are never copied."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .. import _compat
+from ..errors import UnsupportedModelError
+from ..fallback import reason
+from ..layout import Layout
+from .stored import Stored, Unreadable, mapped
+
+
+class Build:
+    """One run of a stock class's ``from_local`` on the CPU.
+
+    The very code of ``from_local`` runs, with other globals: its modules are built without initialising parameters,
+    and its files are mapped into memory and assigned to the modules. No class and no module is touched meanwhile.
+
+    Args:
+        layout: of the class.
+        dtypes: for a part of the model the type of its floating-point weights; others keep the model's own.
+        own_memory: copy the weights, so that the files are not needed any more.
+        strict: refuse what stock ignores, see :func:`tts_compile.load_model`.
+
+    Attributes:
+        problems: what is wrong with the files; the model is of no use unless there are none.
+    """
+
+    def __init__(self, layout: Layout, dtypes: Mapping[str, torch.dtype], own_memory: bool, strict: bool) -> None:
+        self.problems: list[str] = []
+        self._layout = layout
+        self._dtypes = {layout.weights[part]: dtype for part, dtype in dtypes.items() if part in layout.weights}
+        self._own_memory = own_memory
+        self._strict = strict
+        self._without_weights: list[nn.Module] = []
+
+    def run(self, cls: Any, folder: Path) -> Any:
+        """The model; what goes wrong is added to :attr:`problems`.
+
+        Raises:
+            UnsupportedModelError: for a class that loads in another way than chatterbox's.
+        """
+        function: Any = getattr(cls.from_local, "__func__", None)
+        if getattr(function, "__globals__", {}).get("__name__") != self._layout.module:
+            raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
+        try:
+            tts = self._with_other_globals(function)(cls, folder, "cpu")
+        except Exception as error:  # those of tokenizers, torch.load and the modules share no base
+            if _compat.is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
+                raise
+            if not self.problems:  # which would explain it
+                self.problems.append(reason(error))
+            return None
+        if self._without_weights and not self.problems:
+            raise _unknown_way(self._without_weights[0])
+        return tts
+
+    def _with_other_globals(self, function: types.FunctionType) -> Callable[..., Any]:
+        from safetensors.torch import load_file
+
+        own = dict(function.__globals__)
+        for name, value in function.__globals__.items():
+            if isinstance(value, type) and issubclass(value, nn.Module):
+                own[name] = functools.partial(self._module, value)
+            elif value is load_file:
+                own[name] = self._file
+        own["torch"] = _Torch(self._torch_load)
+        return types.FunctionType(
+            function.__code__, own, function.__name__, function.__defaults__, function.__closure__
+        )
+
+    def _file(self, path: str | Path, **options: Any) -> Stored:
+        try:
+            return mapped(path, **options)
+        except Exception as error:  # what a damaged file raises is up to its format
+            self.problems.append(f"{Path(path).name}: {reason(error)}")
+            return Unreadable(path)
+
+    def _torch_load(self, path: Any, *args: Any, **options: Any) -> Any:
+        if Path(path).name in self._layout.weights.values():
+            return self._file(path, **options)
+        return torch.load(path, *args, **options)
+
+    def _module(self, kind: Any, *args: Any, **options: Any) -> nn.Module:
+        with _Uninitialised():
+            module: nn.Module = kind(*args, **options)
+        self._without_weights.append(module)
+        vars(module)["load_state_dict"] = functools.partial(self._assign, module)
+        return module
+
+    def _assign(self, module: nn.Module, stored: Any, strict: bool = True) -> None:
+        del vars(module)["load_state_dict"]
+        self._without_weights.remove(module)
+        if isinstance(stored, Unreadable):
+            return
+        if not isinstance(stored, Stored):
+            raise _unknown_way(module)
+        wanted = module.state_dict()
+        found = _problems(module, wanted, stored, lenient=not (strict or self._strict))
+        self.problems += [f"{stored.file}: {problem}" for problem in found]
+        if found:
+            return
+        buffers = {name for name, _ in module.named_buffers()}
+        cast = self._dtypes.get(stored.file)
+        dtypes = {
+            name: cast if cast and tensor.is_floating_point() else tensor.dtype for name, tensor in wanted.items()
+        }
+        names = [name for name in wanted if name in stored]
+        copied = [name for name in names if self._own_memory or stored[name].dtype != dtypes[name]]
+        weights: dict[str, Tensor] = {
+            # A buffer that is a view of the file would have deepcopy copy the whole file.
+            name: stored[name].clone() if name in buffers else stored[name]
+            for name in names
+        }
+        weights.update(stored.copies(copied, lambda name, tensor: tensor.to(dtypes[name], copy=True)))
+        module.load_state_dict(weights, strict=False, assign=True)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """In this thread, parameters stay as their memory is: what initialises them does nothing.
+
+    Memory that is not written to is not taken.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):  # in place
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+        return func(*args, **kwargs)
+
+
+class _Torch:
+    """Torch with another ``load``."""
+
+    def __init__(self, load: Callable[..., Any]) -> None:
+        self.load = load
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _problems(
+    module: nn.Module, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], lenient: bool
+) -> list[str]:
+    """What keeps ``stored`` from taking the place of ``wanted``, tensor by tensor."""
+    computed = _computed(module)
+    if lenient:
+        computed |= {name for name, _ in module.named_buffers()}
+    problems = [f"{name} is missing" for name in wanted if name not in stored and name not in computed]
+    if not lenient:
+        problems += [f"{name} is not of this model" for name in stored if name not in wanted]
+    for name, tensor in wanted.items():
+        if name not in stored:
+            continue
+        given = stored[name]
+        if given.shape != tensor.shape:
+            problems.append(f"{name} has the shape {tuple(given.shape)} in place of {tuple(tensor.shape)}")
+        elif given.dtype != tensor.dtype and not (given.is_floating_point() and tensor.is_floating_point()):
+            problems.append(f"{name} holds {given.dtype} in place of {tensor.dtype}")
+    return problems
+
+
+def _computed(module: nn.Module) -> set[str]:
+    """Buffers that files need not have, as chatterbox lists them."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        for name in getattr(part, "ignore_state_dict_missing", ())
+    }
+
+
+def _unknown_way(module: nn.Module) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(module).__name__} is given its weights in a way that this version does not know; call from_local"
+    )

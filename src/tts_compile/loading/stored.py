@@ -1,0 +1,59 @@
+"""The tensors of a checkpoint's files, mapped rather than read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_AT_A_TIME = 2**28  # bytes of a file that are resident while it is copied
+
+
+class Stored(dict[str, Tensor]):
+    """By their names, the tensors of one file; their memory is the file's, and is not read before it is used.
+
+    Args:
+        read: maps the file anew.
+    """
+
+    def __init__(self, path: str | Path, read: Callable[[], dict[str, Tensor]]) -> None:
+        self.file = Path(path).name
+        self._read = read
+        super().__init__(read())
+
+    def copies(self, names: Iterable[str], copy: Callable[[str, Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """``copy`` of these tensors; no more of the file is held in memory than it takes to copy a few of them."""
+        for group in self._groups(names):
+            again = self._read()  # what is mapped anew is let go of with its group
+            yield from [(name, copy(name, again[name])) for name in group]
+
+    def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
+        group: list[str] = []
+        size = 0
+        for name in names:
+            group.append(name)
+            size += self[name].nbytes
+            if size >= _AT_A_TIME:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+
+class Unreadable(Stored):
+    """In place of a file that cannot be read, so that the others can still be looked at."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, dict)
+
+
+def mapped(path: str | Path, **options: Any) -> Stored:
+    """What ``safetensors.torch.load_file`` or, by the file's name, ``torch.load`` reads."""
+    import torch
+    from safetensors.torch import load_file
+
+    if Path(path).suffix == ".safetensors":
+        return Stored(path, lambda: load_file(path))
+    return Stored(path, lambda: torch.load(path, mmap=True, **options))
