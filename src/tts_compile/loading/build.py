@@ -81,6 +81,8 @@ class Build:
     def _file(self, path: str | Path, **options: Any) -> Stored:
         try:
             return mapped(path, **options)
+        except FileNotFoundError:  # which is known already
+            return Unreadable(path)
         except Exception as error:  # what a damaged file raises is up to its format
             self.problems.append(f"{Path(path).name}: {reason(error)}")
             return Unreadable(path)

@@ -120,7 +120,8 @@ def _problems(folder: Path, layout: Layout) -> list[str]:
     missing = layout.missing(folder)
     problems = [f"{name} is missing" for name in missing]
     if missing:
-        others = [other.name for other in LAYOUTS.values() if other is not layout and not other.missing(folder)]
+        foreign = [other for other in LAYOUTS.values() if not set(other.files) <= set(layout.files)]
+        others = [other.name for other in foreign if not other.missing(folder)]
         problems += [f"these are the files of {' or '.join(others)}"] if others else []
     for name in layout.others:
         try:
