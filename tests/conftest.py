@@ -24,7 +24,9 @@ from speech import Speech, random_states, seed_everything, speak_stock
 from tts_compile.components.engine_component import EngineComponent
 
 SPEECH_TOKENS = 16
-EAGER = tc.CompileConfig(**dict.fromkeys(("t3", "flow", "vocoder"), tc.ComponentPolicy(execution="eager")))
+EAGER = tc.CompileConfig(
+    **dict.fromkeys(("t3", "flow", "vocoder"), tc.ComponentPolicy(execution="eager")), warmup_samples=0
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,7 +127,7 @@ class CompileConfig:
         buckets: ranges of chunk lengths in characters, ascending; empty switches bucketing off.
         fallback: ``"fallback"`` runs the next safe level after a failure, ``"raise"`` raises.
         max_failures: so many failures of a component at a level, and it stays at the next safe one for good.
-        warmup_samples: how many built-in texts a warm-up may speak; nothing reads it yet.
+        warmup_samples: built-in texts of which a warm-up speaks the beginning; their lengths spread over the buckets.
         memory_limit_gb: upper limit in GiB on what the process holds on the model's device; None for no limit. What the
             library could do without is not taken beyond it: copies, recordings, places in a batch.
         compile_seconds: budget for compiling, all components together; None for any. Once it is spent, what is not

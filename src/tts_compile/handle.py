@@ -29,7 +29,8 @@ from .errors import InputError, ModelStateError, ParityError
 from .execution.turn import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .report import ExecutionReport, WarmupReport
-from .timing import Stopwatch, Timings, timed
+from .timing import Timings, timed
+from .warming import sample_texts, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -173,39 +174,35 @@ class CompiledTTS(Delegate):
             return None
         return component
 
-    def warmup(self, texts: Iterable[str] | None = None) -> WarmupReport:
-        """Compile everything that later calls may need.
-
-        Args:
-            texts: spoken too, where given; the voice must be set then.
+    def warmup(
+        self, texts: Iterable[str] | None = None, progress: bool | Callable[[str], object] = False
+    ) -> WarmupReport:
+        """Compile, or record, every shape that later calls may need, and speak to see that nothing is missing.
 
         The global random generators and the model's voice are left as they were.
+
+        Args:
+            texts: spoken to their ends; the voice must be set then. None has the first speech tokens of
+                ``config.warmup_samples`` built-in texts spoken, where the model speaks texts and has a voice.
+            progress: True shows a bar; a function is told each step as it begins.
 
         Raises:
             InputError: for texts without a voice, a single text, or a model that speaks none.
         """
         if isinstance(texts, str):
             raise InputError("texts must be a list of texts, not a single one")
+        samples: list[str] = []
         if texts is not None:
             if not hasattr(self.wrapped, "t3"):
                 raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
             check_voice(self.wrapped, None)
-        seconds: dict[str, float] = {}
-        spoken = 0
+        elif self._attached and self._components.engines and getattr(self.wrapped, "conds", None) is not None:
+            longest = self.wrapped.t3.hp.max_text_tokens // 2  # room for two tokens a character
+            samples = sample_texts(self.config.buckets, self.config.warmup_samples, longest)
         with self._turns():
             self._switch(wait=True)
             with self._timed("warmup", "warm-up"):
-                for name in self._components:
-                    with timed(name), Stopwatch() as watch:
-                        self._components[name].warm_up()
-                    seconds[name] = watch.seconds
-                with torch.random.fork_rng():
-                    for text in texts or ():
-                        # at the voice's own exaggeration: another would replace it
-                        self._checked_generate(text, exaggeration=float(self.wrapped.conds.t3.emotion_adv[0, 0, 0]))
-                        spoken += 1
-        graphs = {name: row.graphs for name, row in self.report().components.items()}
-        return WarmupReport(seconds, graphs, spoken)
+                return warm_up(self.wrapped, self._components, self._checked_generate, texts or (), samples, progress)
 
     @contextlib.contextmanager
     def seeded(self, seed: int) -> Iterator[None]:

@@ -75,18 +75,28 @@ class ExecutionReport:
 
 @dataclass(frozen=True)
 class WarmupReport:
-    """Seconds and compiled graphs per component, and how many texts were spoken; ``str()`` is a table."""
+    """What a warm-up did; ``str()`` is a table.
+
+    Attributes:
+        seconds: of compiling, or of finding what was compiled before, for each component.
+        graphs: that torch compiled, or that were recorded, for each component, in this process so far.
+        texts: how many were spoken, or begun.
+        speaking: seconds of that.
+        total: all seconds.
+    """
 
     seconds: dict[str, float]
     graphs: dict[str, int]
     texts: int = 0
+    speaking: float = 0.0
     total: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "total", sum(self.seconds.values()))
+        object.__setattr__(self, "total", sum(self.seconds.values()) + self.speaking)
 
     def __str__(self) -> str:
         rows = [(name, f"{s:.1f}", str(self.graphs[name])) for name, s in self.seconds.items()]
+        rows.append((f"speaking {self.texts} texts", f"{self.speaking:.1f}", ""))
         return format_table([("component", "seconds", "graphs"), *rows])
 
 

@@ -24,9 +24,10 @@ from ..components.t3.batch import Batch
 from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS
+from ..prose import prose
 from . import alternation, machine, stats
 from .alternation import Call
-from .models import Progress, describe, load, prose, timed_call
+from .models import Progress, describe, load, timed_call
 from .plots import Lines, Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stages import listening

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replaced
+from ..prose import TEXT
 from . import batch, loading, overhead, page, plots, report, soak, synthesis, t3, texts, voice
-from .models import TEXT, checkpoint
+from .models import checkpoint
 from .section import Result, as_json, markdown
 from .stats import FEWEST
 

@@ -24,11 +24,6 @@ from ..timing import Stopwatch
 
 T = TypeVar("T")
 
-TEXT = "The quick brown fox jumps over the lazy dog, and then it takes a long nap in the warm sun."
-_PROSE = TEXT + (
-    " Seven wizards jog past the old mill and vex five bold gnomes, who would rather have been left alone with their "
-    "tea. "
-)
 PRETRAINED = "pretrained"
 SYNTHETIC = "synthetic"
 
@@ -93,11 +88,6 @@ def only(component: str, config: CompileConfig) -> CompileConfig:
     """The same with every other component stock."""
     stock = ComponentPolicy(execution="stock")
     return config.replace(**{name: stock for name in COMPONENTS if name != component})
-
-
-def prose(length: int, start: int = 0) -> str:
-    """A text of ``length`` characters, from another place of the same one for another ``start``."""
-    return (_PROSE * (2 + (start + length) // len(_PROSE)))[start:][:length]
 
 
 def graphs(fast: Any) -> int:

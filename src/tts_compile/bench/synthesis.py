@@ -20,9 +20,10 @@ from ..config import CompileConfig
 from ..distance import lowest_db
 from ..errors import InputError
 from ..handle import CompiledTTS
+from ..prose import TEXT
 from . import alternation, fresh, machine, stages, stats
 from .alternation import same_states
-from .models import TEXT, Progress, describe, load, only, timed_call
+from .models import Progress, describe, load, only, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stats import Ratio, ratio_of_medians, spread, yes

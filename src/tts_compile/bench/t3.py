@@ -17,9 +17,10 @@ from ..api import compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from ..handle import CompiledTTS
+from ..prose import TEXT
 from . import alternation, fresh, machine, stats
 from .alternation import same_states, seconds
-from .models import TEXT, Progress, describe, load, only, t3_inputs, timed_call
+from .models import Progress, describe, load, only, t3_inputs, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stats import Ratio, median_of, ratio_of_medians, spread, yes

@@ -16,9 +16,10 @@ from ..components.audio import digest
 from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS
+from ..prose import prose
 from . import alternation, machine, stages, stats
 from .alternation import Call
-from .models import Progress, describe, graphs, load, prose
+from .models import Progress, describe, graphs, load
 from .plots import Lines, Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stages import STAGES, by_stage, listening

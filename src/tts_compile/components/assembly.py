@@ -13,6 +13,7 @@ from ..fallback import reason
 from ..report import ComponentReport
 from ..timing import Timings
 from .base import Component, StockComponent
+from .engine_component import EngineComponent
 from .flow import FlowComponent
 from .seam import attach_all, detach_all
 from .shared import Shared
@@ -52,6 +53,11 @@ class Assembly:
     def __iter__(self) -> Iterator[str]:
         return iter(self._components)
 
+    @property
+    def engines(self) -> list[EngineComponent]:
+        """The components that may compile something."""
+        return [component for component in self._components.values() if isinstance(component, EngineComponent)]
+
     def attach(self) -> None:
         """All or none."""
         attach_all([_Place(self, name) for name in self._components])
@@ -81,6 +87,11 @@ class Assembly:
                 component.release()
             except Exception as error:
                 component.fallback.record("restore", reason(error), "what was kept is not given back")
+
+    def mark_warm(self) -> None:
+        """Every graph that is compiled from now on is a recompilation."""
+        for engine in self.engines:
+            engine.mark_warm()
 
     def report(self) -> dict[str, ComponentReport]:
         """A row for each."""

@@ -135,7 +135,11 @@ class EngineComponent(ABC):
             return
         with self._turn():
             self._run(self._warm_up_engine, lambda: None, phase="warm-up")
-        self._mark_warm()
+        self.mark_warm()
+
+    def mark_warm(self) -> None:
+        """Every graph from now on is a recompilation."""
+        self._warm_graphs = self._graphs
 
     @property
     def stock_calls(self) -> int:
@@ -225,10 +229,7 @@ class EngineComponent(ABC):
     def mark_warm_once(self) -> None:
         """Without a warm-up, the first utterance is one: every graph from now on is a recompilation."""
         if self._warm_graphs is None:
-            self._mark_warm()
-
-    def _mark_warm(self) -> None:
-        self._warm_graphs = self._graphs
+            self.mark_warm()
 
     @property
     def _graphs(self) -> int:

@@ -1,0 +1,110 @@
+"""Compiling ahead of the first utterance, and speaking a little to see that nothing is left to compile."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .bucketing import Range
+from .components.assembly import Assembly
+from .components.seam import Seam
+from .prose import prose
+from .report import WarmupReport
+from .timing import Stopwatch, timed
+
+SAMPLE_TOKENS = 8  # of speech, of each built-in text: what may compile is compiled by the first few
+_OTHERWISE = ((0, 200),)  # lengths in characters, where there are no buckets
+
+
+def warm_up(
+    tts: Any,
+    components: Assembly,
+    speak: Callable[..., object],
+    texts: Iterable[str],
+    samples: Sequence[str],
+    progress: bool | Callable[[str], object],
+) -> WarmupReport:
+    """Have every component compile whatever it may need, then speak.
+
+    Args:
+        tts: the model, which must have a voice to speak with.
+        components: of the model.
+        speak: its ``generate``.
+        texts: spoken to their ends.
+        samples: texts of which a few speech tokens are spoken.
+        progress: True shows a bar; a function is told each step's name as it begins.
+    """
+    seconds: dict[str, float] = {}
+    texts = list(texts)
+    with (
+        tqdm(total=len(list(components)) + len(texts) + len(samples), disable=progress is not True, leave=False) as bar,
+        torch.random.fork_rng(),
+    ):
+
+        @contextlib.contextmanager
+        def step(name: str) -> Iterator[Stopwatch]:
+            bar.set_description(name)
+            if callable(progress):
+                progress(name)
+            with Stopwatch() as watch:
+                yield watch
+            bar.update()
+
+        for name in components:
+            with step(f"compiling {name}"), timed(name), Stopwatch() as watch:
+                components[name].warm_up()
+            seconds[name] = watch.seconds
+        with Stopwatch() as speaking:
+            for text in texts:
+                with step(f"speaking {len(text)} characters"):
+                    _speak(tts, speak, text)
+            if samples:
+                with _at_most(tts.t3, SAMPLE_TOKENS):
+                    for text in samples:
+                        with step(f"speaking the beginning of {len(text)} characters"):
+                            _speak(tts, speak, text)
+    components.mark_warm()
+    graphs = {name: row.graphs for name, row in components.report().items()}
+    return WarmupReport(seconds, graphs, len(texts) + len(samples), speaking.seconds)
+
+
+def sample_texts(buckets: Sequence[Range], count: int, longest: int = 1000) -> list[str]:
+    """``count`` built-in texts whose lengths spread over the buckets, the last at the upper end of the last.
+
+    None is longer than ``longest``.
+
+    >>> [len(text) for text in sample_texts([(50, 200), (200, 500), (500, 1000)], 3)]
+    [200, 500, 1000]
+    >>> [len(text) for text in sample_texts([(50, 200), (200, 500)], 4)]
+    [125, 200, 350, 500]
+    """
+    ranges = buckets or _OTHERWISE
+    lengths = []
+    for i in range(1, count + 1):
+        place = i / count * len(ranges)
+        index = math.ceil(place) - 1
+        low, high = ranges[index]
+        lengths.append(low + round((high - low) * (place - index)))
+    return [prose(min(max(length, 1), longest)) for length in lengths]
+
+
+def _speak(tts: Any, speak: Callable[..., object], text: str) -> None:
+    """At the voice's own exaggeration: another would replace it."""
+    speak(text, exaggeration=float(tts.conds.t3.emotion_adv[0, 0, 0]))
+
+
+@contextlib.contextmanager
+def _at_most(t3: Any, tokens: int) -> Iterator[None]:
+    """Have an utterance end after so many speech tokens."""
+    inference = t3.inference
+    seam = Seam(t3, "inference", lambda *args, **kwargs: inference(*args, **{**kwargs, "max_new_tokens": tokens}))
+    seam.attach()
+    try:
+        yield
+    finally:
+        seam.detach()
