@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tts_compile as tc
-from tts_compile.bench import child, fresh, loading
+from tts_compile.bench import child, fresh, loading, startup
 from tts_compile.bench.child import Child
 
 GIB = 2**30
@@ -41,24 +41,33 @@ def test_a_side_loads_speaks_and_reports(checkpoint: Path, capsys: Any, monkeypa
     pytest.importorskip("chatterbox")
     monkeypatch.setattr(fresh, "reset_peak", lambda: True)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: tc.CompileConfig.off()))
-    assert fresh.main([str(checkpoint), "--side", "compiled", "--tokens", "2", "--text", "A."]) == 0
+    arguments = [str(checkpoint), "--side", "compiled", "--tokens", "2", "--text", "A.", "--calls", "2"]
+    assert fresh.main([*arguments, "--dtype", "bf16"]) == 0
     *marks, last = capsys.readouterr().out.splitlines()
-    assert marks[-1] == "@ called"
+    assert marks == ["@ loading", "@ loaded", "@ compiling", "@ compiled"]
     found = json.loads(last)
-    assert found["peaks"]["call"] == found["peaks"]["process"]
+    assert found["peaks"]["call"] == found["peaks"]["process"] >= found["peaks"]["loading"]
+    assert len(found["calls"]) == 2
+    assert found["graphs"].keys() == {"hit", "miss", "bypass"}
     assert found["report"]["components"]["t3"]["ran"] == "stock"  # as configured
 
 
-def pretended(side: str, cold: bool, failed: bool) -> Child:
+def pretended(side: str, cold: bool, failed: bool = False, calls: int = 1, missed: int = 0) -> Child:
     """Of a compiled side that imports and calls faster, and loads slower."""
-    spent = {"imports": 4.0, "gap": 50.0, "load": 8.0, "gap2": 50.0, "compile": 0.0, "call": 2.0}
+    spent = {"imports": 4.0, "gap": 50.0, "load": 8.0, "gap2": 50.0, "compile": 0.0}
+    first, steady = 2.0, 2.0
     if side == "compiled":
-        spent |= {"imports": 2.0, "load": 10.0, "compile": 1.0, "call": 100.0 if cold else 1.0}
-    names = ("imported", "loading", "loaded", "compiling", "compiled", "called")
+        spent |= {"imports": 2.0, "load": 10.0, "compile": 1.0}
+        first, steady = 100.0 if cold else 1.0, 0.5
+    names = ("imported", "loading", "loaded", "compiling", "compiled")
     times = itertools.accumulate(spent.values(), initial=3.0)
-    peaks = {"process": (4 if side == "stock" else 2) * GIB, "call": 3 * GIB, "how": "guessed"}
+    peaks = {"process": (4 if side == "stock" else 2) * GIB, "loading": GIB, "call": 3 * GIB, "how": "guessed"}
     rows = {"t3": {"fallbacks": [{}] * failed, "calls": 7, "compiled_calls": 7, "ran": "inductor"}}
-    return Child({"peaks": peaks, "report": {"components": rows}}, dict(zip(("started", *names), times)))
+    graphs = {"hit": 0 if cold else 9, "miss": 9 if cold else missed, "bypass": 2}
+    found = {"peaks": peaks, "calls": [first, *[steady] * (calls - 1)], "graphs": graphs}
+    if side == "compiled":
+        found["report"] = {"components": rows}
+    return Child(found, dict(zip(("started", *names), times)))
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, failed: int | None = None) -> loading.LoadingResult:
@@ -67,7 +76,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, failed: int | None = None) -> load
 
     def measure(source: str, side: str, **_: Any) -> Child:
         asked.append(side)
-        return pretended(side, cold=len(asked) <= 2, failed=len(asked) == failed)
+        return pretended(side, len(asked) <= 2, len(asked) == failed)
 
     monkeypatch.setattr(fresh, "measure", measure)
     result = loading.run("anywhere", loading.Settings(repeats=5))
@@ -91,6 +100,7 @@ def test_stages_are_between_their_marks_and_the_first_process_is_apart(monkeypat
     }
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["compiled"]["memory"] == [2 * GIB] * 5
+    assert plain["compiled"]["load_memory"] == [GIB] * 5
     assert plain["passed"] is True
     text = str(result)
     assert "0.500 (0.500 to 0.500) of stock's" in text
@@ -105,3 +115,47 @@ def test_a_failure_of_any_compiled_process_is_one(monkeypatch: pytest.MonkeyPatc
     assert len(result.events) == 1
     assert "what the sides speak is not compared here: NO" in str(result)
     assert "what stock does" not in result.promise
+
+
+def started(monkeypatch: pytest.MonkeyPatch, **last: Any) -> startup.StartupResult:
+    """``last`` is of the last warm process."""
+    asked: list[tuple[str, str]] = []
+
+    def measure(source: str, side: str, *, cache_dir: str, calls: int, **_: Any) -> Child:
+        asked.append((side, cache_dir))
+        cold = [folder for _, folder in asked].count(cache_dir) == 1
+        options = last if side == "compiled" and not cold and len(asked) > 12 else {}
+        return pretended(side, cold, calls=calls, **options)
+
+    monkeypatch.setattr(fresh, "measure", measure)
+    result = startup.run("anywhere", startup.Settings(repeats=5, calls=2))
+    assert [side for side, _ in asked] == ["compiled"] + ["stock", *["compiled"] * 4, "stock"] * 2 + [
+        "stock",
+        *["compiled"] * 2,
+    ]
+    assert not any(Path(folder).exists() for _, folder in asked)
+    return result
+
+
+def test_the_first_call_with_an_empty_cache_and_with_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = started(monkeypatch)
+    assert {name: side.extra for name, side in result.sides.items()} == {
+        "stock": [0.0] * 5,
+        "cold": [99.5] * 5,
+        "warm": [0.5] * 5,
+    }
+    assert result.share.value == pytest.approx(0.5 / 99.5)
+    assert result.beyond_stock.value == 2 + 10 + 1 + 1 - (4 + 8 + 2)
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert plain["passed"] is True
+    assert plain["sides"]["cold"]["steady"] == [0.5] * 5
+    text = str(result)
+    assert "0.005 (0.005 to 0.005) of it with a full cache" in text
+    assert "graphs not found" in text
+
+
+@pytest.mark.parametrize("last", [{"failed": True}, {"missed": 1}])
+def test_a_full_cache_that_is_not_used_is_a_failure(monkeypatch: pytest.MonkeyPatch, last: dict[str, Any]) -> None:
+    result = started(monkeypatch, **last)
+    assert not result.passed
+    assert "found in a full cache: NO" in str(result)

@@ -123,6 +123,12 @@ def graph_counts() -> tuple[int, int]:
     return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
+def graphs_in_cache() -> dict[str, int]:
+    """Of the graphs that inductor was asked for: in its cache on disk (``hit``), not yet, and never kept there."""
+    found = dynamo_counters()["inductor"]
+    return {name: found[f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
+
+
 def no_new_graphs() -> AbstractContextManager[object]:
     """Inside, what would have to be compiled runs eagerly; for the whole process."""
     stance: AbstractContextManager[object] = torch.compiler.set_stance("eager_on_recompile")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replaced
+from ..loading import DTYPES
 from ..prose import TEXT
-from . import batch, loading, overhead, page, plots, report, soak, synthesis, t3, texts, voice
+from . import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
 from .models import checkpoint
 from .section import Result, as_json, markdown
 from .stats import FEWEST
@@ -106,7 +107,12 @@ def _voice(args: argparse.Namespace) -> Result:
 def _load(args: argparse.Namespace) -> Result:
     text = None if args.no_call else args.text
     with _source(args, speech_tokens=args.tokens) as source:
-        return loading.run(source, loading.Settings(args.device, args.repeats, text, args.seed))
+        return loading.run(source, loading.Settings(args.device, args.repeats, text, args.seed, args.dtype))
+
+
+def _startup(args: argparse.Namespace) -> Result:
+    with _source(args, speech_tokens=args.tokens) as source:
+        return startup.run(source, startup.Settings(args.device, args.repeats, args.text, args.calls, args.seed))
 
 
 def _soak(args: argparse.Namespace) -> Result:
@@ -144,7 +150,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
     """Add every subject to the command; ``model`` has the options that say what is measured, and ``output`` its own."""
-    names = "t3 | flow | vocoder | voice | load | e2e | batch | soak | overhead | report"
+    names = "t3 | flow | vocoder | voice | load | startup | e2e | batch | soak | overhead | report"
     bench.description = "Measure stock against compiled. `bench --report` is `bench report`."
     subjects = bench.add_subparsers(required=True, metavar=names)
     written = argparse.ArgumentParser(add_help=False)
@@ -200,7 +206,16 @@ def add(bench: argparse.ArgumentParser, model: argparse.ArgumentParser, output: 
     _tokens(command, 60)
     command.add_argument("--text", default=loading.TEXT, help=f"of the first call; default: {loading.TEXT}")
     command.add_argument("--no-call", action="store_true", help="leave the first call out")
+    about = "of T3's weights on the compiled side; default: model"
+    command.add_argument("--dtype", choices=("model", *DTYPES), default="model", help=about)
     command.set_defaults(measure=_load)
+
+    command = subjects.add_parser("startup", parents=measured, help="the first call of fresh processes, and its cache")
+    _tokens(command, 60)
+    command.add_argument("--text", default=loading.TEXT, help=f"of every call; default: {loading.TEXT}")
+    about = "in a process, after the first; default: 3"
+    command.add_argument("--calls", type=at_least(1), default=startup.Settings.calls, metavar="N", help=about)
+    command.set_defaults(measure=_startup)
 
     command = subjects.add_parser("soak", parents=[files], help="many calls: whether anything grows or slows down")
     command.add_argument("--calls", type=at_least(soak.ROUND + 1), default=500, metavar="N", help="default: 500")

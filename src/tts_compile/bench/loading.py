@@ -26,6 +26,12 @@ TITLES = {
     "answered": "until the first call is answered, s",
 }
 
+_MEMORY = {
+    "load_memory": "peak memory until it is loaded, GiB",
+    "call_memory": "peak memory of the first call, GiB",
+    "memory": "peak memory, GiB",
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -35,12 +41,14 @@ class Settings:
         repeats: fresh processes of each side, besides a first one that is shown apart.
         text: of the first call; None: there is none.
         seed: of that call.
+        dtype: of T3's weights on the compiled side, see :func:`tts_compile.load_model`.
     """
 
     device: str = "cpu"
     repeats: int = 5
     text: str | None = TEXT
     seed: int = 0
+    dtype: str = "model"
 
     @property
     def steps(self) -> int:
@@ -58,6 +66,7 @@ class Side:
         compile: seconds of ``compile_model``; empty for stock.
         call: seconds of the first call; empty where there is none.
         memory: peak bytes while loading and after.
+        load_memory: peak bytes until it is loaded.
         call_memory: peak bytes after loading; empty where the system does not tell.
         cold: by the keys of :data:`TITLES`, seconds of the side's first process: nothing is compiled yet, and stock's,
             which is the very first, has left files in the system's cache for the other.
@@ -68,6 +77,7 @@ class Side:
     compile: list[float] = field(default_factory=list)
     call: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
+    load_memory: list[float] = field(default_factory=list)
     call_memory: list[float] = field(default_factory=list)
     cold: dict[str, float] = field(default_factory=dict)
 
@@ -145,9 +155,11 @@ class LoadingResult(Result):
                 )
             )
         about, versions = self.machine, self.machine["versions"]
+        weights = "" if self.settings.dtype == "model" else f"T3's weights in {self.settings.dtype}; "
         where = (
-            f"{self.settings.device}; {about['cpu']}, {about['torch_threads']} threads; torch {versions['torch']}, "
-            f"chatterbox-tts {versions['chatterbox-tts']}; {self.promise}: {stats.yes(self.passed)}"
+            f"{self.settings.device}; {weights}{about['cpu']}, {about['torch_threads']} threads; "
+            f"torch {versions['torch']}, chatterbox-tts {versions['chatterbox-tts']}; "
+            f"{self.promise}: {stats.yes(self.passed)}"
         )
         return [Section(rows, [*stats.few(self.settings.repeats), where])]
 
@@ -163,7 +175,7 @@ class LoadingResult(Result):
     def memory_rows(self) -> list[tuple[Cell, ...]]:
         """Rows of the peaks; their ratio is of the compiled side's to stock's."""
         rows: list[tuple[Cell, ...]] = []
-        for name, title in (("memory", "peak memory, GiB"), ("call_memory", "peak memory of the first call, GiB")):
+        for name, title in _MEMORY.items():
             pair = [getattr(side, name) for side in (self.stock, self.compiled)]
             if all(pair):
                 cells = [spread([value / 2**30 for value in values]) for values in pair]
@@ -204,6 +216,7 @@ def measure(source: str, settings: Settings, progress: Progress) -> LoadingResul
                 text=settings.text,
                 seed=settings.seed,
                 cache_dir=cache_dir,
+                dtype=settings.dtype,
             )
             for side in SIDES
         }
@@ -232,13 +245,19 @@ def _side(name: str, children: list[Child]) -> Side:
             getattr(side, stage).append(seconds)
         peaks = child.found["peaks"]
         side.memory.append(peaks["process"])
+        side.load_memory.append(peaks["loading"])
         side.call_memory.extend([peaks["call"]] if peaks["call"] else [])
     return side
 
 
-def _seconds(side: str, child: Child) -> dict[str, float]:
-    marks = child.marks
-    stages = {name: marks[end] - marks[begin] for name, (begin, end) in _STAGES.items()}
+def stages(side: str, child: Child) -> dict[str, float]:
+    """Seconds between the marks of one process."""
+    found = {name: child.marks[end] - child.marks[begin] for name, (begin, end) in _STAGES.items()}
     if side == "stock":
-        del stages["compile"]
-    return stages | ({"call": marks["called"] - marks["compiled"]} if "called" in marks else {})
+        del found["compile"]
+    return found
+
+
+def _seconds(side: str, child: Child) -> dict[str, float]:
+    calls = child.found["calls"]
+    return stages(side, child) | ({"call": calls[0]} if calls else {})

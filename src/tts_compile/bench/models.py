@@ -20,6 +20,7 @@ from .. import testing
 from ..components.t3 import text_tokens
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
+from ..loading import load_model, load_pretrained
 from ..timing import Stopwatch
 
 T = TypeVar("T")
@@ -65,8 +66,23 @@ def load(source: str, device: str) -> Any:
         return testing.load_checkpoint(source, device=device)
     from chatterbox.tts import ChatterboxTTS
 
-    try:
+    with _published():
         return ChatterboxTTS.from_pretrained(device)
+
+
+def load_quickly(source: str, device: str, **options: Any) -> Any:
+    """The same through :func:`tts_compile.load_model`, which has the options."""
+    if source == PRETRAINED:
+        with _published():
+            return load_pretrained("ChatterboxTTS", device, **options)
+    with testing.architecture_of(source, "english"):
+        return load_model("ChatterboxTTS", source, device, **options)
+
+
+@contextlib.contextmanager
+def _published() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub client's errors share no base: HTTP, connection, cache, offline mode
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise InputError(f"the published weights cannot be loaded: {type(error).__name__}: {reason}") from error
