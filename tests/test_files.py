@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tts_compile as tc
 from tts_compile import files, testing
 from tts_compile.errors import UnsafeFileError
+from tts_compile.layout import LAYOUTS
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -218,4 +220,18 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name:
         (folder / name).write_bytes(content)
         with pytest.raises(tc.InputError, match="cannot be loaded"):
             testing.load_checkpoint(folder)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_damaged_weights_that_torch_saved_are_refused(tmp_path: Path) -> None:
+    layout = LAYOUTS["multilingual"]
+    for name in layout.files:
+        (tmp_path / name).touch()
+    for content in (b"PK", pickle.dumps(Harmful(tmp_path / "harm"))):
+        (tmp_path / layout.weights["s3gen"]).write_bytes(content)
+        with pytest.raises(tc.InputError, match="cannot be loaded"):
+            testing.load_checkpoint(tmp_path, "multilingual")
+    torch.save({"other": torch.zeros(1)}, tmp_path / layout.weights["s3gen"])
+    with pytest.raises(tc.InputError, match=r"s3gen\.pt holds no tensor named flow"):
+        testing.load_checkpoint(tmp_path, "multilingual")
     assert not (tmp_path / "harm").exists()

@@ -12,12 +12,12 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import signal_to_error_db
-from tts_compile import testing
 from tts_compile.components.flow.encoder import shifted
 from tts_compile.components.flow.engine import TOKENS, FlowEngine
 from tts_compile.components.flow.estimator import mish
 from tts_compile.execution.operators import TorchOperators
 from tts_compile.fallback import FallbackManager
+from tts_compile.testing.depth import SMALL, built_with
 
 RUNG = TOKENS.rungs[0]
 LEAST_DB = 60
@@ -137,7 +137,7 @@ def test_rows_of_a_batch_speak_as_if_alone(speaker: Any) -> None:
 def meanflow() -> Iterator[Any]:
     from chatterbox.models.s3gen import S3Gen
 
-    with torch.random.fork_rng(), testing._architecture_depth(testing._SMALL_DEPTH):
+    with torch.random.fork_rng(), built_with(SMALL["turbo"], "turbo"):
         torch.manual_seed(0)
         yield S3Gen(meanflow=True).eval().flow
 

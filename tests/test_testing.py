@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import re
+import shutil
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +19,40 @@ from torch import Tensor
 import tts_compile as tc
 from conftest import SPEECH_TOKENS
 from speech import SHORT, TEXTS, Speech, random_states
+from tts_compile.layout import LAYOUTS
+from tts_compile.testing import depth
+
+FEW = 8  # speech tokens of the models below
+WORDS = {"multilingual": ("Hello.", "Hello there!"), "turbo": ("Hello.", TEXTS[120])}
+SAMPLES = 960  # of a speech token
 
 
 def test_equal_seeds_give_equal_files_and_nothing_global_changes(checkpoint: Path, tmp_path: Path) -> None:
     from chatterbox.models.s3gen import s3gen
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 
-    patched = (dict(LLAMA_CONFIGS["Llama_520M"]), s3gen.ConditionalDecoder, s3gen.UpsampleConformerEncoder)
+    patched = (copy.deepcopy(LLAMA_CONFIGS), s3gen.ConditionalDecoder, s3gen.UpsampleConformerEncoder)
     states = random_states()
     again = tc.testing.write_checkpoint(tmp_path / "new" / "folder", size="small", speech_tokens=SPEECH_TOKENS)
     assert random_states() == states
-    now = (dict(LLAMA_CONFIGS["Llama_520M"]), s3gen.ConditionalDecoder, s3gen.UpsampleConformerEncoder)
-    assert now == patched
+    assert (LLAMA_CONFIGS, s3gen.ConditionalDecoder, s3gen.UpsampleConformerEncoder) == patched
 
-    assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in checkpoint.iterdir())
-    for path in again.iterdir():
-        assert _digest(path) == _digest(checkpoint / path.name), path.name
+    assert _digests(again) == _digests(checkpoint)
+
+
+@pytest.mark.parametrize("variant", ["multilingual", "turbo"])
+def test_equal_seeds_give_equal_files_of_every_variant(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chatterbox.models.t3.inference import alignment_stream_analyzer
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+
+    monkeypatch.setitem(depth.SMALL, variant, depth.Depths(t3=1))
+    monkeypatch.setattr(alignment_stream_analyzer, "LLAMA_ALIGNED_HEADS", [(0, 15)])
+    monkeypatch.setitem(LLAMA_CONFIGS["GPT2_medium"], "vocab_size", 8)  # of an embedding that is deleted
+    folders = [tc.testing.write_checkpoint(tmp_path / name, variant, seed=7) for name in ("one", "other")]
+    assert LAYOUTS[variant].missing(folders[0]) == []
+    assert _digests(folders[0]) == _digests(folders[1])
 
 
 def test_loads_through_the_stock_class(model: Any) -> None:
@@ -70,10 +91,100 @@ def test_wave_is_finite_and_of_speech_like_level(stock_wave: Callable[..., tuple
     assert 0.001 < float(spoken.std()) < 0.5
 
 
+@pytest.fixture(scope="module", params=["multilingual", "turbo"])
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """The name of a variant, and its stock model."""
+    folder = tc.testing.write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, speech_tokens=FEW)
+    model = tc.testing.load_checkpoint(folder, request.param)
+    shutil.rmtree(folder)  # more than a gigabyte
+    return request.param, model
+
+
+def test_every_variant_loads_through_its_stock_class(other: tuple[str, Any]) -> None:
+    variant, tts = other
+    assert type(tts) is LAYOUTS[variant].stock_class()
+    assert not any(module.training for module in (tts.t3, tts.s3gen, tts.ve))
+    assert tts.t3.dim == 1024
+    assert len(tts.tokenizer if variant == "turbo" else tts.t3.text_emb.weight) == tts.t3.hp.text_tokens_dict_size
+
+
+def test_every_variant_speaks_and_stops_by_itself(other: tuple[str, Any]) -> None:
+    variant, tts = other
+    settings = {"language_id": "en"} if variant == "multilingual" else {}
+    lengths = []
+    for text in WORDS[variant]:
+        torch.manual_seed(0)
+        spoken = tts.generate(text, **settings)
+        assert spoken.isfinite().all()
+        assert 0.001 < float(spoken.std()) < 0.5
+        lengths.append(spoken.shape[1] // SAMPLES - (3 if variant == "turbo" else 0))  # it appends silence
+    assert FEW / 2 <= lengths[0] < lengths[1] <= FEW * 2
+    if variant == "multilingual":
+        assert lengths[1] >= len(WORDS[variant][1])  # the alignment analyzer forbids less
+
+
+@pytest.mark.parametrize("text", ["Größe, þú", "Привет", "Ελλάδα", "שלום", "مرحبا", "नमस्ते", "こんにちは", "안녕하세요"])
+def test_multilingual_letters_have_tokens_of_their_own(text: str) -> None:
+    from unicodedata import normalize
+
+    from tokenizers import Tokenizer
+
+    from tts_compile.testing import tokenizers
+
+    (content,) = tokenizers.multilingual().values()
+    ids = Tokenizer.from_str(content).encode("[de]" + normalize("NFKD", text.lower().replace(" ", "[SPACE]"))).ids
+    assert 1 not in ids
+    assert len(ids) > len(set(text))
+
+
+def test_turbo_reads_any_text(other: tuple[str, Any]) -> None:
+    variant, tts = other
+    text = "Hi! ÄÖ 中文 🙂"
+    if variant == "turbo":
+        assert tts.tokenizer.decode(tts.tokenizer(text).input_ids) == text
+
+
+def test_nothing_is_fetched_for_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from chatterbox.models.tokenizers import tokenizer
+
+    asked: list[Any] = []
+    monkeypatch.setattr(tokenizer, "hf_hub_download", lambda **kwargs: asked.append(kwargs["local_files_only"]))
+    monkeypatch.setattr(tokenizer.ChineseCangjieConverter, "_init_segmenter", lambda self: asked.append("segmenter"))
+    monkeypatch.setenv("PKUSEG_HOME", str(tmp_path))
+    with tc.testing.nothing_fetched():
+        assert tokenizer.ChineseCangjieConverter(tmp_path).segmenter is None
+        assert asked == [True]
+        (tmp_path / "spacy_ontonotes.zip").touch()
+        tokenizer.ChineseCangjieConverter(tmp_path)
+    assert asked == [True, True, "segmenter"]
+
+
+def test_modules_are_as_deep_as_the_files(checkpoint: Path, tmp_path: Path) -> None:
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+
+    def layers() -> int:
+        return int(LLAMA_CONFIGS["Llama_520M"]["num_hidden_layers"])
+
+    with tc.testing.architecture_of(checkpoint):
+        assert layers() == depth.SMALL["english"].t3
+    with tc.testing.architecture_of(checkpoint, "voice conversion"):
+        assert layers() == 30
+    assert layers() == 30
+    for folder, variant, part in ((tmp_path, "english", "tokenizer.json missing"), (tmp_path, "klingon", "turbo")):
+        with pytest.raises(tc.InputError, match=part), tc.testing.architecture_of(folder, variant):
+            pass
+
+
+def test_voice_conversion_loads_what_it_needs(checkpoint: Path) -> None:
+    converter = tc.testing.load_checkpoint(checkpoint, "voice conversion")
+    assert type(converter) is LAYOUTS["voice conversion"].stock_class()
+    assert converter.ref_dict is not None
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"variant": "klingon"}, "klingon.*english"),
+        ({"variant": "klingon"}, "klingon.*english, multilingual, turbo"),
         ({"size": "huge"}, "huge.*small"),
         ({"speech_tokens": 3}, "speech_tokens"),
         ({"speech_tokens": 10_000}, "speech_tokens"),
@@ -87,8 +198,9 @@ def test_bad_wishes_are_named_before_anything_is_written(tmp_path: Path, setting
 
 def test_no_checkpoint_there(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(tc.InputError, match=r"t3_cfg\.safetensors"):
-            tc.testing.load_checkpoint(folder)
+        for variant in tc.testing.VARIANTS:
+            with pytest.raises(tc.InputError, match=", ".join(map(re.escape, LAYOUTS[variant].files)) + " missing"):
+                tc.testing.load_checkpoint(folder, variant=variant)
     with pytest.raises(tc.InputError, match="klingon"):
         tc.testing.load_checkpoint(tmp_path, variant="klingon")
 
@@ -116,8 +228,5 @@ def test_reference_wav_gives_a_voice(tts: Any, tmp_path: Path) -> None:
     assert tts.conds.t3.speaker_emb.isfinite().all()
 
 
-def _digest(path: Path) -> str:
-    if path.suffix == ".pt":
-        voice = torch.load(path, weights_only=True)
-        return repr([(key, sorted(part.items())) for key, part in voice.items()])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -1,0 +1,133 @@
+"""Writing a synthetic checkpoint, and loading it through the stock class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..files import replaced
+from ..layout import LAYOUTS, VOICE
+from . import gpt2, llama, tokenizers
+from .depth import FULL, SMALL, architecture_of, built_with, layout_in, refused_if_damaged
+from .offline import nothing_fetched
+from .weights import conditionals, shape_pitch, without_shared_storage
+
+SIZES = ("small", "full")
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How T3, S3Gen and tokenizer of a variant are made."""
+
+    configuration: Callable[[], Any]
+    shape: Callable[[Any, int], None]
+    tokenizer: Callable[[], dict[str, str]]
+    meanflow: bool = False
+
+
+def _english() -> Any:
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    return T3Config.english_only()
+
+
+def _multilingual() -> Any:
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    return T3Config.multilingual()
+
+
+_RECIPES = {
+    "english": _Recipe(_english, llama.shape, tokenizers.english),
+    "multilingual": _Recipe(_multilingual, llama.shape, tokenizers.multilingual),
+    "turbo": _Recipe(gpt2.configuration, gpt2.shape, tokenizers.turbo, meanflow=True),
+}
+VARIANTS = tuple(_RECIPES)
+
+
+def write_checkpoint(
+    directory: str | Path,
+    variant: str = "english",
+    size: str = "small",
+    seed: int = 0,
+    speech_tokens: int = 60,
+) -> Path:
+    """Write a synthetic checkpoint in the published file layout and return its folder.
+
+    Args:
+        directory: folder to write to; made if missing.
+        variant: ``"english"``, ``"multilingual"`` or ``"turbo"``.
+        size: ``"small"`` keeps every width and cuts depth (0.7 GB; multilingual 1.5, turbo 1.2); ``"full"`` is the
+            published architecture (3.2 GB).
+        seed: seeds every weight; equal seeds give equal files.
+        speech_tokens: about how many speech tokens (25 a second) the model emits before it stops by itself. The
+            multilingual model speaks at least as many as the text has tokens (its characters and three more), since
+            upstream's alignment analyzer forbids it to stop before; a text of one character raises there.
+
+    Raises:
+        InputError: for an unknown variant or size, or fewer than 4 speech tokens.
+    """
+    if variant not in VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; available: {', '.join(VARIANTS)}")
+    if size not in SIZES:
+        raise InputError(f"unknown size {size!r}; available: {', '.join(SIZES)}")
+    if not 4 <= speech_tokens <= 1000:
+        raise InputError(f"speech_tokens must be from 4 to 1000, got {speech_tokens}")
+    from chatterbox.models.s3gen import S3Gen
+    from chatterbox.models.t3 import T3
+    from chatterbox.models.voice_encoder import VoiceEncoder
+
+    directory, recipe, files = Path(directory), _RECIPES[variant], LAYOUTS[variant].weights
+    directory.mkdir(parents=True, exist_ok=True)
+    depths = (SMALL if size == "small" else FULL)[variant]
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), built_with(depths, variant):
+        torch.manual_seed(seed)
+        _save(VoiceEncoder().state_dict(), directory / files["ve"])
+        t3 = T3(recipe.configuration())
+        recipe.shape(t3, speech_tokens)
+        _save(t3.state_dict(), directory / files["t3"])
+        speech_prompt = t3.hp.speech_cond_prompt_len
+        del t3
+        s3gen = S3Gen(meanflow=recipe.meanflow)
+        shape_pitch(s3gen.mel2wav.f0_predictor)
+        _save(s3gen.state_dict(), directory / files["s3gen"])
+        del s3gen
+        _save(conditionals(10 if size == "full" else 2, speech_prompt), directory / VOICE)
+    for name, content in recipe.tokenizer().items():
+        with replaced(directory / name) as path:
+            path.write_text(content, encoding="utf-8")
+    return directory
+
+
+def load_checkpoint(directory: str | Path, variant: str = "english", device: str = "cpu") -> Any:
+    """Load a checkpoint folder through the stock class's own ``from_local``, whatever its depth; fetches nothing.
+
+    Raises:
+        InputError: for an unknown variant, or a folder whose files are missing or damaged.
+    """
+    directory = Path(directory)
+    stock = layout_in(directory, variant).stock_class()
+    with (
+        torch.random.fork_rng(devices=[]),
+        architecture_of(directory, variant),
+        nothing_fetched(),
+        refused_if_damaged(directory),
+    ):
+        return stock.from_local(directory, device)
+
+
+def _save(tensors: dict[str, Any], file: Path) -> None:
+    """Write a part's state as stock reads it: by torch where the name ends in ``.pt``."""
+    from safetensors.torch import save_file
+
+    with replaced(file) as path:
+        if file.suffix == ".pt":
+            with path.open("wb") as stream:  # given a name, torch would write it into the file
+                torch.save(tensors, stream)
+        else:
+            save_file(without_shared_storage(tensors), path)

@@ -1,0 +1,58 @@
+"""Weights of a T3 around Llama, the English and the multilingual one, that have it stop by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weights import END_GAIN, end_threshold, peak, without
+
+
+def shape(t3: Any, speech_tokens: int) -> None:
+    """Give random weights peaked next-token distributions and an end near ``speech_tokens``.
+
+    The stop token's logit climbs with the learned speech position (a ramp along one direction that its head row
+    reads) and overtakes the best other logit near the wanted length. Layer 0 passes the share of text among the
+    attended positions to the same direction with the opposite sign, so that longer texts speak longer.
+    """
+    peak(t3)
+    end, text, *others = torch.linalg.qr(torch.randn(t3.dim, 5 if t3.hp.is_multilingual else 2)).Q.T
+    t3.speech_head.weight[t3.hp.stop_speech_token] = END_GAIN * end
+    for embedding in (t3.speech_emb.weight, t3.text_emb.weight):
+        without(embedding, end)  # the end depends on position and length of the text alone
+
+    threshold = end_threshold(t3, t3.tfmr.norm)
+    positions = torch.arange(t3.speech_pos_emb.emb.num_embeddings)
+    t3.speech_pos_emb.emb.weight += threshold * (positions / speech_tokens).clamp(max=3.0)[:, None] * end
+    t3.text_emb.weight += 8.0 * text  # not in the positions: guidance would turn its effect around
+    attention = t3.tfmr.layers[0].self_attn
+    attention.v_proj.weight[0] = 0.06 * threshold * text  # about 8 times the share of text, after the norm
+    attention.o_proj.weight[:, 0] = -end
+    if t3.hp.is_multilingual:
+        _align(t3, *others)
+
+
+def _align(t3: Any, speech: Tensor, start: Tensor, last: Tensor) -> None:
+    """Have the heads that the alignment analyzer listens to look at the end of the text, faintly.
+
+    The analyzer forbids the stop token until, of the text tokens whose number does not exceed that of the speech
+    tokens so far, one of the last three is attended to most; and it forces the stop token once attention to the text
+    after that adds up to 5. So the text's last token gets some hundred times the attention of every other text token,
+    and the start of speech some hundred times the attention of that one. The speech is then at least as long as the
+    text, in tokens, and nothing is forced.
+    """
+    from chatterbox.models.t3.inference.alignment_stream_analyzer import LLAMA_ALIGNED_HEADS
+
+    t3.speech_emb.weight += 8.0 * speech
+    t3.speech_emb.weight[t3.hp.start_speech_token] += 32.0 * start
+    t3.text_emb.weight[t3.hp.stop_text_token] += 32.0 * last
+    for layer, head in LLAMA_ALIGNED_HEADS:
+        attention = t3.tfmr.layers[layer].self_attn
+        first, after = head * attention.head_dim, (head + 1) * attention.head_dim
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight[first:after] = 0
+        # The last of a head's features: the rotary embedding turns it by 0.003 in a thousand positions.
+        attention.q_proj.weight[after - 1] = speech
+        attention.k_proj.weight[after - 1] = 1.1 * start + 0.55 * last  # scores of about 12 and 6
