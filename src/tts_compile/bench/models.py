@@ -75,7 +75,7 @@ def load_quickly(source: str, device: str, **options: Any) -> Any:
     if source == PRETRAINED:
         with _published():
             return load_pretrained("ChatterboxTTS", device, **options)
-    with testing.architecture_of(source, "english"):
+    with testing.architecture_of(source):
         return load_model("ChatterboxTTS", source, device, **options)
 
 
