@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..config import CompileConfig, ComponentPolicy
 from ..errors import CompilationError, NonFiniteError
 from ..execution.turn import Turn
 from ..fallback import FallbackManager, reason
+from ..garbage import not_collected
 from ..report import ComponentReport
 from ..timing import timed
 from .elsewhere import CPU, on_cpu
@@ -261,7 +263,9 @@ class EngineComponent(ABC):
         if "cpu" in ways:
             ways["cpu"] = self._cpu_call
         again = _compat.RandomState(next(self._owner.parameters()).device)
-        return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
+        compiles = self._warm_graphs is None  # and compiling makes very many objects
+        with not_collected() if compiles else contextlib.nullcontext():
+            return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
 
 
 class CopyingEngine(Protocol):

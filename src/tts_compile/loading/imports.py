@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from ..garbage import not_collected
 from ..layout import LAYOUTS
-
-
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """No garbage collection meanwhile: importing and building make a million objects that stay.
-
-    Going through all of them again and again takes a quarter of the time that importing chatterbox takes.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def stock_class(name: str) -> Any:
@@ -36,7 +19,7 @@ def stock_class(name: str) -> Any:
     """
     for layout in LAYOUTS.values():
         if name == layout.name:
-            with without_collections():
+            with not_collected():
                 return layout.stock_class()
     known = ", ".join(layout.name for layout in LAYOUTS.values())
     raise UnsupportedModelError(f"there is no {name!r}; known classes: {known}")

@@ -12,10 +12,11 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from ..fallback import reason
+from ..garbage import not_collected
 from ..layout import LAYOUTS, VOICE, Layout, layout_of
 from .build import Build
 from .half import DTYPES, cast_inputs
-from .imports import stock_class, without_collections
+from .imports import stock_class
 
 
 def load_model(
@@ -59,7 +60,7 @@ def load_model(
     build = Build(layout, dtypes, own_memory=not mmap, strict=strict)
     build.problems += _problems(folder, layout)
     # What is made here must serve outside inference mode too.
-    with without_collections(), torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
+    with not_collected(), torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
         if any((folder / name).is_file() for name in layout.weights.values()):
             tts = build.run(cls, folder)
     if build.problems:
