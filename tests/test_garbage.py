@@ -18,10 +18,12 @@ from tts_compile.garbage import not_collected
 def test_the_collector_comes_back_as_it_was(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     try:
-        with pytest.raises(ZeroDivisionError), not_collected():
+        with not_collected():
             with not_collected():
                 assert not gc.isenabled()
             assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+        with pytest.raises(ZeroDivisionError), not_collected():
             1 / 0  # noqa: B018
         assert gc.isenabled() == enabled
     finally:
