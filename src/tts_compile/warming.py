@@ -55,20 +55,24 @@ def warm_up(
                 yield watch
             bar.update()
 
-        for name in components:
+        def compiling(name: str) -> None:
             with step(f"compiling {name}"), timed(name), Stopwatch() as watch:
                 components[name].warm_up()
-            seconds[name] = watch.seconds
+            seconds[name] = seconds.get(name, 0.0) + watch.seconds
+
+        for name in components:
+            compiling(name)
         with Stopwatch() as speaking:
             for text in texts:
                 with step(f"speaking {len(text)} characters"):
                     _speak(tts, speak, text)
-            if samples:
-                with _at_most(tts.t3, SAMPLE_TOKENS):
-                    for text in samples:
-                        with step(f"speaking the beginning of {len(text)} characters"):
-                            _speak(tts, speak, text)
-    components.mark_warm()
+            with _at_most(tts.t3, SAMPLE_TOKENS) if samples else contextlib.nullcontext():
+                for text in sorted(samples, key=len, reverse=True):  # the longest needs the largest cache
+                    with step(f"speaking the beginning of {len(text)} characters"):
+                        _speak(tts, speak, text)
+        for name, engine in components.engines.items():
+            if engine.recompiled:  # a cache has grown, and what was recorded for the smaller one is gone
+                compiling(name)
     graphs = {name: row.graphs for name, row in components.report().items()}
     return WarmupReport(seconds, graphs, len(texts) + len(samples), speaking.seconds)
 

@@ -54,9 +54,9 @@ class Assembly:
         return iter(self._components)
 
     @property
-    def engines(self) -> list[EngineComponent]:
+    def engines(self) -> dict[str, EngineComponent]:
         """The components that may compile something."""
-        return [component for component in self._components.values() if isinstance(component, EngineComponent)]
+        return {name: part for name, part in self._components.items() if isinstance(part, EngineComponent)}
 
     def attach(self) -> None:
         """All or none."""
@@ -87,11 +87,6 @@ class Assembly:
                 component.release()
             except Exception as error:
                 component.fallback.record("restore", reason(error), "what was kept is not given back")
-
-    def mark_warm(self) -> None:
-        """Every graph that is compiled from now on is a recompilation."""
-        for engine in self.engines:
-            engine.mark_warm()
 
     def report(self) -> dict[str, ComponentReport]:
         """A row for each."""

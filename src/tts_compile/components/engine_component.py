@@ -144,6 +144,11 @@ class EngineComponent(ABC):
         self._warm_graphs = self._graphs
 
     @property
+    def recompiled(self) -> int:
+        """Graphs since then."""
+        return 0 if self._warm_graphs is None else self._graphs - self._warm_graphs
+
+    @property
     def stock_calls(self) -> int:
         """Calls that stock has answered, here or on the CPU."""
         return self._left_to_stock
@@ -196,7 +201,7 @@ class EngineComponent(ABC):
             compiled_calls=compiled,
             graphs=self._graphs,
             graph_breaks=sum(part.graph_breaks for part in self.parts),
-            recompiles_after_warmup=0 if self._warm_graphs is None else self._graphs - self._warm_graphs,
+            recompiles_after_warmup=self.recompiled,
             fallbacks=tuple(self.fallback.events),
             note="; ".join(notes),
         )
