@@ -22,7 +22,7 @@ from speech import SHORT, TEXTS, Speech, random_states
 from tts_compile.layout import LAYOUTS
 from tts_compile.testing import depth
 
-FEW = 8  # speech tokens of the models below
+FEW = {"multilingual": 8, "turbo": 24}  # speech tokens
 WORDS = {"multilingual": ("Hello.", "Hello there!"), "turbo": ("Hello.", TEXTS[120])}
 SAMPLES = 960  # of a speech token
 
@@ -53,6 +53,8 @@ def test_equal_seeds_give_equal_files_of_every_variant(
     folders = [tc.testing.write_checkpoint(tmp_path / name, variant, seed=7) for name in ("one", "other")]
     assert LAYOUTS[variant].missing(folders[0]) == []
     assert _digests(folders[0]) == _digests(folders[1])
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def test_loads_through_the_stock_class(model: Any) -> None:
@@ -94,10 +96,11 @@ def test_wave_is_finite_and_of_speech_like_level(stock_wave: Callable[..., tuple
 @pytest.fixture(scope="module", params=["multilingual", "turbo"])
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """The name of a variant, and its stock model."""
-    folder = tc.testing.write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, speech_tokens=FEW)
-    model = tc.testing.load_checkpoint(folder, request.param)
+    variant = request.param
+    folder = tc.testing.write_checkpoint(tmp_path_factory.mktemp(variant), variant, speech_tokens=FEW[variant])
+    model = tc.testing.load_checkpoint(folder, variant)
     shutil.rmtree(folder)  # more than a gigabyte
-    return request.param, model
+    return variant, model
 
 
 def test_every_variant_loads_through_its_stock_class(other: tuple[str, Any]) -> None:
@@ -118,9 +121,19 @@ def test_every_variant_speaks_and_stops_by_itself(other: tuple[str, Any]) -> Non
         assert spoken.isfinite().all()
         assert 0.001 < float(spoken.std()) < 0.5
         lengths.append(spoken.shape[1] // SAMPLES - (3 if variant == "turbo" else 0))  # it appends silence
-    assert FEW / 2 <= lengths[0] < lengths[1] <= FEW * 2
-    if variant == "multilingual":
-        assert lengths[1] >= len(WORDS[variant][1])  # the alignment analyzer forbids less
+    assert FEW[variant] / 2 <= lengths[0] < 0.8 * lengths[1] <= 2 * FEW[variant]
+
+
+def test_the_alignment_analyzer_hears_the_text_end_and_forces_nothing(other: tuple[str, Any]) -> None:
+    variant, tts = other
+    if variant != "multilingual":
+        pytest.skip("has no analyzer")
+    text = WORDS[variant][1]
+    tts.generate(text, language_id="en")
+    alignment = tts.t3.patched_model.alignment_stream_analyzer.alignment  # (speech, text)
+    assert alignment.shape[1] == len(text) + 3
+    assert alignment[-1].argmax() == len(text) + 2
+    assert alignment.sum() < 1  # the analyzer forces an end at 5
 
 
 @pytest.mark.parametrize("text", ["Größe, þú", "Привет", "Ελλάδα", "שלום", "مرحبا", "नमस्ते", "こんにちは", "안녕하세요"])
