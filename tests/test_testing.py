@@ -46,10 +46,16 @@ def test_equal_seeds_give_equal_files_of_every_variant(
 ) -> None:
     from chatterbox.models.t3.inference import alignment_stream_analyzer
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+    from chatterbox.models.t3.modules import t3_config
+
+    class FewWords(t3_config.T3Config):
+        def __init__(self, text_tokens_dict_size: int) -> None:
+            super().__init__(min(text_tokens_dict_size, 3000))
 
     monkeypatch.setitem(depth.SMALL, variant, depth.Depths(t3=1))
     monkeypatch.setattr(alignment_stream_analyzer, "LLAMA_ALIGNED_HEADS", [(0, 15)])
-    monkeypatch.setitem(LLAMA_CONFIGS["GPT2_medium"], "vocab_size", 8)  # of an embedding that is deleted
+    monkeypatch.setitem(LLAMA_CONFIGS["GPT2_medium"], "vocab_size", 8)
+    monkeypatch.setattr(t3_config, "T3Config", FewWords)
     folders = [tc.testing.write_checkpoint(tmp_path / name, variant, seed=7) for name in ("one", "other")]
     assert LAYOUTS[variant].missing(folders[0]) == []
     assert _digests(folders[0]) == _digests(folders[1])
