@@ -9,7 +9,7 @@ import shutil
 import wave
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from speech import SHORT, TEXTS, Speech, random_states
 from tts_compile.layout import LAYOUTS
 from tts_compile.testing import depth
 
-FEW = 8  # speech tokens of the models below
+FEW = {"multilingual": 8, "turbo": 24}  # speech tokens
 WORDS = {"multilingual": ("Hello.", "Hello there!"), "turbo": ("Hello.", TEXTS[120])}
 SAMPLES = 960  # of a speech token
 
@@ -46,13 +46,21 @@ def test_equal_seeds_give_equal_files_of_every_variant(
 ) -> None:
     from chatterbox.models.t3.inference import alignment_stream_analyzer
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+    from chatterbox.models.t3.modules import t3_config
+
+    class FewWords(t3_config.T3Config):
+        def __init__(self, text_tokens_dict_size: int) -> None:
+            super().__init__(min(text_tokens_dict_size, 3000))
 
     monkeypatch.setitem(depth.SMALL, variant, depth.Depths(t3=1))
     monkeypatch.setattr(alignment_stream_analyzer, "LLAMA_ALIGNED_HEADS", [(0, 15)])
-    monkeypatch.setitem(LLAMA_CONFIGS["GPT2_medium"], "vocab_size", 8)  # of an embedding that is deleted
+    monkeypatch.setitem(LLAMA_CONFIGS["GPT2_medium"], "vocab_size", 8)
+    monkeypatch.setattr(t3_config, "T3Config", FewWords)
     folders = [tc.testing.write_checkpoint(tmp_path / name, variant, seed=7) for name in ("one", "other")]
     assert LAYOUTS[variant].missing(folders[0]) == []
     assert _digests(folders[0]) == _digests(folders[1])
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def test_loads_through_the_stock_class(model: Any) -> None:
@@ -91,36 +99,56 @@ def test_wave_is_finite_and_of_speech_like_level(stock_wave: Callable[..., tuple
     assert 0.001 < float(spoken.std()) < 0.5
 
 
+class Other(NamedTuple):
+    """A variant, its stock model, and the waves in which that has spoken its words."""
+
+    variant: str
+    model: Any
+    waves: list[Tensor]
+
+
 @pytest.fixture(scope="module", params=["multilingual", "turbo"])
-def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
-    """The name of a variant, and its stock model."""
-    folder = tc.testing.write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, speech_tokens=FEW)
-    model = tc.testing.load_checkpoint(folder, request.param)
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Other:
+    variant = request.param
+    folder = tc.testing.write_checkpoint(tmp_path_factory.mktemp(variant), variant, speech_tokens=FEW[variant])
+    model = tc.testing.load_checkpoint(folder, variant)
     shutil.rmtree(folder)  # more than a gigabyte
-    return request.param, model
+    settings = {"language_id": "en"} if variant == "multilingual" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Other(variant, model, [model.generate(text, **settings) for text in WORDS[variant]])
 
 
-def test_every_variant_loads_through_its_stock_class(other: tuple[str, Any]) -> None:
-    variant, tts = other
-    assert type(tts) is LAYOUTS[variant].stock_class()
+def test_every_variant_loads_through_its_stock_class(other: Other) -> None:
+    tts = other.model
+    assert type(tts) is LAYOUTS[other.variant].stock_class()
     assert not any(module.training for module in (tts.t3, tts.s3gen, tts.ve))
     assert tts.t3.dim == 1024
-    assert len(tts.tokenizer if variant == "turbo" else tts.t3.text_emb.weight) == tts.t3.hp.text_tokens_dict_size
 
 
-def test_every_variant_speaks_and_stops_by_itself(other: tuple[str, Any]) -> None:
-    variant, tts = other
-    settings = {"language_id": "en"} if variant == "multilingual" else {}
-    lengths = []
-    for text in WORDS[variant]:
-        torch.manual_seed(0)
-        spoken = tts.generate(text, **settings)
+def test_every_variant_speaks_and_stops_by_itself(other: Other) -> None:
+    for spoken in other.waves:
         assert spoken.isfinite().all()
         assert 0.001 < float(spoken.std()) < 0.5
-        lengths.append(spoken.shape[1] // SAMPLES - (3 if variant == "turbo" else 0))  # it appends silence
-    assert FEW / 2 <= lengths[0] < lengths[1] <= FEW * 2
-    if variant == "multilingual":
-        assert lengths[1] >= len(WORDS[variant][1])  # the alignment analyzer forbids less
+    silence = 3 if other.variant == "turbo" else 0  # tokens that it appends
+    short, long = (spoken.shape[1] // SAMPLES - silence for spoken in other.waves)
+    assert FEW[other.variant] / 2 <= short < 0.8 * long <= 2 * FEW[other.variant]
+
+
+@pytest.mark.parametrize("other", ["multilingual"], indirect=True)
+def test_the_alignment_analyzer_hears_the_text_end_and_forces_nothing(other: Other) -> None:
+    alignment = other.model.t3.patched_model.alignment_stream_analyzer.alignment  # (speech, text)
+    tokens = len(WORDS["multilingual"][-1]) + 3
+    assert alignment.shape[1] == tokens
+    assert alignment[-1].argmax() == tokens - 1
+    assert alignment.sum() < 1  # the analyzer forces an end at 5
+
+
+@pytest.mark.parametrize("other", ["turbo"], indirect=True)
+def test_turbo_reads_any_text(other: Other) -> None:
+    tokenizer, text = other.model.tokenizer, "Hi! ÄÖ 中文 🙂"
+    assert len(tokenizer) == other.model.t3.hp.text_tokens_dict_size
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
 @pytest.mark.parametrize("text", ["Größe, þú", "Привет", "Ελλάδα", "שלום", "مرحبا", "नमस्ते", "こんにちは", "안녕하세요"])
@@ -135,13 +163,6 @@ def test_multilingual_letters_have_tokens_of_their_own(text: str) -> None:
     ids = Tokenizer.from_str(content).encode("[de]" + normalize("NFKD", text.lower().replace(" ", "[SPACE]"))).ids
     assert 1 not in ids
     assert len(ids) > len(set(text))
-
-
-def test_turbo_reads_any_text(other: tuple[str, Any]) -> None:
-    variant, tts = other
-    text = "Hi! ÄÖ 中文 🙂"
-    if variant == "turbo":
-        assert tts.tokenizer.decode(tts.tokenizer(text).input_ids) == text
 
 
 def test_nothing_is_fetched_for_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
