@@ -155,7 +155,7 @@ def cpp_compiler() -> str | None:
 
     try:
         return str(cpp_builder.get_cpp_compiler())
-    except RuntimeError:  # InvalidCxxCompiler is one; on Windows torch raises no other
+    except (RuntimeError, OSError):  # InvalidCxxCompiler, or a plain one on Windows; CXX names what cannot be run
         return None
 
 

@@ -31,6 +31,7 @@ _FORMAT = 1
 _MANIFEST = "manifest.json"
 _LONGEST_MANIFEST = 64 * 2**20
 _LARGEST = 4 * 2**30  # of all files together, unpacked: they are held in memory
+_TOO_MUCH = f"more than {_LARGEST / 2**30:g} GiB of compiled code"
 _CARRIED = ("generated", "native", "graphs", "autograd")  # written in this order: what refers to others comes later
 _LOCK_SECONDS = 600  # as torch's own
 # All that zipfile, zlib and json raise for bytes that are not what they seem.
@@ -106,6 +107,8 @@ def save_compile_cache(path: str | Path, cache_dir: str | None = None) -> SavedC
                     sizes.append(len(content))
                     entries[str(name)] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
                     archive.writestr(zipfile.ZipInfo(str(name)), content, zipfile.ZIP_DEFLATED)
+                    if sum(sizes) > _LARGEST:
+                        raise CompilationError(f"{place} holds {_TOO_MUCH}; remove it and warm up again")
             manifest = {"format": _FORMAT, "machine": dataclasses.asdict(this_machine()), "files": entries}
             archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(manifest, indent=1), zipfile.ZIP_DEFLATED)
     except OSError as error:
@@ -212,7 +215,7 @@ def _check(infos: dict[str, zipfile.ZipInfo], entries: dict[str, dict[str, Any]]
         if info.file_size != entries[name]["bytes"]:
             raise _RefusedError(f"damaged: {name} is not what was saved")
     if sum(info.file_size for info in infos.values()) > _LARGEST:
-        raise _RefusedError(f"more than {_LARGEST / 2**30:g} GiB of compiled code")
+        raise _RefusedError(_TOO_MUCH)
 
 
 def _write(place: Path, contents: dict[PurePosixPath, bytes]) -> list[int]:
