@@ -10,6 +10,8 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the workers, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import getpass
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor
 import tts_compile as tc
 from pretend import PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
+from tts_compile import cache
 from tts_compile.components.engine_component import EngineComponent
 
 SPEECH_TOKENS = 16
@@ -35,6 +38,9 @@ def _clean_environment() -> Iterator[None]:
         for name in ("TTS_COMPILE", "TTS_COMPILE_CONFIG", "TTS_COMPILE_CACHE_DIR"):
             patch.delenv(name, raising=False)
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # One folder for all workers, kept for the next run; never the user's own.
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/tts-compile-tests-{getpass.getuser()}")
+        cache.folder()  # looks at the machine once, before a test pretends that it is another
         yield
 
 

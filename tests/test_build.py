@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tts_compile as tc
-from tts_compile import _compat
+from tts_compile import _compat, cache
 from tts_compile.execution import build
 
 NAME = "convolution"  # the quickest to build
@@ -33,13 +33,17 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copied
 
 
+def ours(cache_dir: Path) -> Path:
+    return cache.folder(str(cache_dir)) / cache.OURS
+
+
 def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().splitlines())
 
 
 def test_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "tts_compile"
-    folder.mkdir()
+    folder = ours(tmp_path)
+    folder.mkdir(parents=True)
     os.chmod(folder, 0o777)
     with pytest.raises(tc.CompilationError, match="written by other users"):
         build.library(NAME, str(tmp_path))
@@ -47,20 +51,20 @@ def test_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
 
 
 def test_library_that_others_can_write_to_is_refused(tmp_path: Path, sources: Path) -> None:
-    build._built(NAME, tmp_path / "tts_compile").chmod(0o666)
+    build._built(NAME, ours(tmp_path)).chmod(0o666)
     with pytest.raises(tc.CompilationError, match="written by other users"):
-        build._built(NAME, tmp_path / "tts_compile")
+        build._built(NAME, ours(tmp_path))
 
 
 def test_folder_is_made_for_its_owner_alone(tmp_path: Path, sources: Path) -> None:
-    path = build._built(NAME, tmp_path / "tts_compile")
-    assert (tmp_path / "tts_compile").stat().st_mode & 0o777 == 0o700
+    path = build._built(NAME, ours(tmp_path))
+    assert ours(tmp_path).stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o022 == 0
 
 
 @pytest.mark.parametrize("kept", [0, -1])
 def test_library_cut_short_is_built_again(tmp_path: Path, kept: int) -> None:
-    path = build._built(NAME, tmp_path / "tts_compile")
+    path = build._built(NAME, ours(tmp_path))
     whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:kept])
     build.library(NAME, str(tmp_path))
@@ -84,7 +88,7 @@ def test_failing_compiler_is_an_error_with_its_first_line(tmp_path: Path, monkey
     monkeypatch.setattr(_compat, "cpp_compiler", lambda: compiler)
     with pytest.raises(tc.CompilationError, match=r"failed: no such luck$"):
         build.library(NAME, str(tmp_path))
-    assert list((tmp_path / "tts_compile").iterdir()) == []
+    assert list(ours(tmp_path).iterdir()) == []
 
 
 def test_compiler_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +97,7 @@ def test_compiler_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(build, "_BUILD_SECONDS", 0.1)
     with pytest.raises(tc.CompilationError, match="timed out"):
         build.library(NAME, str(tmp_path))
-    assert list((tmp_path / "tts_compile").iterdir()) == []
+    assert list(ours(tmp_path).iterdir()) == []
 
 
 def test_no_compiler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,18 +107,18 @@ def test_no_compiler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_built_once_for_the_same_sources(tmp_path: Path, sources: Path) -> None:
-    first = build._built(NAME, tmp_path / "tts_compile")
-    assert first == build._built(NAME, tmp_path / "tts_compile")
-    assert list((tmp_path / "tts_compile").iterdir()) == [first]
+    first = build._built(NAME, ours(tmp_path))
+    assert first == build._built(NAME, ours(tmp_path))
+    assert list(ours(tmp_path).iterdir()) == [first]
     assert calls(tmp_path) == 1
 
 
 @pytest.mark.parametrize("changed", [f"{NAME}.cpp", "simd.h", "tile.h"])
 def test_changed_source_is_another_library(changed: str, tmp_path: Path, sources: Path) -> None:
-    first = build._built(NAME, tmp_path / "tts_compile")
+    first = build._built(NAME, ours(tmp_path))
     with (sources / changed).open("a") as file:
         file.write("// changed\n")
-    second = build._built(NAME, tmp_path / "tts_compile")
+    second = build._built(NAME, ours(tmp_path))
     assert second != first
     assert second.name.startswith(NAME)
     assert first.exists()  # another process may still use it
@@ -123,7 +127,7 @@ def test_changed_source_is_another_library(changed: str, tmp_path: Path, sources
 def test_other_flags_compiler_torch_or_processor_are_another_library(
     tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {build._built(NAME, tmp_path / "tts_compile")}
+    found = {build._built(NAME, ours(tmp_path))}
     compiler = shutil.copy(tmp_path / "c++", tmp_path / "other-c++")
     for owner, name, value in (
         (build, "FLAGS", (*build.FLAGS, "-g")),
@@ -132,7 +136,7 @@ def test_other_flags_compiler_torch_or_processor_are_another_library(
         (_compat, "cpp_compiler", lambda: str(compiler)),
     ):
         monkeypatch.setattr(owner, name, value)
-        found.add(build._built(NAME, tmp_path / "tts_compile"))
+        found.add(build._built(NAME, ours(tmp_path)))
     assert len(found) == 5
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tts_compile as tc
-from tts_compile import cli, config, doctor
+from tts_compile import cache, cli, config, doctor
 from tts_compile.bench import commands, plots
 from tts_compile.bench.section import Result, Section
 from tts_compile.bench.stats import Ratio
@@ -81,13 +81,14 @@ def test_doctor_prints_json_and_nothing_else():
     assert set(found["components"]) == set(config.COMPONENTS)
     assert all(plan["runs"] and plan["why"] for plan in found["components"].values())
     assert found["machine"]["versions"]["torch"]
-    assert found["cache_dir"]
+    assert found["cache"]["folder"].startswith(found["cache_dir"])
+    assert found["cache"]["machine"]["python"] == sys.implementation.cache_tag
 
 
 def test_doctor_prints_a_table(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for word in ("torch", "C++ compiler", "compile cache", "will run", "watermark"):
+    for word in ("torch", "C++ compiler", "compile cache", "- FX graphs", "will run", "watermark"):
         assert word in out
 
 
@@ -160,10 +161,25 @@ def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint_dir, tmp_pa
 
 def test_warmup_reports_seconds_for_every_component(checkpoint_dir, tmp_path):
     eager = tmp_path / "eager.toml"  # compiling is for the demo's test
-    eager.write_text('[t3]\nexecution = "eager"\n')
-    done = run("warmup", "--model", checkpoint_dir, "--json", TTS_COMPILE_CONFIG=str(eager))
+    eager.write_text("".join(f'[{name}]\nexecution = "eager"\n' for name in ("t3", "flow", "vocoder")))
+    kept = cache.made(str(tmp_path)) / "ab" / "kept.so"
+    kept.parent.mkdir()
+    kept.write_bytes(b"compiled before")
+    environment = {"TTS_COMPILE_CONFIG": str(eager), "TTS_COMPILE_CACHE_DIR": str(tmp_path)}
+    done = run("warmup", "--model", checkpoint_dir, "--json", "--save", tmp_path / "made" / "a.zip", **environment)
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)["seconds"]) == set(config.COMPONENTS)
+    found = json.loads(done.stdout)
+    assert set(found["seconds"]) == set(config.COMPONENTS)
+    assert found["saved"] == {"path": str(tmp_path / "made" / "a.zip"), "files": 1, "bytes": 15}
+    assert tc.load_compile_cache(tmp_path / "made" / "a.zip", str(tmp_path / "b")).files == 1
+
+
+def test_warmup_refuses_a_place_that_cannot_be_written_before_compiling(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli, "load", lambda *args: pytest.fail("loaded nevertheless"))
+    for place in (tmp_path, tmp_path / "file" / "a.zip"):
+        (tmp_path / "file").touch()
+        assert cli.main(["warmup", "--save", str(place)]) == 1
+        assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_different_tokens_are_a_failure(monkeypatch, capsys, tmp_path):

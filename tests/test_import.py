@@ -13,7 +13,7 @@ import torch
 before = time.perf_counter()
 import tts_compile
 seconds = time.perf_counter() - before
-print(json.dumps({"seconds": seconds, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
 """
 
 
@@ -25,7 +25,9 @@ def imported() -> dict[str, Any]:
 
 def test_is_cheap_and_pulls_in_no_model_code() -> None:
     runs = [imported()]
-    assert not {"chatterbox", "transformers", "librosa", "diffusers"} & set(runs[0]["modules"])
+    modules = runs[0]["modules"]
+    assert not {"chatterbox", "transformers", "librosa", "diffusers"} & {name.split(".")[0] for name in modules}
+    assert "torch._inductor.config" not in modules
     while min(run["seconds"] for run in runs) > 0.3 and len(runs) < 3:  # the best of three: others share the machine
         runs.append(imported())
     assert min(run["seconds"] for run in runs) <= 0.3

@@ -19,7 +19,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
 from test_faults import EAGER_ONES
-from tts_compile import _compat, api, background, handle
+from tts_compile import _compat, api, background, cache, handle
 from tts_compile.components import elsewhere, engine_component
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
@@ -214,7 +214,7 @@ def test_another_process_compiles_while_this_one_speaks(
         assert "calls ran eager while another process compiled" in row.note
         assert row.fallbacks == ()
     assert tts.t3.speech_head.weight.data_ptr() == before
-    assert list((tmp_path / "cache" / "tts_compile").glob("decoder-*.so"))  # built over there
+    assert list((cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("decoder-*.so"))  # built over there
 
 
 def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

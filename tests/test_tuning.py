@@ -241,7 +241,7 @@ def test_a_choice_belongs_to_threads_versions_texts_and_what_was_asked(
     with monkeypatch.context() as patch:
         patch.setattr(store.machine, "versions", lambda: {"torch": "9.9"})
         stored.add(tuned().stored)
-    folder = str(Path(min(stored)).parents[1])
+    folder = str(Path(min(stored)).parents[2])
     config = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(draft_tokens=1), cache_dir=folder)
     stored.add(tuned(config=config).stored)
     stored.add(tuned(config=config.replace(memory_limit_gb=100.0)).stored)

@@ -4,6 +4,7 @@ from . import testing
 from .api import compile_model, validate
 from .batch import BatchProgress
 from .bucketing import Batch, BucketStats, ChunkBucketer
+from .cache import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
 from .config import CompileConfig, ComponentPolicy
 from .errors import (
     BatchError,
@@ -47,11 +48,13 @@ __all__ = [
     "FallbackEvent",
     "FallbackManager",
     "InputError",
+    "LoadedCache",
     "ModelStateError",
     "NonFiniteError",
     "OutOfMemoryError",
     "ParityError",
     "ParityReport",
+    "SavedCache",
     "TTSCompileError",
     "Timings",
     "UnsafeFileError",
@@ -59,8 +62,10 @@ __all__ = [
     "WarmupReport",
     "autotune",
     "compile_model",
+    "load_compile_cache",
     "load_model",
     "load_pretrained",
+    "save_compile_cache",
     "split_text",
     "testing",
     "timed",

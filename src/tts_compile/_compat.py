@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -157,37 +158,75 @@ def has_triton() -> bool:
 def cpp_compiler() -> str | None:
     """The C++ compiler that inductor would use on CPU, or None where it finds none that works."""
     from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         return str(cpp_builder.get_cpp_compiler())
-    except InvalidCxxCompiler:
+    except (RuntimeError, OSError):  # InvalidCxxCompiler, or a plain one on Windows; CXX names what cannot be run
         return None
 
 
-def inductor_cache_dir() -> str:
-    """The folder in which inductor keeps compiled code."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+_INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+_TRITON = "TRITON_CACHE_DIR"  # which torch points into inductor's folder and leaves there
+_cache_dirs = threading.Lock()
+_replaced: list[str | None] = []  # what was set before each block of using_cache_dir that is open
 
-    return str(cache_dir())
+
+def inductor_cache_dir() -> str | None:
+    """The folder that the user has told inductor to use; None for torch's own choice.
+
+    Torch writes its choice into the environment, where other processes inherit it, and so does
+    :func:`using_cache_dir` for the duration of its block.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    with _cache_dirs:
+        path = _replaced[0] if _replaced else os.environ.get(_INDUCTOR)
+    try:
+        return None if path == default_cache_dir() else path or None
+    except (ImportError, KeyError, OSError):  # the user has no name, and so torch no choice
+        return path or None
 
 
 @contextlib.contextmanager
-def using_cache_dir(path: str | None) -> Iterator[None]:
-    """Have inductor read and write compiled code under ``path`` for the duration of the block."""
-    if path is None:
+def using_cache_dir(path: str) -> Iterator[None]:
+    """Have torch keep compiled code under ``path`` for the duration of the block, for the whole process."""
+    with _cache_dirs:
+        before = {name: os.environ.get(name) for name in (_INDUCTOR, _TRITON)}
+        _replaced.append(before[_INDUCTOR])
+        os.environ[_INDUCTOR] = path
+    try:
+        with _keeping_all_graphs():
+            yield
+    finally:
+        with _cache_dirs:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            _replaced.pop()
+
+
+@contextlib.contextmanager
+def _keeping_all_graphs() -> Iterator[None]:
+    """What later versions of torch keep by themselves, and 2.6 can: traced graphs, and calls that write to arguments.
+
+    Without the second, a graph with such a call is compiled anew in every process.
+    """
+    from torch._functorch import config as autograd
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2 as writing
+
+    if writing.cacheable():
         yield
         return
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(name)
-    os.environ[name] = path
+    settings: Any = autograd
+    asked = "TORCHINDUCTOR_AUTOGRAD_CACHE" in os.environ
+    writing._cacheable = True
     try:
-        yield
+        with contextlib.nullcontext() if asked else settings.patch(enable_autograd_cache=True):
+            yield
     finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+        writing._cacheable = False
 
 
 def has_global_forward_hooks() -> bool:

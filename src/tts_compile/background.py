@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from . import cache
 from .config import COMPONENTS, CompileConfig, ComponentPolicy
 from .fallback import reason
 
@@ -40,7 +41,10 @@ class BackgroundCompilation:
         self._folder = tempfile.TemporaryDirectory(prefix="tts-compile-")
         stock = ComponentPolicy(execution="stock")
         config = config.replace(
-            compile_in_background=False, fallback="raise", **dict.fromkeys(_NOTHING_TO_COMPILE, stock)
+            compile_in_background=False,
+            fallback="raise",
+            cache_dir=str(cache.root(config.cache_dir)),  # whatever the environment says over there
+            **dict.fromkeys(_NOTHING_TO_COMPILE, stock),
         )
         payload = {
             "class": type(tts),

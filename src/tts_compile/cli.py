@@ -16,7 +16,9 @@ from .api import compile_model, validate
 from .bench import commands as bench_commands
 from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
 from .bench.section import as_json
+from .cache import save_compile_cache
 from .errors import TTSCompileError
+from .files import refuse_unwritable
 from .testing import SIZES
 from .tuning import tune
 
@@ -93,6 +95,8 @@ def _autotune(args: argparse.Namespace) -> _Outcome:
 
 
 def _warmup(args: argparse.Namespace) -> _Outcome:
+    if args.save is not None:
+        refuse_unwritable(args.save)
     with _checkpoint(args, speech_tokens=60) as source, Progress(2) as progress:
         with progress.step("loading"):
             tts = load(source, args.device)
@@ -102,7 +106,11 @@ def _warmup(args: argparse.Namespace) -> _Outcome:
     failed = [event for event in events if event.phase == "compile"]
     for event in failed:
         print(f"tts-compile: {event.component}: {event.error}; {event.action}", file=sys.stderr)
-    return _Outcome(str(result), asdict(result), not failed)
+    if failed or args.save is None:
+        return _Outcome(str(result), asdict(result), not failed)
+    saved = save_compile_cache(args.save, fast.config.cache_dir)
+    line = f"{saved.files} files, {saved.bytes / 2**20:.1f} MiB of compiled code, are in {saved.path}"
+    return _Outcome(f"{result}\n\n{line}", {**asdict(result), "saved": asdict(saved)}, True)
 
 
 def _doctor(_: argparse.Namespace) -> _Outcome:
@@ -169,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         "Fails where compiling fails.",
     )
     command.add_argument("--text", action="append", help="speak this too; may be given more than once")
+    command.add_argument(
+        "--save", type=Path, metavar="FILE", help="write compiled code there too, for tts_compile.load_compile_cache"
+    )
     command.set_defaults(run=_warmup)
 
     command = commands.add_parser("doctor", parents=[output], help="versions, devices, and what will run and why")

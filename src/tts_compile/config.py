@@ -136,7 +136,9 @@ class CompileConfig:
             two utterances.
         cpu_fallback: for a model on a GPU, a last level after stock: stock on a copy of the component in the machine's
             memory. Its random numbers, and so its results, are a CPU's.
-        cache_dir: folder for compiled code; None leaves torch's own.
+        cache_dir: folder for compiled code, with a folder in it for each kind of machine; None takes what the
+            environment has as ``TTS_COMPILE_CACHE_DIR`` or, set by the user, as ``TORCHINDUCTOR_CACHE_DIR``, or
+            ``tts_compile`` in the user's cache folder.
     """
 
     t3: ComponentPolicy = ComponentPolicy()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _compat, files
+from . import _compat, cache, files
 from .bench import machine
+from .cache import CacheState
 from .components.t3.component import CPU_GUESSES
 from .config import COMPONENTS, CompileConfig, switched_off_by_env
 from .errors import UnsafeFileError
@@ -34,7 +34,8 @@ class Diagnosis:
 
     Attributes:
         compiler: the C++ compiler that inductor would use, or None.
-        cache_dir: where compiled code is kept.
+        cache_dir: where compiled code is kept, in a folder for each kind of machine.
+        cache: what is kept.
         problems: what keeps the library from working, in sentences.
     """
 
@@ -42,6 +43,7 @@ class Diagnosis:
     devices: tuple[str, ...]
     compiler: str | None
     cache_dir: str
+    cache: CacheState
     components: dict[str, Plan]
     problems: tuple[str, ...]
 
@@ -60,7 +62,7 @@ class Diagnosis:
             ("memory", "unknown" if about["memory_gib"] is None else f"{about['memory_gib']} GiB"),
             ("devices", ", ".join(self.devices)),
             ("C++ compiler", self.compiler or "none that works"),
-            ("compile cache", self.cache_dir),
+            *self.cache.rows(),
         ]
         plans: list[tuple[str, ...]] = [
             ("component", "will run", "why"),
@@ -79,14 +81,15 @@ def examine() -> Diagnosis:
     config = CompileConfig.from_env()
     compiler = _compat.cpp_compiler()
     problems = []
-    cache_dir = Path(config.cache_dir or _compat.inductor_cache_dir())
-    place = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
+    cache_dir, own = cache.root(config.cache_dir), cache.folder(config.cache_dir)
+    place = next(folder for folder in (own, *own.parents) if folder.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         problems.append(f"compiled code cannot be kept in {cache_dir}: {place} is not a folder that can be written to")
-    try:
-        files.refuse_unsafe(place)
-    except UnsafeFileError as error:
-        if place == cache_dir:  # otherwise it is made for its owner alone
+    for folder in (cache_dir, own):
+        try:
+            if folder.exists():  # otherwise it is made for its owner alone
+                files.refuse_unsafe(folder)
+        except UnsafeFileError as error:
             problems.append(str(error))
     if about["versions"]["chatterbox-tts"] is None:
         problems.append("chatterbox-tts is not installed: pip install 'tts-compile[chatterbox]'")
@@ -95,6 +98,7 @@ def examine() -> Diagnosis:
         devices=("cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(about["gpus"]))),
         compiler=compiler,
         cache_dir=str(cache_dir),
+        cache=cache.state(config.cache_dir),
         components={name: _plan(name, config, compiler) for name in COMPONENTS},
         problems=tuple(problems),
     )

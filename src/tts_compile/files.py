@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def sealed(path: Path) -> bool:
     return content[-_SEAL:] == hashlib.sha256(content[:-_SEAL]).digest()
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Make the folder of a file that is to be written later, and try that it can be.
+
+    Raises:
+        OSError: when it cannot.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def own_folder(folder: Path) -> Path:
     """The folder, made for its owner alone where it is missing.
 
@@ -52,7 +66,9 @@ def own_folder(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CompilationError(f"compiled code cannot be kept in {folder}: {error}") from error
+        raise CompilationError(
+            f"compiled code cannot be kept in {folder}: {error}; TTS_COMPILE_CACHE_DIR names another folder"
+        ) from error
     refuse_unsafe(folder)
     return folder
 

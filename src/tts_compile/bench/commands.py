@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import replaced
+from ..files import refuse_unwritable, replaced
 from ..loading import DTYPES
 from ..prose import TEXT
 from . import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> Result:
     if args.html is not None or args.folder is not None:
         plots.require()
     for path in _targets(args).values():
-        _refuse_unwritable(path)
+        refuse_unwritable(path)
     result: Result = args.measure(args)
     return result
 
@@ -42,14 +41,6 @@ def save(result: Result, args: argparse.Namespace) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as beside:
             writers[kind](beside)
-
-
-def _refuse_unwritable(path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
 
 
 def _targets(args: argparse.Namespace) -> dict[str, Path]:

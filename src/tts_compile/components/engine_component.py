@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from .. import _compat, files
+from .. import _compat, cache
 from ..config import CompileConfig, ComponentPolicy
 from ..errors import CompilationError, NonFiniteError
 from ..execution.turn import Turn
@@ -95,8 +94,8 @@ class EngineComponent(ABC):
         self._turn = Turn()
         if levels[0] != "eager":
             try:
-                files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
-            except (OSError, CompilationError) as error:  # torch makes its own folder when asked for it
+                cache.made(config.cache_dir)
+            except CompilationError as error:
                 while self.fallback.level != "eager":
                     self.fallback.fall("compile", error)
         if policy.execution == "cuda_graph" and graphs is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .. import _compat, files
+from .. import _compat, cache, files
 from ..errors import CompilationError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def library(name: str, cache_dir: str | None = None) -> ctypes.CDLL:
         CompilationError: when there is no C++ compiler, it fails, or the cache folder cannot be used or is not safe
             to load from.
     """
-    folder = Path(cache_dir or _compat.inductor_cache_dir()) / "tts_compile"
+    folder = cache.made(cache_dir) / cache.OURS
     try:
         path = _built(name, folder)
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import _compat, files
+from .. import _compat, cache, files
 from ..bench import machine
 from ..bench.stats import Ratio
 from ..components.audio import Recording
@@ -69,8 +69,7 @@ def _digest(content: bytes) -> str:
 
 def path(config: CompileConfig, belongs_to: dict[str, Any]) -> Path:
     """Where the choice is kept: beside compiled code, for its owner alone."""
-    folder = files.own_folder(Path(config.cache_dir or _compat.inductor_cache_dir()))
-    folder = files.own_folder(folder / "tts_compile")
+    folder = files.own_folder(cache.made(config.cache_dir) / cache.OURS)
     return folder / f"tuned-{_digest(json.dumps(belongs_to, sort_keys=True).encode())}.json"
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ... import _compat
 from ...bucketing import ChunkBucketer
+from ...cache import using_cache
 from ...errors import CompilationError, InputError
 from ...execution import Region
 from ...execution.cuda_graph import GraphCache, Replays
@@ -39,7 +39,7 @@ class FlowEngine:
         fallback: decides between compiled and eager.
         operators: native or torch.
         graphs: for CUDA graphs; None where there are none.
-        cache_dir: folder for compiled code; None leaves torch's own.
+        cache_dir: folder for compiled code, as of :class:`CompileConfig`.
         compile_options: of :class:`tts_compile.execution.Region`.
     """
 
@@ -110,7 +110,7 @@ class FlowEngine:
         Raises:
             InputError: for no tokens, or tokens that are none.
         """
-        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._cache_dir):
+        with torch.inference_mode(mode=False), torch.no_grad(), using_cache(self._cache_dir):
             # tensors made under inference mode are guarded differently: copies serve both callers
             given = (token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding)
             token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding = (t.clone() for t in given)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _compat
 from ...bucketing import ChunkBucketer
+from ...cache import using_cache
 from ...errors import CompilationError, InputError, ModelStateError
 from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
@@ -57,7 +57,7 @@ class T3Engine:
         use_native: decode with the native decoder, which must be loaded and made for this model.
         guesses: tokens guessed ahead; only the native decoder can read the copy.
         graphs: for CUDA graphs; None where there are none.
-        cache_dir: folder for compiled code; None leaves torch's own.
+        cache_dir: folder for compiled code, as of :class:`CompileConfig`.
         compile_options: of :class:`tts_compile.execution.Region`.
 
     Attributes:
@@ -223,7 +223,7 @@ class T3Engine:
         with (
             torch.inference_mode(mode=False),
             torch.no_grad(),
-            _compat.using_cache_dir(self._cache_dir),
+            using_cache(self._cache_dir),
             self._turn(),
         ):
             yield

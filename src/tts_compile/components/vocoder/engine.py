@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _compat
+from ...cache import using_cache
 from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
@@ -30,7 +30,7 @@ class VocoderEngine:
         vocoder: the stock module.
         fallback: decides between compiled and eager.
         operators: native or torch.
-        cache_dir: folder for compiled code; None leaves torch's own.
+        cache_dir: folder for compiled code, as of :class:`CompileConfig`.
         compile_options: of :class:`tts_compile.execution.Region`.
     """
 
@@ -76,7 +76,7 @@ class VocoderEngine:
         if speech_feat.shape[2] == 0:
             raise InputError("there are no mel frames to make a wave from")
         vocoder = self.vocoder
-        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._cache_dir):
+        with torch.inference_mode(mode=False), torch.no_grad(), using_cache(self._cache_dir):
             weights = self.copies.current()
             mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
             with timed("vocoder.pitch"):

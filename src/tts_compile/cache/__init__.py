@@ -1,0 +1,21 @@
+"""Compiled code on disk: where it is kept, what it is valid for, and how it moves to another machine."""
+
+from .archive import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
+from .place import OURS, folder, made, root, using_cache
+from .state import CacheState, Kept, OtherCache, state
+
+__all__ = [
+    "OURS",
+    "CacheState",
+    "Kept",
+    "LoadedCache",
+    "OtherCache",
+    "SavedCache",
+    "folder",
+    "load_compile_cache",
+    "made",
+    "root",
+    "save_compile_cache",
+    "state",
+    "using_cache",
+]
