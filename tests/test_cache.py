@@ -576,3 +576,61 @@ def test_another_process_compiles_nothing(process: Callable[[str, Path], dict[st
         missed = [key for key in second[counts] if key in (f"{name}_miss", f"{name}_bypass")]
         assert (second[counts][f"{name}_hit"], missed) == (first["graphs"], [])
     assert second["files"] == first["files"]
+
+
+@pytest.fixture
+def untrusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A folder whose vector instructions nobody knows yet."""
+    monkeypatch.setattr(_compat, "_trusted", set())
+    cache.made(str(tmp_path))
+    return str(tmp_path)
+
+
+def test_vector_instructions_are_tried_once_for_a_folder(untrusted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config, cpu_vec_isa
+
+    claimed, tried = _compat.claimed_vectors(), list[str]()
+    monkeypatch.setattr(
+        _compat, "tried_vectors", lambda: tried.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]) or claimed
+    )
+    for _ in range(3):
+        monkeypatch.setattr(_compat, "_trusted", set())  # as in another process
+        cache.know_vectors(untrusted)
+        cache.know_vectors(untrusted)
+        with cache.using_cache(untrusted):
+            assert config.cpp.vec_isa_ok is True
+            assert [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list.__wrapped__()] == claimed
+        assert config.cpp.vec_isa_ok is None
+    assert tried == [str(cache.folder(untrusted))]
+    with cache.using_cache(untrusted + "/another"):
+        assert config.cpp.vec_isa_ok is None
+
+
+@pytest.mark.parametrize("kept", [None, "[]", "{", '["avx1024"]'])
+def test_vector_instructions_that_do_not_all_work_are_left_to_torch(
+    kept: str | None, untrusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(_compat, "tried_vectors", list)
+    monkeypatch.setattr(_compat, "claimed_vectors", lambda: ["avx2"])
+    if kept is not None:
+        (cache.folder(untrusted) / "vectors.json").write_text(kept)
+    cache.know_vectors(untrusted)
+    with cache.using_cache(untrusted):
+        assert config.cpp.vec_isa_ok is None
+
+
+def test_what_the_user_has_decided_about_vectors_stays(untrusted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(_compat, "tried_vectors", lambda: pytest.fail("tried"))
+    with config.patch({"cpp.vec_isa_ok": False}):
+        cache.know_vectors(untrusted)
+        with cache.using_cache(untrusted):
+            assert config.cpp.vec_isa_ok is False
+
+
+def test_torch_tries_what_the_processor_names(untrusted: str) -> None:
+    with cache.using_cache(untrusted):
+        assert set(_compat.tried_vectors()) <= set(_compat.claimed_vectors())

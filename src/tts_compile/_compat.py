@@ -168,6 +168,7 @@ def cpp_compiler() -> str | None:
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 _TRITON = "TRITON_CACHE_DIR"  # which torch points into inductor's folder and leaves there
 _cache_dirs = threading.Lock()
+_trusted: set[str] = set()  # folders, see trust_vectors
 _replaced: list[str | None] = []  # what was set before each block of using_cache_dir that is open
 
 
@@ -195,7 +196,7 @@ def using_cache_dir(path: str) -> Iterator[None]:
         _replaced.append(before[_INDUCTOR])
         os.environ[_INDUCTOR] = path
     try:
-        with _keeping_all_graphs():
+        with _keeping_all_graphs(), _trusting_vectors(path):
             yield
     finally:
         with _cache_dirs:
@@ -227,6 +228,47 @@ def _keeping_all_graphs() -> Iterator[None]:
             yield
     finally:
         writing._cacheable = False
+
+
+def claimed_vectors() -> list[str]:
+    """The vector instructions that the processor names and torch can generate code for."""
+    from torch._inductor import config, cpu_vec_isa
+
+    settings: Any = config
+    find: Any = cpu_vec_isa.valid_vec_isa_list
+    with settings.patch({"cpp.vec_isa_ok": True}):
+        return [str(isa) for isa in find.__wrapped__()]  # past its memory, which is of those that were tried
+
+
+def tried_vectors() -> list[str]:
+    """Those that torch has tried, each in a process of its own."""
+    from torch._inductor import cpu_vec_isa
+
+    return [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list()]
+
+
+def vectors_are_known(path: str) -> bool:
+    """Whether nothing is to be tried for code under ``path``: they are trusted, or the user or torch knows better."""
+    from torch._inductor import config
+
+    return path in _trusted or getattr(config.cpp, "vec_isa_ok", True) is not None
+
+
+def trust_vectors(path: str) -> None:
+    """Have :func:`using_cache_dir` take those that the processor names for working."""
+    _trusted.add(path)
+
+
+@contextlib.contextmanager
+def _trusting_vectors(path: str) -> Iterator[None]:
+    if path not in _trusted:
+        yield
+        return
+    from torch._inductor import config
+
+    settings: Any = config
+    with settings.patch({"cpp.vec_isa_ok": True}):  # a part of torch's keys, so that it is the same in every process
+        yield
 
 
 def has_global_forward_hooks() -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from . import __version__, demo, doctor
 from .api import compile_model, validate
 from .bench import commands as bench_commands
-from .bench.models import SYNTHETIC, Progress, checkpoint, load, quiet
+from .bench.models import SYNTHETIC, Progress, checkpoint, load, load_quickly, quiet
 from .bench.section import as_json
 from .cache import save_compile_cache
 from .errors import TTSCompileError
@@ -97,11 +97,10 @@ def _autotune(args: argparse.Namespace) -> _Outcome:
 def _warmup(args: argparse.Namespace) -> _Outcome:
     if args.save is not None:
         refuse_unwritable(args.save)
-    with _checkpoint(args, speech_tokens=60) as source, Progress(2) as progress:
-        with progress.step("loading"):
-            tts = load(source, args.device)
-        with progress.step("compiling"), compile_model(tts) as fast:
-            result = fast.warmup(args.text)
+    with _checkpoint(args, speech_tokens=60) as source, Progress(None) as progress:
+        progress.tell("loading")
+        with compile_model(load_quickly(source, args.device)) as fast:
+            result = fast.warmup(args.text, progress=progress.tell)
             events = [event for row in fast.report().components.values() for event in row.fallbacks]
     failed = [event for event in events if event.phase == "compile"]
     for event in failed:

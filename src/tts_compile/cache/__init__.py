@@ -3,6 +3,7 @@
 from .archive import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
 from .place import OURS, folder, made, root, using_cache
 from .state import CacheState, Kept, OtherCache, state
+from .vectors import know_vectors
 
 __all__ = [
     "OURS",
@@ -12,6 +13,7 @@ __all__ = [
     "OtherCache",
     "SavedCache",
     "folder",
+    "know_vectors",
     "load_compile_cache",
     "made",
     "root",

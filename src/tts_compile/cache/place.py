@@ -17,6 +17,7 @@ from .machine import this_machine
 logger = logging.getLogger(__name__)
 
 MACHINE = "machine.json"  # what the folder's name is a digest of
+VECTORS = "vectors.json"  # the vector instructions that were found to work
 OURS = "tts_compile"  # native libraries and autotune's choices; everything beside it is torch's
 
 
@@ -69,7 +70,11 @@ def sort_of(path: PurePosixPath) -> str | None:
     ``"choices"`` (autotune's).
     """
     first = path.parts[0]
-    if any(part.startswith(".") for part in path.parts) or path.suffix in (".lock", ".tmp") or str(path) == MACHINE:
+    if (
+        any(part.startswith(".") for part in path.parts)
+        or path.suffix in (".lock", ".tmp")
+        or str(path) in (MACHINE, VECTORS)
+    ):
         return None
     if first == OURS:
         return {".so": "native", ".json": "choices"}.get(path.suffix)

@@ -83,6 +83,7 @@ class EngineComponent(ABC):
             "budget": shared.budget,
         }
         self._backend = policy.backend
+        self._cache_dir = config.cache_dir
         self._owner = owner
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
         if graphs is not None and policy.execution in ("auto", "cuda_graph"):
@@ -238,6 +239,11 @@ class EngineComponent(ABC):
             self.mark_warm()
 
     @property
+    def _for_cpu(self) -> bool:
+        """Whether inductor generates C++ for it."""
+        return self._backend == "inductor" and next(self._owner.parameters()).device == CPU
+
+    @property
     def _graphs(self) -> int:
         return sum(part.graphs for part in self.parts)
 
@@ -267,8 +273,10 @@ class EngineComponent(ABC):
         if "cpu" in ways:
             ways["cpu"] = self._cpu_call
         again = _compat.RandomState(next(self._owner.parameters()).device)
-        compiles = self._warm_graphs is None  # and compiling makes very many objects
-        with not_collected() if compiles else contextlib.nullcontext():
+        compiles = self._warm_graphs is None
+        if compiles and self.fallback.level == "inductor" and self._for_cpu:
+            cache.know_vectors(self._cache_dir)
+        with not_collected() if compiles else contextlib.nullcontext():  # compiling makes very many objects
             return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
 
 
