@@ -62,8 +62,8 @@ def write_checkpoint(
     Args:
         directory: folder to write to; made if missing.
         variant: ``"english"``, ``"multilingual"`` or ``"turbo"``.
-        size: ``"small"`` keeps every width and cuts depth (0.7 GB; multilingual 1.5, turbo 1.2); ``"full"`` is the
-            published architecture (3.2 GB).
+        size: ``"small"`` keeps every width and cuts depth (0.7 GB; multilingual 1.4, turbo 1.2); ``"full"`` is the
+            published architecture (some 3 GB).
         seed: seeds every weight; equal seeds give equal files.
         speech_tokens: about how many speech tokens (25 a second) the model emits before it stops by itself. The
             multilingual model speaks at least as many as the text has tokens (its characters and three more), since
@@ -106,6 +106,11 @@ def write_checkpoint(
 
 def load_checkpoint(directory: str | Path, variant: str = "english", device: str = "cpu") -> Any:
     """Load a checkpoint folder through the stock class's own ``from_local``, whatever its depth; fetches nothing.
+
+    Args:
+        directory: a folder with the published file layout.
+        variant: as it was written; ``"voice conversion"`` makes a ``ChatterboxVC`` of an English folder.
+        device: as stock takes it.
 
     Raises:
         InputError: for an unknown variant, or a folder whose files are missing or damaged.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..layout import LAYOUTS
+
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'\"-()"
 # Latin, accents, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Jamo and kana: what NFKD leaves of the model's languages.
 _SCRIPTS = ((0xA1, 0x180), (0x300, 0x500), (0x590, 0x700), (0x900, 0x980), (0x1100, 0x1200), (0x3000, 0x3100))
@@ -15,7 +17,8 @@ _END_OF_TEXT = 50256  # as in GPT-2
 
 def english() -> dict[str, str]:
     """Files by name: a token a character."""
-    return {"tokenizer.json": json.dumps(_characters(_ALPHABET, []))}
+    (name,) = LAYOUTS["english"].others
+    return {name: json.dumps(_characters(_ALPHABET, []))}
 
 
 def multilingual() -> dict[str, str]:
@@ -25,7 +28,8 @@ def multilingual() -> dict[str, str]:
     scripts = "".join(chr(code) for first, after in _SCRIPTS for code in range(first, after))
     cangjie = [f"[cj_{code}]" for code in "abcdefghijklmnopqrstuvwxyz0123456789."]
     languages = [f"[{language}]" for language in SUPPORTED_LANGUAGES]
-    return {"grapheme_mtl_merged_expanded_v1.json": json.dumps(_characters(_ALPHABET + scripts, languages + cangjie))}
+    (name,) = LAYOUTS["multilingual"].others
+    return {name: json.dumps(_characters(_ALPHABET + scripts, languages + cangjie))}
 
 
 def turbo() -> dict[str, str]:
@@ -42,7 +46,8 @@ def turbo() -> dict[str, str]:
         "eos_token": "<|endoftext|>",
         "model_max_length": 4096,  # GPT-2's 1024 tokens are about as many bytes
     }
-    return {"tokenizer.json": json.dumps(tokenizer), "tokenizer_config.json": json.dumps(settings)}
+    (name,) = LAYOUTS["turbo"].others
+    return {"tokenizer.json": json.dumps(tokenizer), name: json.dumps(settings)}
 
 
 def _characters(alphabet: str, more_special: list[str]) -> dict[str, Any]:
