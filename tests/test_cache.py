@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import io
 import json
 import os
 import re
-import stat
 import subprocess
 import sys
-import tempfile
-import threading
-import zipfile
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import platformdirs
 import pytest
 import torch
-from filelock import FileLock
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._functorch import config as autograd
 from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2
+from torch._inductor import config as inductor
 from torch._inductor.runtime import cache_dir_utils
 
 import tts_compile as tc
 from tts_compile import _compat, cache, files
-from tts_compile.cache import archive, place
+from tts_compile.cache import place
 from tts_compile.cache.machine import Machine, this_machine
 from tts_compile.errors import UnsafeFileError
 
@@ -58,44 +50,6 @@ def fill(cache_dir: Path, contents: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
-
-
-def held(folder: Path) -> dict[str, bytes]:
-    """Every file, but the one for readers."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != place.MACHINE
-    }
-
-
-def held_here(cache_dir: Path) -> dict[str, bytes]:
-    return held(cache.folder(str(cache_dir)))
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    fill(tmp_path / "a", CARRIED | LEFT)
-    path = tmp_path / "compiled.zip"
-    tc.save_compile_cache(path, str(tmp_path / "a"))
-    return path
-
-
-@pytest.fixture
-def refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[[bytes], str]:
-    """The reason why an archive is refused, which is logged too, and for which nothing is written."""
-
-    def reason(packed: bytes) -> str:
-        caplog.clear()
-        path = tmp_path / "given.zip"
-        path.write_bytes(packed)
-        found = tc.load_compile_cache(path, str(tmp_path / "b"))
-        assert (found.loaded, found.files, found.bytes) == (False, 0, 0)
-        assert f"{path} is not loaded: {found.reason}" in caplog.text
-        assert not (tmp_path / "b").exists()
-        return found.reason
-
-    return reason
 
 
 # Where it is kept
@@ -227,259 +181,10 @@ def test_what_a_machine_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert look().compiler == "none"
 
 
-def test_a_compiler_that_cannot_be_run_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config
-
-    for cxx in ("", "no-such-compiler"):
-        monkeypatch.setattr(config.cpp, "cxx", (cxx,))
-        assert _compat.cpp_compiler() is None
-
-
-# An archive
-
-
-def test_what_was_saved_is_loaded(saved: Path, tmp_path: Path) -> None:
-    size = sum(map(len, CARRIED.values()))
-    assert tc.save_compile_cache(saved, str(tmp_path / "a")) == tc.SavedCache(str(saved), len(CARRIED), size)
-    assert saved.stat().st_size < size  # packed
-    cache_dir = str(tmp_path / "b")
-    assert tc.load_compile_cache(saved, cache_dir) == tc.LoadedCache(True, "", len(CARRIED), size)
-    assert held_here(tmp_path / "b") == CARRIED
-    for path in cache.folder(cache_dir).rglob("*.so"):
-        files.refuse_unsafe(path)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_the_same_code_makes_the_same_archive(saved: Path, tmp_path: Path) -> None:
-    tc.load_compile_cache(saved, str(tmp_path / "b"))
-    again = tmp_path / "again.zip"
-    tc.save_compile_cache(again, str(tmp_path / "b"))
-    assert again.read_bytes() == saved.read_bytes()
-
-
-def test_files_that_are_there_are_kept(saved: Path, tmp_path: Path) -> None:
-    mine = {"ab/cabc.so": b"mine", "tts_compile/tuned-2.json": b"chosen"}
-    fill(tmp_path / "b", mine)
-    assert tc.load_compile_cache(saved, str(tmp_path / "b")).files == len(CARRIED) - 1
-    assert held_here(tmp_path / "b") == CARRIED | mine
-    assert tc.load_compile_cache(saved, str(tmp_path / "b")) == tc.LoadedCache(True)
-
-
-SEGMENT = st.text("abz019_-", min_size=1, max_size=6)
-FOLDER = st.sampled_from(["ab", "fxgraph", "aotautograd/akey", "triton/0"])
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.dictionaries(st.builds("{}/{}.x".format, FOLDER, SEGMENT), st.binary(max_size=300), min_size=1, max_size=5))
-def test_any_files_come_back(contents: dict[str, bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        fill(Path(folder, "a"), contents)
-        tc.save_compile_cache(Path(folder, "x.zip"), str(Path(folder, "a")))
-        assert tc.load_compile_cache(Path(folder, "x.zip"), str(Path(folder, "b"))).loaded
-        assert held_here(Path(folder, "b")) == contents
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    folder = tmp_path_factory.mktemp("packed")
-    fill(folder / "a", CARRIED)
-    tc.save_compile_cache(folder / "x.zip", str(folder / "a"))
-    return (folder / "x.zip").read_bytes()
-
-
-def is_refused_or_whole(damaged: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "x.zip").write_bytes(damaged)
-        found = tc.load_compile_cache(Path(folder, "x.zip"), str(Path(folder, "b")))
-        if found.loaded:
-            assert held_here(Path(folder, "b")) == CARRIED
-        else:
-            assert found.reason
-            assert not Path(folder, "b").exists()
-
-
-@settings(deadline=None, max_examples=300)
-@given(data=st.data())
-def test_damaged_bytes_are_refused_or_harmless(packed: bytes, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(packed) - 1))
-    gone = data.draw(st.integers(0, len(packed) - start))
-    is_refused_or_whole(packed[:start] + data.draw(st.binary(max_size=40)) + packed[start + gone :])
-    flipped = bytes([packed[start] ^ data.draw(st.integers(1, 255))])
-    is_refused_or_whole(packed[:start] + flipped + packed[start + 1 :])
-    is_refused_or_whole(packed[:start])
-
-
-def repacked(packed: bytes, change: Callable[[dict[str, Any]], object], *more: tuple[zipfile.ZipInfo, bytes]) -> bytes:
-    """The same archive with another manifest, and more files, which the manifest knows."""
-    with zipfile.ZipFile(io.BytesIO(packed)) as source:
-        contents = {name: source.read(name) for name in source.namelist()}
-    manifest = json.loads(contents.pop("manifest.json"))
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
-        for name, content in contents.items():
-            made.writestr(name, content)
-        for info, content in more:
-            info.compress_type = zipfile.ZIP_DEFLATED
-            made.writestr(info, content)
-            entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            manifest["files"][info.filename] = entry
-        change(manifest)
-        made.writestr("manifest.json", json.dumps(manifest))
-    return target.getvalue()
-
-
-def test_another_kind_of_machine(packed: bytes, refused: Callable[[bytes], str]) -> None:
-    def older(manifest: dict[str, Any]) -> None:
-        manifest["machine"]["torch"] = "2.5.0 (abc)"
-
-    assert refused(repacked(packed, older)) == f"torch 2.5.0 (abc) there, {this_machine().torch} here"
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        ("format", 2, "format 2 there, 1 here"),
-        ("machine", {}, "which machine"),
-        ("machine", None, "which machine"),
-        ("files", [], "damaged"),
-        ("files", {}, "not those of the manifest"),
-        ("files", None, "damaged"),
-    ],
-)
-def test_a_manifest_of_another_make(
-    packed: bytes, refused: Callable[[bytes], str], key: str, value: Any, reason: str
-) -> None:
-    assert reason in refused(repacked(packed, lambda manifest: manifest.update({key: value})))
-
-
-@pytest.mark.parametrize("entry", [{"bytes": 6}, {"bytes": 7, "sha256": ""}, {"bytes": 6, "sha256": "0"}, 6, None])
-def test_an_entry_that_does_not_fit(packed: bytes, refused: Callable[[bytes], str], entry: Any) -> None:
-    assert "damaged" in refused(repacked(packed, lambda manifest: manifest["files"].update({"ab/cabc.cpp": entry})))
-
-
-def of_mode(name: str, mode: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
-    return info
-
-
-@pytest.mark.parametrize(
-    "info",
-    [
-        *(zipfile.ZipInfo(name) for name in ("../x", "/x", "a/../../x", "a//x", "./x", "C:x", "a\\x", "a/")),
-        *(zipfile.ZipInfo(f"tts_compile/{name}") for name in ("tuned-1.json", "x.py")),
-        *(zipfile.ZipInfo(name) for name in (place.MACHINE, "locks/x", ".x/x", "a/.x")),
-        *(of_mode("a/x", mode) for mode in (stat.S_IFLNK | 0o777, stat.S_IFDIR, stat.S_IFCHR)),
-    ],
-    ids=lambda info: f"{info.filename} {info.external_attr >> 28:o}",
-)
-def test_what_no_archive_may_hold(packed: bytes, refused: Callable[[bytes], str], info: zipfile.ZipInfo) -> None:
-    name = info.filename
-    assert repr(name)[1:-1] in refused(repacked(packed, lambda _: None, (info, b"/etc/passwd")))
-
-
-def test_too_much_is_refused_before_it_is_unpacked(
-    packed: bytes, refused: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    bomb = repacked(packed, lambda _: None, (zipfile.ZipInfo("ab/zeros"), bytes(2**20)))
-    assert len(bomb) < 2**12
-    monkeypatch.setattr(archive, "_LARGEST", 2**19)
-    read: list[str] = []
-    read_one = zipfile.ZipFile.read
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, info: read.append(info.filename) or read_one(self, info))
-    assert "GiB of compiled code" in refused(bomb)
-    assert read == ["manifest.json"]
-    monkeypatch.setattr(archive, "_LONGEST_MANIFEST", 10)
-    assert "manifest is too long" in refused(packed)
-    monkeypatch.setattr(archive, "_LARGEST", 10)
-    fill(tmp_path / "a", CARRIED)
-    with pytest.raises(tc.CompilationError, match="GiB of compiled code"):
-        tc.save_compile_cache(tmp_path / "x.zip", str(tmp_path / "a"))
-    assert not (tmp_path / "x.zip").exists()
-
-
-def test_what_is_no_archive(packed: bytes, refused: Callable[[bytes], str]) -> None:
-    assert "BadZipFile" in refused(b"no zip file")
-    other = io.BytesIO()
-    with zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("readme", "hello")
-    assert refused(other.getvalue()) == "it is no archive of compiled code"
-    with zipfile.ZipFile(other, "a", zipfile.ZIP_LZMA) as made:
-        made.writestr("more", "hello")
-    assert "compression" in refused(other.getvalue())
-    twice = io.BytesIO(packed)
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(twice, "a", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("ab/cabc.so", "another")
-    assert "twice" in refused(twice.getvalue())
-
-
-def test_files_that_cannot_be_read_or_written(saved: Path, tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.zip", tmp_path):
-        with pytest.raises(tc.InputError, match="cannot be read"):
-            tc.load_compile_cache(path, str(tmp_path / "b"))
-    for path in (tmp_path / "missing" / "x.zip", tmp_path / "a"):
-        with pytest.raises(tc.InputError, match="cannot be written"):
-            tc.save_compile_cache(path, str(tmp_path / "a"))
-    with pytest.raises(tc.CompilationError, match=r"nothing is compiled yet .* run warmup\(\)"):
-        tc.save_compile_cache(tmp_path / "x.zip", str(tmp_path / "b"))
-    (tmp_path / "file").touch()
-    with pytest.raises(tc.CompilationError, match="cannot be kept"):
-        tc.load_compile_cache(saved, str(tmp_path / "file"))
-
-
-def test_a_full_disk_leaves_whole_files_only(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.made(str(tmp_path / "b"))
-    write = Path.write_bytes
-
-    def full(path: Path, content: bytes) -> int:
-        if len(held_here(tmp_path / "b")) > 2:
-            write(path, content[:1])
-            raise OSError(28, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(tc.CompilationError, match="No space left"):
-        tc.load_compile_cache(saved, str(tmp_path / "b"))
-    left = held_here(tmp_path / "b")
-    assert len(left) == 2
-    assert left.items() <= CARRIED.items()
-
-
-def test_what_refers_to_others_comes_later_and_whole(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-    move = os.replace
-
-    def noted(source: Path, target: Path) -> None:
-        if target.suffix != ".json":
-            assert Path(source).parent.name.startswith(".")  # torch reads every file in the folder of a graph
-            seen.append(str(cache.place.sort_of(PurePosixPath(target.relative_to(cache.folder(str(tmp_path / "b")))))))
-        move(source, target)
-
-    monkeypatch.setattr(archive.os, "replace", noted)
-    tc.load_compile_cache(saved, str(tmp_path / "b"))
-    assert seen == ["generated", "generated", "native", "graphs", "autograd"]
-
-
-def test_a_library_that_is_being_linked_is_waited_for(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "a", {"ab/cabc.so": b"half", "locks/cabc.lock": b""})
-    saving = threading.Thread(target=tc.save_compile_cache, args=(tmp_path / "x.zip", str(tmp_path / "a")))
-    with FileLock(folder / "locks" / "cabc.lock"):
-        saving.start()
-        saving.join(0.3)
-        assert saving.is_alive()
-        (folder / "ab" / "cabc.so").write_bytes(b"whole")
-    saving.join()
-    tc.load_compile_cache(tmp_path / "x.zip", str(tmp_path / "b"))
-    assert held_here(tmp_path / "b") == {"ab/cabc.so": b"whole"}
-
-
-def test_links_are_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("secret")
-    folder = fill(tmp_path / "a", CARRIED)
-    (folder / "ab" / "link").symlink_to(tmp_path / "secret")
-    assert tc.save_compile_cache(tmp_path / "x.zip", str(tmp_path / "a")).files == len(CARRIED)
+def test_a_compiler_that_cannot_be_run_is_none() -> None:
+    for name in ("", "no-such-compiler"):
+        with inductor.patch({"cpp.cxx": (name,)}):
+            assert _compat.cpp_compiler() is None
 
 
 # What there is
