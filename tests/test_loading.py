@@ -19,6 +19,8 @@ from conftest import EAGER
 from speech import SHORT, random_states, seed_everything
 from tts_compile.layout import LAYOUTS
 from tts_compile.loading import stock_class
+from tts_compile.loading.build import Build
+from tts_compile.loading.stored import Stored
 from tts_compile.testing.depth import SMALL, built_with
 
 
@@ -107,11 +109,50 @@ def test_equal_to_stock_tensor_by_tensor(loaded: Any, stock: Any) -> None:
     assert windows  # the comparison reaches plain attributes
 
 
-@pytest.mark.parametrize("variant", ["multilingual", "turbo"])
-def test_other_variants_are_equal_too(variant: str, tmp_path: Path) -> None:
-    folder = tc.testing.write_checkpoint(tmp_path, variant=variant)
+@pytest.mark.parametrize(("variant", "language"), [("multilingual", {"language_id": "en"}), ("turbo", {})])
+def test_other_variants_are_equal_too(variant: str, language: dict[str, str], tmp_path: Path) -> None:
+    folder = tc.testing.write_checkpoint(tmp_path, variant=variant, speech_tokens=4)
     ours = load(folder, LAYOUTS[variant].stock_class(), variant)
     same(ours, tc.testing.load_checkpoint(folder, variant=variant))
+    half = load(folder, LAYOUTS[variant].name, variant, dtype="bf16")
+    assert half.t3.speech_head.weight.dtype == torch.bfloat16
+    assert half.generate(SHORT, **language).isfinite().all()
+    if LAYOUTS[variant].weights["s3gen"].endswith(".pt"):
+        _as_torch_before_1_6(folder / "ve.pt")
+        _odd(folder / "s3gen.pt")
+        same(load(folder, LAYOUTS[variant].name, variant), ours)
+
+
+def _as_torch_before_1_6(path: Path) -> None:
+    tensors = torch.load(path, weights_only=True)
+    path.unlink()
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+
+
+def _odd(path: Path) -> None:
+    """Equal values, in another order of memory."""
+    tensors = torch.load(path, weights_only=True)
+    matrix, bias = "flow.encoder_proj.weight", "flow.encoder_proj.bias"
+    tensors[matrix] = tensors[matrix].T.contiguous().T
+    tensors[bias] = torch.stack([tensors[bias], tensors[bias]], dim=1)[:, 0]  # every other number
+    path.unlink()  # others have it mapped
+    torch.save(tensors, path)
+
+
+def test_tensors_that_are_one_in_the_file_are_two_in_the_model(folder: Path) -> None:
+    names = ("flow.encoder_proj.bias", "flow.spk_embed_affine_layer.bias")
+    stored = Stored("a.pt", lambda: dict.fromkeys(names, torch.arange(80.0)))
+    build = Build(LAYOUTS["english"], {}, own_memory=False, strict=True)
+    module = nn.ModuleDict({"flow": nn.ModuleDict({n.split(".")[1]: nn.Linear(3, 80) for n in names})})
+    for linear in module["flow"].values():
+        del linear.weight
+    build._without_weights.append(module)
+    vars(module)["load_state_dict"] = None
+    build._assign(module, stored)
+    assert not build.problems
+    first, second = module.parameters()
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
 
 
 def test_a_voice_converter_needs_less(folder: Path) -> None:
@@ -188,6 +229,25 @@ def test_other_threads_build_modules_meanwhile_as_ever(checkpoint: Path, monkeyp
     monkeypatch.setattr(T3, "__init__", slow)
     load(checkpoint)
     assert 0.02 < weights[0].std() < 0.2  # as nn.Linear initialises: uniform within 1 / 8
+
+
+def test_another_thread_goes_on_drawing_random_numbers(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from chatterbox.models.t3 import T3
+
+    init, drawn = T3.__init__, list[torch.Tensor]()
+
+    def meanwhile(self: Any, *args: Any) -> None:
+        thread = threading.Thread(target=lambda: drawn.append(torch.rand(3)))
+        thread.start()
+        thread.join()
+        init(self, *args)
+
+    monkeypatch.setattr(T3, "__init__", meanwhile)
+    torch.manual_seed(5)
+    load(checkpoint)
+    drawn.append(torch.rand(3))
+    torch.manual_seed(5)
+    assert torch.equal(torch.cat(drawn), torch.cat([torch.rand(3), torch.rand(3)]))
 
 
 def test_works_inside_inference_mode_and_can_be_copied(checkpoint: Path, stock: Any) -> None:
@@ -355,6 +415,10 @@ def test_other_arguments_are_refused(checkpoint: Path, monkeypatch: pytest.Monke
     for dtype in ("int8", torch.float64, 3):
         with pytest.raises(tc.InputError, match="dtype"):
             load(checkpoint, dtype=dtype)
+    with pytest.raises(tc.InputError, match="has no T3"):
+        load(checkpoint, "ChatterboxVC", dtype="bf16")
+    with pytest.raises(tc.InputError, match="must be a folder"):
+        load(None)  # type: ignore[arg-type]
     for device in ("nowhere", "cuda:99", 3.5):
         with pytest.raises(tc.InputError, match="device"):
             load(checkpoint, device=device)

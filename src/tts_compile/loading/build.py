@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from ..errors import UnsupportedModelError
 from ..fallback import reason
 from ..layout import Layout
 from .stored import Stored, Unreadable, mapped
+
+# Functions of torch, of tensors and of torch.nn.init that draw random numbers, take a generator and show in a mode.
+_DRAWING = {
+    "kaiming_uniform_",
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_", "log_normal_"),
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"),
+}
 
 
 class Build:
@@ -53,7 +61,8 @@ class Build:
         if getattr(function, "__globals__", {}).get("__name__") != self._layout.module:
             raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
         try:
-            tts = self._with_other_globals(function)(cls, folder, "cpu")
+            with _OwnRandomNumbers():
+                tts = self._with_other_globals(function)(cls, folder, "cpu")
         except Exception as error:  # those of tokenizers, torch.load and the modules share no base
             if _compat.is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
@@ -117,13 +126,19 @@ class Build:
             name: cast if cast and tensor.is_floating_point() else tensor.dtype for name, tensor in wanted.items()
         }
         names = [name for name in wanted if name in stored]
-        copied = [name for name in names if self._own_memory or stored[name].dtype != dtypes[name]]
-        weights: dict[str, Tensor] = {
+        shared = Counter(stored[name].data_ptr() for name in names)
+
+        def kept_as_it_is(name: str) -> bool:
+            tensor = stored[name]
+            fits = tensor.dtype == dtypes[name] and tensor.stride() == wanted[name].stride()
             # A buffer that is a view of the file would have deepcopy copy the whole file.
-            name: stored[name].clone() if name in buffers else stored[name]
-            for name in names
-        }
-        weights.update(stored.copies(copied, lambda name, tensor: tensor.to(dtypes[name], copy=True)))
+            return fits and shared[tensor.data_ptr()] == 1 and name not in buffers and not self._own_memory
+
+        weights = {name: stored[name] for name in names if kept_as_it_is(name)}
+        copied = [name for name in names if name not in weights]
+        weights.update(
+            stored.copies(copied, lambda name, it: torch.empty_like(wanted[name], dtype=dtypes[name]).copy_(it))
+        )
         module.load_state_dict(weights, strict=False, assign=True)
 
 
@@ -142,6 +157,22 @@ class _Uninitialised(TorchFunctionMode):
             tensor = args[0] if args else kwargs.get("tensor")
             if isinstance(tensor, nn.Parameter):
                 return tensor
+        return func(*args, **kwargs)
+
+
+class _OwnRandomNumbers(TorchFunctionMode):
+    """In this thread, what fills tensors at random leaves the global generator alone, which others may be using."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWING and kwargs.get("generator") is None:
+            kwargs = {**kwargs, "generator": self._generator}
         return func(*args, **kwargs)
 
 

@@ -55,12 +55,12 @@ def load_model(
     """
     if isinstance(cls, str):
         cls = stock_class(cls)
-    layout, folder = layout_of(cls), Path(ckpt_dir)
-    dtypes = _checked_dtype(dtype)
+    layout, folder = layout_of(cls), _folder(ckpt_dir)
+    dtypes = _checked_dtype(dtype, layout)
     build = Build(layout, dtypes, own_memory=not mmap, strict=strict)
     build.problems += _problems(folder, layout)
     # What is made here must serve outside inference mode too.
-    with not_collected(), torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
+    with not_collected(), torch.inference_mode(mode=False):
         if any((folder / name).is_file() for name in layout.weights.values()):
             tts = build.run(cls, folder)
     if build.problems:
@@ -98,9 +98,18 @@ def load_pretrained(cls: Any, device: Any = "cpu", **options: Any) -> Any:
     return Finder.from_pretrained(device)
 
 
-def _checked_dtype(dtype: Any) -> Mapping[str, torch.dtype]:
+def _folder(path: Any) -> Path:
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise InputError(f"ckpt_dir must be a folder, got {path!r}") from error
+
+
+def _checked_dtype(dtype: Any, layout: Layout) -> Mapping[str, torch.dtype]:
     if dtype is None or dtype == "model":
         return {}
+    if "t3" not in layout.weights:
+        raise InputError(f"{layout.name} has no T3, whose dtype could be {dtype!r}")
     found: Any = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, 'model' or None, got {dtype!r}")

@@ -56,4 +56,12 @@ def mapped(path: str | Path, **options: Any) -> Stored:
 
     if Path(path).suffix == ".safetensors":
         return Stored(path, lambda: load_file(path))
-    return Stored(path, lambda: torch.load(path, mmap=True, **options))
+
+    def read() -> dict[str, Tensor]:
+        try:
+            found = torch.load(path, mmap=True, **options)
+        except RuntimeError:  # of torch before 1.6, which cannot be mapped; or damaged, which the next line says
+            found = torch.load(path, **options)
+        return dict(found)
+
+    return Stored(path, read)
