@@ -30,7 +30,7 @@ docs: $(VENV)/ready
 	$(BIN)/sphinx-build -q -W --keep-going -b doctest docs build/doctest
 
 bench: $(VENV)/ready
-	for subject in t3 flow vocoder voice load e2e batch; do $(BIN)/tts-compile bench $$subject --size full || exit 1; done
+	for subject in t3 flow vocoder voice load startup e2e batch; do $(BIN)/tts-compile bench $$subject --size full || exit 1; done
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
