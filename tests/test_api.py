@@ -160,7 +160,7 @@ def test_kill_switch(tts: Any, stock_wave: Callable[..., tuple[Tensor, Any]], mo
 def test_configuration_comes_from_the_environment(tts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     path = tmp_path / "config.toml"
     tables = (f'[{name}]\nexecution = "eager"\n' for name in ("t3", "flow", "vocoder"))
-    path.write_text("".join(tables), encoding="utf-8")
+    path.write_text("warmup_samples = 0\n" + "".join(tables), encoding="utf-8")
     monkeypatch.setenv("TTS_COMPILE_CONFIG", str(path))
     assert tc.compile_model(tts).config == EAGER
 

@@ -336,6 +336,21 @@ def test_what_the_user_has_decided_about_vectors_stays(untrusted: str, monkeypat
             assert config.cpp.vec_isa_ok is False
 
 
+def test_vector_instructions_that_cannot_be_tried_are_left_to_torch(
+    untrusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(_compat, "tried_vectors", lambda: subprocess.check_output(["no such compiler"]))
+    cache.know_vectors(untrusted)
+    assert not (cache.folder(untrusted) / "vectors.json").exists()
+    with cache.using_cache(untrusted):
+        assert config.cpp.vec_isa_ok is None
+    monkeypatch.setattr(_compat, "tried_vectors", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cache.know_vectors(untrusted)
+
+
 def test_torch_tries_what_the_processor_names(untrusted: str) -> None:
     with cache.using_cache(untrusted):
         assert set(_compat.tried_vectors()) <= set(_compat.claimed_vectors())

@@ -219,7 +219,7 @@ def test_hooks_are_left_to_stock(quick: Any, tts: Any) -> None:
 
 def test_another_dtype_is_left_to_stock(tts: Any) -> None:
     copied = copy.deepcopy(tts)
-    fast = tc.compile_model(copied, QUICK)
+    fast = tc.compile_model(copied, QUICK.replace(warmup_samples=0))  # stock cannot speak with such a flow
     copied.s3gen.flow.bfloat16()
     fast.warmup()
     changes = {name: value.bfloat16() for name, value in voice(10).items() if name in ("prompt_feat", "embedding")}

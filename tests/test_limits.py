@@ -294,7 +294,7 @@ def test_what_fails_in_another_process_does_no_harm(
     tts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock_speech: Callable[..., Speech]
 ) -> None:
     monkeypatch.setattr(background.sys, "executable", "/bin/false")
-    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
     with tc.compile_model(tts, config) as fast:
         running = fast._background
         running._process.wait()
@@ -356,7 +356,7 @@ class Ended:
 def switching(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A model that goes over to what was compiled as soon as that is allowed."""
     monkeypatch.setattr(background, "start", lambda *args: Ended())
-    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
     with tc.compile_model(tts, config) as fast:
         fast.before = fast._components
         yield fast
@@ -472,7 +472,7 @@ def test_every_component_falls_as_configured(tts: Any, monkeypatch: pytest.Monke
 
 
 def test_restoring_ends_the_other_process(tts: Any) -> None:
-    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True)
+    config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
     fast = tc.compile_model(tts, config)
     running = fast._background
     fast.restore()

@@ -25,8 +25,13 @@ def know_vectors(cache_dir: str | None = None) -> None:
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        with using_cache(cache_dir):
-            found = _compat.tried_vectors()
+        try:
+            with using_cache(cache_dir):
+                found = _compat.tried_vectors()
+        except Exception as error:
+            if _compat.is_compile_failure(error):
+                return  # which compiling meets again, where it is handled
+            raise
         try:
             with files.replaced(kept) as beside:
                 beside.write_text(json.dumps(found) + "\n", encoding="utf-8")
