@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
+from sameness import same
 from speech import SHORT, TEXTS, signal_to_error_db, text_tokens
 from tts_compile.components.t3.noise import NoiseStream
 from tts_compile.execution.cuda_graph import CudaRecorder, GraphCache
@@ -54,6 +55,15 @@ def fast(model: Any) -> Iterator[tc.CompiledTTS]:
     with tc.compile_model(copy.deepcopy(model)) as handle:
         handle.warmup()
         yield handle
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_loading_gives_what_stock_loads(checkpoint: Path, model: Any, mmap: bool) -> None:
+    stock = tc.testing.load_checkpoint(checkpoint, device="cuda")  # the other has spoken
+    with tc.testing.architecture_of(checkpoint):
+        same(tc.load_model("ChatterboxTTS", checkpoint, "cuda", mmap=mmap), stock)
+        half = tc.load_model("ChatterboxTTS", checkpoint, "cuda", dtype="bf16")
+    assert half.generate(SHORT).isfinite().all()
 
 
 def spoken(tts: Any, text: str, seed: int = 0, **settings: Any) -> tuple[list[int], bytes]:

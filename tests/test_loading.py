@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 import tts_compile as tc
 from conftest import EAGER
+from sameness import everything, same
 from speech import SHORT, random_states, seed_everything
 from tts_compile.layout import LAYOUTS
 from tts_compile.loading import stock_class
@@ -56,44 +57,6 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> 
     change(tensors)
     path.unlink()  # the link, not the original
     save_file(tensors, path)
-
-
-def everything(value: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """Every tensor, number and text that hangs off a model, by a path of attributes."""
-    seen = set() if seen is None else seen
-    if isinstance(value, (torch.Tensor, str, int, float, bool, torch.dtype, torch.device, type(None))):
-        yield name, value
-        return
-    if id(value) in seen:
-        yield name, "seen before"
-        return
-    seen.add(id(value))
-    yield name, type(value).__qualname__
-    if isinstance(value, dict):
-        parts = {key if isinstance(key, str) else str(i): item for i, (key, item) in enumerate(value.items())}
-    elif isinstance(value, (list, tuple)):
-        parts = {str(key): item for key, item in enumerate(value)}
-    else:
-        parts = dict(getattr(value, "__dict__", {}))
-    for key, item in parts.items():
-        yield from everything(item, f"{name}.{key}", seen)
-
-
-def same(ours: Any, stock: Any, least: int = 500) -> None:
-    mine, theirs = dict(everything(ours)), dict(everything(stock))
-    assert mine.keys() == theirs.keys()
-    tensors = 0
-    for name, value in theirs.items():
-        if isinstance(value, torch.Tensor):
-            tensors += 1
-            given = mine[name]
-            assert type(given) is type(value), name
-            assert (given.dtype, given.device, given.requires_grad) == (value.dtype, value.device, value.requires_grad)
-            assert given.is_inference() == value.is_inference(), name
-            assert torch.equal(given, value), name
-        else:
-            assert mine[name] == value, name
-    assert tensors >= least
 
 
 def test_equal_to_stock_tensor_by_tensor(loaded: Any, stock: Any) -> None:
