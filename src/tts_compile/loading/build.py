@@ -87,9 +87,9 @@ class Build:
             function.__code__, own, function.__name__, function.__defaults__, function.__closure__
         )
 
-    def _file(self, path: str | Path, **options: Any) -> Stored:
+    def _file(self, path: str | Path, *args: Any, **options: Any) -> Stored:
         try:
-            return mapped(path, **options)
+            return mapped(path, *args, **options)
         except FileNotFoundError:  # which is known already
             return Unreadable(path)
         except Exception as error:  # what a damaged file raises is up to its format
@@ -98,7 +98,7 @@ class Build:
 
     def _torch_load(self, path: Any, *args: Any, **options: Any) -> Any:
         if Path(path).name in self._layout.weights.values():
-            return self._file(path, **options)
+            return self._file(path, *args, **options)
         return torch.load(path, *args, **options)
 
     def _module(self, kind: Any, *args: Any, **options: Any) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _AT_A_TIME = 2**28  # bytes of a file that are resident while it is copied
@@ -25,8 +26,9 @@ class Stored(dict[str, Tensor]):
 
     def copies(self, names: Iterable[str], copy: Callable[[str, Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """``copy`` of these tensors; no more of the file is held in memory than it takes to copy a few of them."""
-        for group in self._groups(names):
-            again = self._read()  # what is mapped anew is let go of with its group
+        groups = list(self._groups(names))
+        for group in groups:
+            again = self._read() if len(groups) > 1 else self  # what is mapped anew is let go of with its group
             yield from [(name, copy(name, again[name])) for name in group]
 
     def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
@@ -49,19 +51,18 @@ class Unreadable(Stored):
         super().__init__(path, dict)
 
 
-def mapped(path: str | Path, **options: Any) -> Stored:
+def mapped(path: str | Path, *args: Any, **options: Any) -> Stored:
     """What ``safetensors.torch.load_file`` or, by the file's name, ``torch.load`` reads."""
-    import torch
     from safetensors.torch import load_file
 
     if Path(path).suffix == ".safetensors":
-        return Stored(path, lambda: load_file(path))
+        return Stored(path, lambda: load_file(path, *args, **options))
 
     def read() -> dict[str, Tensor]:
         try:
-            found = torch.load(path, mmap=True, **options)
+            found = torch.load(path, *args, mmap=True, **options)
         except RuntimeError:  # of torch before 1.6, which cannot be mapped; or damaged, which the next line says
-            found = torch.load(path, **options)
+            found = torch.load(path, *args, **options)
         return dict(found)
 
     return Stored(path, read)
