@@ -11,7 +11,7 @@ import pytest
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT
-from tts_compile.garbage import not_collected
+from tts_compile.garbage import made_to_stay, not_collected
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -28,6 +28,26 @@ def test_the_collector_comes_back_as_it_was(enabled: bool) -> None:
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
+
+
+def test_what_is_made_to_stay_is_old_at_once() -> None:
+    gc.collect()
+    with made_to_stay():
+        kept = [[] for _ in range(5000)]
+    assert len(gc.get_objects(generation=2)) > 5000
+    assert not any(item is kept for item in gc.get_objects(generation=0))
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_that_somebody_keeps_from_the_collector_stay_there() -> None:
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        with made_to_stay():
+            pass
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()
 
 
 def test_it_rests_in_a_components_first_call_alone(

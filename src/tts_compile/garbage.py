@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def not_collected() -> Iterator[None]:
-    """No garbage collection meanwhile, for work that makes very many objects that stay.
+    """No garbage collection meanwhile, for work that makes very many objects.
 
     The collector goes through all objects again each time their number has grown by a quarter: 0.3 s for the million
     that chatterbox and torch's compiler leave.
@@ -21,3 +21,13 @@ def not_collected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def made_to_stay() -> Iterator[None]:
+    """The same for work whose objects stay: they count as old afterwards, and are not looked through at once."""
+    with not_collected():
+        yield
+        if not gc.get_freeze_count():  # otherwise somebody else keeps objects away from the collector
+            gc.freeze()
+            gc.unfreeze()  # puts them into the oldest generation

@@ -61,8 +61,7 @@ class Build:
         if getattr(function, "__globals__", {}).get("__name__") != self._layout.module:
             raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
         try:
-            with _OwnRandomNumbers():
-                tts = self._with_other_globals(function)(cls, folder, "cpu")
+            tts = self._with_other_globals(function)(_Class(cls), folder, "cpu")
         except Exception as error:  # those of tokenizers, torch.load and the modules share no base
             if _compat.is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
@@ -102,7 +101,7 @@ class Build:
         return torch.load(path, *args, **options)
 
     def _module(self, kind: Any, *args: Any, **options: Any) -> nn.Module:
-        with _Uninitialised():
+        with _Quietly(initialise=False):
             module: nn.Module = kind(*args, **options)
         self._without_weights.append(module)
         vars(module)["load_state_dict"] = functools.partial(self._assign, module)
@@ -142,38 +141,44 @@ class Build:
         module.load_state_dict(weights, strict=False, assign=True)
 
 
-class _Uninitialised(TorchFunctionMode):
-    """In this thread, parameters stay as their memory is: what initialises them does nothing.
+class _Quietly(TorchFunctionMode):
+    """In this thread, what draws random numbers leaves the global generator alone, which others may be using.
 
-    Memory that is not written to is not taken.
+    Args:
+        initialise: False leaves parameters as their memory is; memory that is not written to is not taken.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__"):  # in place
-            tensor = args[0] if args else kwargs.get("tensor")
-            if isinstance(tensor, nn.Parameter):
-                return tensor
-        return func(*args, **kwargs)
-
-
-class _OwnRandomNumbers(TorchFunctionMode):
-    """In this thread, what fills tensors at random leaves the global generator alone, which others may be using."""
-
-    def __init__(self) -> None:
+    def __init__(self, initialise: bool) -> None:
         super().__init__()
+        self._initialise = initialise
         self._generator = torch.Generator()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _DRAWING and kwargs.get("generator") is None:
+        name = getattr(func, "__name__", "")
+        if not self._initialise and name.endswith("_") and not name.endswith("__"):  # in place
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+        if name in _DRAWING and kwargs.get("generator") is None:
             kwargs = {**kwargs, "generator": self._generator}
         return func(*args, **kwargs)
+
+
+class _Class:
+    """A stock class, which makes its objects quietly."""
+
+    def __init__(self, cls: Any) -> None:
+        self._cls = cls
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with _Quietly(initialise=True):
+            return self._cls(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cls, name)
 
 
 class _Torch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..garbage import not_collected
+from ..garbage import made_to_stay
 from ..layout import LAYOUTS
 
 
@@ -19,7 +19,7 @@ def stock_class(name: str) -> Any:
     """
     for layout in LAYOUTS.values():
         if name == layout.name:
-            with not_collected():
+            with made_to_stay():
                 return layout.stock_class()
     known = ", ".join(layout.name for layout in LAYOUTS.values())
     raise UnsupportedModelError(f"there is no {name!r}; known classes: {known}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from ..fallback import reason
-from ..garbage import not_collected
+from ..garbage import made_to_stay
 from ..layout import LAYOUTS, VOICE, Layout, layout_of
 from .build import Build
 from .half import DTYPES, cast_inputs
@@ -60,7 +60,7 @@ def load_model(
     build = Build(layout, dtypes, own_memory=not mmap, strict=strict)
     build.problems += _problems(folder, layout)
     # What is made here must serve outside inference mode too.
-    with not_collected(), torch.inference_mode(mode=False):
+    with made_to_stay(), torch.inference_mode(mode=False):
         if any((folder / name).is_file() for name in layout.weights.values()):
             tts = build.run(cls, folder)
     if build.problems:
