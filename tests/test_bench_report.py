@@ -69,7 +69,8 @@ def planted(**changes: Any) -> TextsResult:
 
 
 def side(**stages: float) -> loading.Side:
-    return loading.Side(memory=[2.0**30] * 5, **{name: [seconds] * 5 for name, seconds in stages.items()})
+    gib = [2.0**30] * 5
+    return loading.Side(memory=gib, load_memory=gib, **{name: [seconds] * 5 for name, seconds in stages.items()})
 
 
 def whole(**changes: Any) -> report.ReportResult:
@@ -277,6 +278,9 @@ def test_every_table_of_the_reference_report_is_there_with_its_figures_apart() -
         for row in section.rows[1:]:
             assert not {*map(str, row[:-1])} & {*reference.LOADING.values(), *reference.VOICE.values()}
     assert "6 of 7 compiled" in str(by_heading["Text generation"].notes)
+    for heading, rows in (("Memory", -1), ("Model loading", -2)):
+        assert by_heading[heading].rows[rows][0] == "peak memory, GiB"
+        assert "of the GPU" in str(by_heading[heading].rows[rows][-1])
 
 
 def _last(section: Section, row: Any) -> list[str]:

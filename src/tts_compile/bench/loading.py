@@ -26,7 +26,7 @@ TITLES = {
     "answered": "until the first call is answered, s",
 }
 
-_MEMORY = {
+MEMORY = {
     "load_memory": "peak memory until it is loaded, GiB",
     "call_memory": "peak memory of the first call, GiB",
     "memory": "peak memory, GiB",
@@ -172,16 +172,20 @@ class LoadingResult(Result):
                 rows.append((title, *(spread(values) if values else "" for values in pair), self.gains.get(name, "")))
         return rows
 
+    @property
+    def peaks(self) -> list[str]:
+        """The keys of :data:`MEMORY` that the system tells of both sides."""
+        return [name for name in MEMORY if getattr(self.stock, name) and getattr(self.compiled, name)]
+
     def memory_rows(self) -> list[tuple[Cell, ...]]:
-        """Rows of the peaks; their ratio is of the compiled side's to stock's."""
+        """Rows of the :attr:`peaks`; their ratio is of the compiled side's to stock's."""
         rows: list[tuple[Cell, ...]] = []
-        for name, title in _MEMORY.items():
+        for name in self.peaks:
             pair = [getattr(side, name) for side in (self.stock, self.compiled)]
-            if all(pair):
-                cells = [spread([value / 2**30 for value in values]) for values in pair]
-                share = ratio_of_medians(pair[1], pair[0], seed=self.settings.seed)
-                between = "" if share.interval is None else f" ({share.interval[0]:.3f} to {share.interval[1]:.3f})"
-                rows.append((title, *cells, f"{share.value:.3f}{between} of stock's"))
+            cells = [spread([value / 2**30 for value in values]) for values in pair]
+            share = ratio_of_medians(pair[1], pair[0], seed=self.settings.seed)
+            between = "" if share.interval is None else f" ({share.interval[0]:.3f} to {share.interval[1]:.3f})"
+            rows.append((MEMORY[name], *cells, f"{share.value:.3f}{between} of stock's"))
         return rows
 
     def plots(self) -> list[Plot]:

@@ -66,7 +66,7 @@ def _loading(result: ReportResult) -> Section:
     loading = result.loading
     names = [name for name in TITLES if _any(loading, name)]
     rows = [*loading.seconds_rows(), *loading.memory_rows()]
-    names += ["memory", "call_memory"][: len(rows) - len(names)]
+    names += loading.peaks
     warm = result.texts.warmup_seconds
     rows.append(("warm-up, nothing compiled yet, s", "", figure(warm), "once for each cache"))
     notes = [
@@ -177,7 +177,7 @@ def _memory(result: ReportResult) -> Section:
         "the GPU's memory.",
     ]
     titles = ("median (95% interval)", "stock", "compiled", f"share ({LEVEL}% interval)", reference.TITLE)
-    return Section(_with(titles, rows, reference.LOADING, ["memory", ""]), notes, "Memory")
+    return Section(_with(titles, rows, reference.LOADING, result.loading.peaks), notes, "Memory")
 
 
 def _settings(result: ReportResult) -> Section:
