@@ -101,6 +101,8 @@ def test_torch_is_told_for_the_duration_of_a_block(monkeypatch: pytest.MonkeyPat
     with contextlib.suppress(KeyboardInterrupt), cache.using_cache(str(tmp_path)):
         raise KeyboardInterrupt
     assert (os.environ[INDUCTOR], cache.root()) == (outside, root)
+    monkeypatch.setenv(INDUCTOR, str(tmp_path))
+    assert cache.root() == tmp_path
 
 
 def test_torch_keeps_all_graphs_inside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,9 +183,9 @@ def inductor_cache_dir() -> str | None:
     with _cache_dirs:
         path = _replaced[0] if _replaced else os.environ.get(_INDUCTOR)
     try:
-        return None if path == default_cache_dir() else path or None
+        return None if path == default_cache_dir() else path
     except (ImportError, KeyError, OSError):  # the user has no name, and so torch no choice
-        return path or None
+        return path
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,17 +100,17 @@ def save_compile_cache(path: str | Path, cache_dir: str | None = None) -> SavedC
     for parent in (root(cache_dir), place):
         files.refuse_unsafe(parent)
     sizes = []
-    entries = {}
+    digests = {}
     try:
         with files.replaced(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, _ in carried:
                 if (content := _whole(place, name)) is not None:
                     sizes.append(len(content))
-                    entries[str(name)] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                    digests[str(name)] = hashlib.sha256(content).hexdigest()
                     archive.writestr(zipfile.ZipInfo(str(name)), content, zipfile.ZIP_DEFLATED)
                     if sum(sizes) > _LARGEST:
                         raise CompilationError(f"{place} holds {_TOO_MUCH}; remove it and warm up again")
-            manifest = {"format": _FORMAT, "machine": dataclasses.asdict(this_machine()), "files": entries}
+            manifest = {"format": _FORMAT, "machine": dataclasses.asdict(this_machine()), "sha256": digests}
             archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(manifest, indent=1), zipfile.ZIP_DEFLATED)
     except OSError as error:
         raise InputError(f"compiled code cannot be written to {path}: {reason(error)}") from error
@@ -177,12 +178,14 @@ def _contents(packed: bytes) -> dict[PurePosixPath, bytes]:
                 raise _RefusedError("it is no archive of compiled code")
             if infos[_MANIFEST].file_size > _LONGEST_MANIFEST:
                 raise _RefusedError("damaged: the manifest is too long")
-            entries = _entries(json.loads(archive.read(infos.pop(_MANIFEST))))
-            _check(infos, entries)
+            digests = _digests(json.loads(archive.read(infos.pop(_MANIFEST))))
+            if infos.keys() != digests.keys():
+                raise _RefusedError("damaged: the files are not those of the manifest")
+            _check(infos.values())
             contents = {}
             for name, info in infos.items():
                 content = archive.read(info)
-                if hashlib.sha256(content).hexdigest() != entries[name]["sha256"]:
+                if hashlib.sha256(content).hexdigest() != digests[name]:
                     raise _RefusedError(f"damaged: {name} is not what was saved")
                 contents[PurePosixPath(name)] = content
     except _DAMAGE as error:
@@ -190,31 +193,28 @@ def _contents(packed: bytes) -> dict[PurePosixPath, bytes]:
     return contents
 
 
-def _entries(manifest: Any) -> dict[str, dict[str, Any]]:
-    """The manifest's files, for this format and this kind of machine only."""
+def _digests(manifest: Any) -> dict[str, str]:
+    """The manifest's files with their digests, for this format and this kind of machine only."""
     if manifest["format"] != _FORMAT:
         raise _RefusedError(f"format {manifest['format']} there, {_FORMAT} here")
     if differences := Machine.from_dict(manifest["machine"]).differences(this_machine()):
         raise _RefusedError(differences)
-    entries: dict[str, dict[str, Any]] = manifest["files"]
-    return entries
+    digests: dict[str, str] = manifest["sha256"]
+    return digests
 
 
-def _check(infos: dict[str, zipfile.ZipInfo], entries: dict[str, dict[str, Any]]) -> None:
-    """Only what was saved, under names that stay inside the folder, of the sizes that were written down."""
-    if infos.keys() != entries.keys():
-        raise _RefusedError("damaged: the files are not those of the manifest")
-    for name, info in infos.items():
-        path = PurePosixPath(name)
-        if str(path) != name or path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
+def _check(infos: Collection[zipfile.ZipInfo]) -> None:
+    """Only regular files of compiled code, under names that stay inside the folder, and not too much of it."""
+    for info in infos:
+        name, path = info.filename, PurePosixPath(info.filename)
+        inside = path.parts and ".." not in path.parts and not path.is_absolute()
+        if str(path) != name or not inside or any(character in name for character in "\\:\0"):
             raise _RefusedError(f"{name!r} is no name of a file in the folder for compiled code")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             raise _RefusedError(f"{name} is no regular file")
         if sort_of(path) not in _CARRIED:
             raise _RefusedError(f"{name} is no compiled code")
-        if info.file_size != entries[name]["bytes"]:
-            raise _RefusedError(f"damaged: {name} is not what was saved")
-    if sum(info.file_size for info in infos.values()) > _LARGEST:
+    if sum(info.file_size for info in infos) > _LARGEST:
         raise _RefusedError(_TOO_MUCH)
 
 
