@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,31 @@ def test_given_texts_are_spoken_to_their_ends_and_no_others(tts: Any, silent: Ca
     assert len(heard[0]) > SAMPLE_TOKENS
 
 
+def test_what_another_thread_speaks_meanwhile_is_whole(tts: Any, silent: Callable[[Any], Heard]) -> None:
+    heard = silent(tts)
+    fast = tc.compile_model(tts, EAGER.replace(warmup_samples=1))
+    other = threading.Thread(target=tts.generate, args=(SHORT,))
+
+    def meanwhile(step: str) -> None:
+        if step.startswith("speaking"):
+            other.start()
+            other.join(0.3)  # it has come to T3, and waits there for its turn
+
+    fast.warmup(progress=meanwhile)
+    other.join()
+    ours, theirs = sorted(heard, key=len)
+    assert len(theirs) > SAMPLE_TOKENS >= len(ours)
+
+
+@pytest.mark.parametrize("texts", [["Good.", ""], ["Good.", None], ["word " * 2000]])
+def test_bad_texts_are_refused_before_anything_is_compiled(tts: Any, texts: Any) -> None:
+    fast = tc.compile_model(tts, EAGER)
+    steps: list[str] = []
+    with pytest.raises(tc.InputError):
+        fast.warmup(texts, progress=steps.append)
+    assert not steps
+
+
 def test_an_utterance_that_fails_leaves_the_model_whole(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = tc.compile_model(tts, EAGER.replace(warmup_samples=1))
     inference = vars(tts.t3)["inference"]
@@ -86,7 +112,9 @@ def test_nothing_is_spoken_where_there_is_nothing_to_see(
         tts.conds = None
     if nothing == "restored":
         fast.restore()
-    assert fast.warmup().texts == 0
+    warm = fast.warmup()
+    assert warm.texts == 0
+    assert (warm.seconds == {}) == (nothing == "restored")
     assert not heard
 
 

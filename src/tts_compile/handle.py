@@ -23,6 +23,7 @@ from .checks import check_request, check_settings, check_voice, checked_inputs
 from .components.assembly import Assembly
 from .components.engine_component import EngineComponent
 from .components.seam import not_its_own
+from .components.t3 import check_text
 from .config import CompileConfig
 from .delegate import Delegate
 from .errors import InputError, ModelStateError, ParityError
@@ -187,7 +188,8 @@ class CompiledTTS(Delegate):
             progress: True shows a bar; a function is told each step as it begins.
 
         Raises:
-            InputError: for texts without a voice, a single text, or a model that speaks none.
+            InputError: for texts without a voice, one that cannot be spoken, a single text in place of a list, or a
+                model that speaks none; before anything is compiled.
         """
         if isinstance(texts, str):
             raise InputError("texts must be a list of texts, not a single one")
@@ -196,13 +198,19 @@ class CompiledTTS(Delegate):
             if not hasattr(self.wrapped, "t3"):
                 raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
             check_voice(self.wrapped, None)
+            texts = checked_texts(texts)
+            for text in texts:
+                check_text(self.wrapped, text)
         elif self._attached and self._components.engines and getattr(self.wrapped, "conds", None) is not None:
             longest = self.wrapped.t3.hp.max_text_tokens // 2  # room for two tokens a character
             samples = sample_texts(self.config.buckets, self.config.warmup_samples, longest)
         with self._turns():
             self._switch(wait=True)
             with self._timed("warmup", "warm-up"):
-                return warm_up(self.wrapped, self._components, self._checked_generate, texts or (), samples, progress)
+                speak = self._checked_generate
+                return warm_up(
+                    self.wrapped, self._components, speak, texts or (), samples, progress, compiles=self._attached
+                )
 
     @contextlib.contextmanager
     def seeded(self, seed: int) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def warm_up(
     texts: Iterable[str],
     samples: Sequence[str],
     progress: bool | Callable[[str], object],
+    compiles: bool = True,
 ) -> WarmupReport:
     """Have every component compile whatever it may need, then speak.
 
@@ -38,11 +40,13 @@ def warm_up(
         texts: spoken to their ends.
         samples: texts of which a few speech tokens are spoken.
         progress: True shows a bar; a function is told each step's name as it begins.
+        compiles: False for a model that has been restored.
     """
     seconds: dict[str, float] = {}
     texts = list(texts)
+    names = list(components) if compiles else []
     with (
-        tqdm(total=len(list(components)) + len(texts) + len(samples), disable=progress is not True, leave=False) as bar,
+        tqdm(total=len(names) + len(texts) + len(samples), disable=progress is not True, leave=False) as bar,
         torch.random.fork_rng(),
     ):
 
@@ -60,7 +64,7 @@ def warm_up(
                 components[name].warm_up()
             seconds[name] = seconds.get(name, 0.0) + watch.seconds
 
-        for name in components:
+        for name in names:
             compiling(name)
         with Stopwatch() as speaking:
             for text in texts:
@@ -71,7 +75,7 @@ def warm_up(
                     with step(f"speaking the beginning of {len(text)} characters"):
                         _speak(tts, speak, text)
         for name, engine in components.engines.items():
-            if engine.recompiled:  # a cache has grown, and what was recorded for the smaller one is gone
+            if compiles and engine.recompiled:  # a cache has grown, and what was recorded for the smaller one is gone
                 compiling(name)
     graphs = {name: row.graphs for name, row in components.report().items()}
     return WarmupReport(seconds, graphs, len(texts) + len(samples), speaking.seconds)
@@ -104,9 +108,14 @@ def _speak(tts: Any, speak: Callable[..., object], text: str) -> None:
 
 @contextlib.contextmanager
 def _at_most(t3: Any, tokens: int) -> Iterator[None]:
-    """Have an utterance end after so many speech tokens."""
-    inference = t3.inference
-    seam = Seam(t3, "inference", lambda *args, **kwargs: inference(*args, **{**kwargs, "max_new_tokens": tokens}))
+    """Have an utterance of this thread end after so many speech tokens."""
+    inference, this_thread = t3.inference, threading.get_ident()
+
+    def beginning(*args: Any, **kwargs: Any) -> Any:
+        limit = {"max_new_tokens": tokens} if threading.get_ident() == this_thread else {}
+        return inference(*args, **{**kwargs, **limit})
+
+    seam = Seam(t3, "inference", beginning)
     seam.attach()
     try:
         yield

@@ -192,13 +192,12 @@ def run(source: str, settings: Settings) -> StartupResult:
             "warm": lambda: process("compiled", full),
         }
         with progress.step("filling the cache"):  # and the system's, with libraries and weights, for all sides
-            ways["warm"]()
+            first = ways["warm"]()
         done = alternation.alternate(ways, settings.repeats, progress)
     children = {side: [call.result for call in calls] for side, calls in done.items()}
     rows = [
         row
-        for side in ("cold", "warm")
-        for child in children[side]
+        for child in (first, *children["cold"], *children["warm"])
         for row in child.found["report"]["components"].values()
     ]
     return StartupResult(

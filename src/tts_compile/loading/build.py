@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from .. import _compat
 from ..errors import UnsupportedModelError
 from ..fallback import reason
-from ..layout import Layout
+from ..layout import VOICE, Layout
 from .stored import Stored, Unreadable, mapped
 
 # Functions of torch, of tensors and of torch.nn.init that draw random numbers, take a generator and show in a mode.
@@ -41,10 +42,12 @@ class Build:
 
     Attributes:
         problems: what is wrong with the files; the model is of no use unless there are none.
+        cause: the error that was met, where one was.
     """
 
     def __init__(self, layout: Layout, dtypes: Mapping[str, torch.dtype], own_memory: bool, strict: bool) -> None:
         self.problems: list[str] = []
+        self.cause: Exception | None = None
         self._layout = layout
         self._dtypes = {layout.weights[part]: dtype for part, dtype in dtypes.items() if part in layout.weights}
         self._own_memory = own_memory
@@ -62,11 +65,15 @@ class Build:
             raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
         try:
             tts = self._with_other_globals(function)(_Class(cls), folder, "cpu")
-        except Exception as error:  # those of tokenizers, torch.load and the modules share no base
+        except _NotOfTheFiles as passed:
+            raise passed.error from passed.error.__cause__
+        except Exception as error:  # those of tokenizers and torch.load share no base
             if _compat.is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
-            if not self.problems:  # which would explain it
+            known = (*self._layout.others, VOICE)  # weights that are no good do not end the run
+            if not any(problem.startswith(known) for problem in self.problems):
                 self.problems.append(reason(error))
+                self.cause = error
             return None
         if self._without_weights and not self.problems:
             raise _unknown_way(self._without_weights[0])
@@ -101,7 +108,7 @@ class Build:
         return torch.load(path, *args, **options)
 
     def _module(self, kind: Any, *args: Any, **options: Any) -> nn.Module:
-        with _Quietly(initialise=False):
+        with _not_of_the_files(), _Quietly(initialise=False):
             module: nn.Module = kind(*args, **options)
         self._without_weights.append(module)
         vars(module)["load_state_dict"] = functools.partial(self._assign, module)
@@ -114,31 +121,45 @@ class Build:
             return
         if not isinstance(stored, Stored):
             raise _unknown_way(module)
-        wanted = module.state_dict()
-        found = _problems(module, wanted, stored, lenient=not (strict or self._strict))
+        wanted, given = module.state_dict(), _renamed(module, stored)
+        found = _problems(module, wanted, given, lenient=not (strict or self._strict))
         self.problems += [f"{stored.file}: {problem}" for problem in found]
         if found:
             return
-        buffers = {name for name, _ in module.named_buffers()}
         cast = self._dtypes.get(stored.file)
         dtypes = {
             name: cast if cast and tensor.is_floating_point() else tensor.dtype for name, tensor in wanted.items()
         }
-        names = [name for name in wanted if name in stored]
-        shared = Counter(stored[name].data_ptr() for name in names)
+        names = [name for name in wanted if name in given]
+        shared = Counter(given[name].data_ptr() for name in names)
 
         def kept_as_it_is(name: str) -> bool:
-            tensor = stored[name]
+            tensor = given[name]
             fits = tensor.dtype == dtypes[name] and tensor.stride() == wanted[name].stride()
-            # A buffer that is a view of the file would have deepcopy copy the whole file.
-            return fits and shared[tensor.data_ptr()] == 1 and name not in buffers and not self._own_memory
+            return fits and shared[tensor.data_ptr()] == 1 and not self._own_memory
 
-        weights = {name: stored[name] for name in names if kept_as_it_is(name)}
-        copied = [name for name in names if name not in weights]
+        weights = {name: given[name] for name in names if kept_as_it_is(name)}
+        copied = {name: given[name] for name in names if name not in weights}
         weights.update(
             stored.copies(copied, lambda name, it: torch.empty_like(wanted[name], dtype=dtypes[name]).copy_(it))
         )
         module.load_state_dict(weights, strict=False, assign=True)
+
+
+class _NotOfTheFiles(Exception):  # noqa: N818 - it never leaves this file
+    """Carries an error past what is made of those that damaged files cause."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _not_of_the_files() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _NotOfTheFiles(error) from error
 
 
 class _Quietly(TorchFunctionMode):
@@ -152,6 +173,7 @@ class _Quietly(TorchFunctionMode):
         super().__init__()
         self._initialise = initialise
         self._generator = torch.Generator()
+        self._generator.seed()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -174,7 +196,7 @@ class _Class:
         self._cls = cls
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        with _Quietly(initialise=True):
+        with _not_of_the_files(), _Quietly(initialise=True):
             return self._cls(*args, **options)
 
     def __getattr__(self, name: str) -> Any:
@@ -210,6 +232,15 @@ def _problems(
         elif given.dtype != tensor.dtype and not (given.is_floating_point() and tensor.is_floating_point()):
             problems.append(f"{name} holds {given.dtype} in place of {tensor.dtype}")
     return problems
+
+
+def _renamed(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by their names in this module, which may know older ones: ``weight_g`` of a weight norm."""
+    given = dict(stored)
+    for prefix, part in module.named_modules():
+        for hook in part._load_state_dict_pre_hooks.values():
+            hook(given, f"{prefix}." if prefix else "", {}, True, [], [], [])
+    return given
 
 
 def _computed(module: nn.Module) -> set[str]:

@@ -57,6 +57,7 @@ def load_model(
         cls = stock_class(cls)
     layout, folder = layout_of(cls), _folder(ckpt_dir)
     dtypes = _checked_dtype(dtype, layout)
+    _check_device(device)
     build = Build(layout, dtypes, own_memory=not mmap, strict=strict)
     build.problems += _problems(folder, layout)
     # What is made here must serve outside inference mode too.
@@ -64,38 +65,49 @@ def load_model(
         if any((folder / name).is_file() for name in layout.weights.values()):
             tts = build.run(cls, folder)
     if build.problems:
-        raise CheckpointError(str(folder), layout.name, tuple(build.problems))
+        raise CheckpointError(str(folder), layout.name, tuple(build.problems)) from build.cause
     if dtypes:
         cast_inputs(tts)
-    _check_device(device)
     _move(tts, device)
     return tts
 
 
-def load_pretrained(cls: Any, device: Any = "cpu", **options: Any) -> Any:
+def load_pretrained(
+    cls: Any,
+    device: Any = "cpu",
+    *,
+    dtype: torch.dtype | str | None = None,
+    mmap: bool = True,
+    strict: bool = False,
+) -> Any:
     """Find or download the published weights as ``cls.from_pretrained(device)`` does, and load them quickly.
 
     Args:
-        cls: as of :func:`load_model`.
-        device: where the model is to be.
-        options: of :func:`load_model`; ``strict`` is False unless it is given.
+        cls, device, dtype, mmap, strict: as of :func:`load_model`; what stock ignores in its own files is ignored
+            unless ``strict`` is True.
 
     Raises:
         CheckpointError, UnsupportedModelError, InputError: as :func:`load_model`; those of the hub's client pass.
     """
     if isinstance(cls, str):
         cls = stock_class(cls)
-    layout_of(cls)
-    options = {"strict": False, **options}
+    _checked_dtype(dtype, layout_of(cls))  # before anything is fetched
+    _check_device(device)
+    return cls.from_pretrained.__func__(_Finder(cls, dtype=dtype, mmap=mmap, strict=strict), device)
 
-    class Finder(cls):  # type: ignore[misc]
-        """Finds the files, and has them loaded here."""
 
-        @classmethod
-        def from_local(_, ckpt_dir: Any, device: Any) -> Any:  # noqa: N804
-            return load_model(cls, ckpt_dir, device, **options)
+class _Finder:
+    """In place of a class whose ``from_pretrained`` finds the files: has them loaded here."""
 
-    return Finder.from_pretrained(device)
+    def __init__(self, cls: Any, **options: Any) -> None:
+        self._cls = cls
+        self._options = options
+
+    def from_local(self, ckpt_dir: Any, device: Any) -> Any:
+        return load_model(self._cls, ckpt_dir, device, **self._options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cls, name)
 
 
 def _folder(path: Any) -> Path:
@@ -117,9 +129,16 @@ def _checked_dtype(dtype: Any, layout: Layout) -> Mapping[str, torch.dtype]:
 
 
 def _check_device(device: Any) -> None:
+    """Raise for one that there is none of; takes no memory there."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:  # torch without CUDA raises the last
+        found = torch.device("cpu" if device is None else device)
+        if found.type == "cuda":
+            count = torch.cuda.device_count()
+            if (found.index or 0) >= count:
+                raise RuntimeError(f"there are {count} CUDA devices")
+        else:
+            torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch without a backend raises any of them
         raise InputError(f"device {device!r} cannot be used: {reason(error)}") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,34 @@ class Stored(dict[str, Tensor]):
         self._read = read
         super().__init__(read())
 
-    def copies(self, names: Iterable[str], copy: Callable[[str, Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """``copy`` of these tensors; no more of the file is held in memory than it takes to copy a few of them."""
-        groups = list(self._groups(names))
+    def copies(
+        self, tensors: Mapping[str, Tensor], copy: Callable[[str, Tensor], Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """``copy`` of these tensors; no more of the file is held in memory than it takes to copy a few of them.
+
+        Args:
+            tensors: of this file, by whatever names.
+            copy: is given a name and its tensor.
+        """
+        stored_as = {id(tensor): name for name, tensor in self.items()}
+        groups = list(_groups(tensors))
         for group in groups:
             again = self._read() if len(groups) > 1 else self  # what is mapped anew is let go of with its group
-            yield from [(name, copy(name, again[name])) for name in group]
+            for name in group:
+                yield name, copy(name, again[stored_as[id(tensors[name])]])
 
-    def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
-        group: list[str] = []
-        size = 0
-        for name in names:
-            group.append(name)
-            size += self[name].nbytes
-            if size >= _AT_A_TIME:
-                yield group
-                group, size = [], 0
-        if group:
+
+def _groups(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        group.append(name)
+        size += tensor.nbytes
+        if size >= _AT_A_TIME:
             yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class Unreadable(Stored):
