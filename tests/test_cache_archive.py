@@ -245,6 +245,9 @@ def test_what_is_no_archive(packed: bytes, refused: Callable[[bytes], str]) -> N
     with zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("readme", "hello")
     assert refused(other.getvalue()) == "it is no archive of compiled code"
+    with zipfile.ZipFile(other, "a", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("manifest.json", "[]")
+    assert "damaged" in refused(other.getvalue())
     with zipfile.ZipFile(other, "a", zipfile.ZIP_LZMA) as made:
         made.writestr("more", "hello")
     assert "compression" in refused(other.getvalue())
