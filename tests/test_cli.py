@@ -174,8 +174,16 @@ def test_warmup_reports_seconds_for_every_component(checkpoint_dir, tmp_path):
     assert tc.load_compile_cache(tmp_path / "made" / "a.zip", str(tmp_path / "b")).files == 1
 
 
+def test_a_failed_warmup_saves_nothing(checkpoint_dir, monkeypatch, capsys, tmp_path):
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("TTS_COMPILE_CACHE_DIR", str(tmp_path))
+    assert cli.main(["warmup", "--model", str(checkpoint_dir), "--save", str(tmp_path / "a.zip")]) == 1
+    assert "written by other users" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_warmup_refuses_a_place_that_cannot_be_written_before_compiling(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cli, "load", lambda *args: pytest.fail("loaded nevertheless"))
+    monkeypatch.setattr(cli, "load_quickly", lambda *args: pytest.fail("loaded nevertheless"))
     for place in (tmp_path, tmp_path / "file" / "a.zip"):
         (tmp_path / "file").touch()
         assert cli.main(["warmup", "--save", str(place)]) == 1
