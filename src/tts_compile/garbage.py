@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def not_collected() -> Iterator[None]:
     """No garbage collection meanwhile, for work that makes very many objects.
 
-    The collector goes through all objects again each time their number has grown by a quarter: 0.3 s for the million
+    The collector goes through all objects again each time their number has grown by a quarter: 0.3 s for the half million
     that chatterbox and torch's compiler leave.
     """
     was_enabled = gc.isenabled()
