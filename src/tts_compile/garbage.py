@@ -11,8 +11,8 @@ from collections.abc import Iterator
 def not_collected() -> Iterator[None]:
     """No garbage collection meanwhile, for work that makes very many objects.
 
-    The collector goes through all objects again each time their number has grown by a quarter: 0.3 s for the half million
-    that chatterbox and torch's compiler leave.
+    The collector goes through all objects again each time their number has grown by a quarter: 0.3 s for the half
+    million that are there once chatterbox is imported.
     """
     was_enabled = gc.isenabled()
     gc.disable()
