@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, random_states
-from tts_compile.prose import prose
-from tts_compile.warming import SAMPLE_TOKENS, sample_texts
+from tts_compile.sample_text import prose
+from tts_compile.warmup import SAMPLE_TOKENS, sample_texts
 
 Heard = list[tuple[int, ...]]
 

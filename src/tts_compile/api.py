@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .checks import check_mode
+from .validation import check_mode
 from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, ModelStateError, UnsupportedModelError
 from .execution.turn import alone

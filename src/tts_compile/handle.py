@@ -19,7 +19,7 @@ from typing_extensions import Self
 from . import background, quality
 from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
-from .checks import check_request, check_settings, check_voice, checked_inputs
+from .validation import check_request, check_settings, check_voice, checked_inputs
 from .components.assembly import Assembly
 from .components.engine_component import EngineComponent
 from .components.seam import not_its_own
@@ -31,7 +31,7 @@ from .execution.turn import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .report import ExecutionReport, WarmupReport
 from .timing import Timings, timed
-from .warming import sample_texts, warm_up
+from .warmup import sample_texts, warm_up
 
 logger = logging.getLogger(__name__)
 

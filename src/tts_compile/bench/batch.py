@@ -24,7 +24,7 @@ from ..components.t3.batch import Batch
 from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS
-from ..prose import prose
+from ..sample_text import prose
 from . import alternation, machine, stats
 from .alternation import Call
 from .models import Progress, describe, load, timed_call

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files import refuse_unwritable, replaced
 from ..loading import DTYPES
-from ..prose import TEXT
+from ..sample_text import TEXT
 from . import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
 from .models import checkpoint
 from .section import Result, as_json, markdown

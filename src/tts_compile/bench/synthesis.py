@@ -20,7 +20,7 @@ from ..config import CompileConfig
 from ..distance import lowest_db
 from ..errors import InputError
 from ..handle import CompiledTTS
-from ..prose import TEXT
+from ..sample_text import TEXT
 from . import alternation, fresh, machine, stages, stats
 from .alternation import same_states
 from .models import Progress, describe, load, only, timed_call

@@ -17,7 +17,7 @@ from ..api import compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from ..handle import CompiledTTS
-from ..prose import TEXT
+from ..sample_text import TEXT
 from . import alternation, fresh, machine, stats
 from .alternation import same_states, seconds
 from .models import Progress, describe, load, only, t3_inputs, timed_call

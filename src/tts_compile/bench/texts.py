@@ -16,7 +16,7 @@ from ..components.audio import digest
 from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS
-from ..prose import prose
+from ..sample_text import prose
 from . import alternation, machine, stages, stats
 from .alternation import Call
 from .models import Progress, describe, graphs, load

@@ -18,7 +18,7 @@ from ..api import as_stock
 from ..bench.alternation import alternate, seconds
 from ..bench.models import timed_call
 from ..bench.stats import FEWEST, ratio_of_medians
-from ..checks import checked_inputs
+from ..validation import checked_inputs
 from ..components.assembly import Assembly
 from ..components.base import Component, EagerComponent
 from ..components.tape import Call, Methods, methods_of, recorded

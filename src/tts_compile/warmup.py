@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .bucketing import Range
 from .components.assembly import Assembly
 from .components.seam import Seam
-from .prose import prose
+from .sample_text import prose
 from .report import WarmupReport
 from .timing import Stopwatch, timed
 
