@@ -12,7 +12,7 @@ import numpy as np
 
 import tts_compile as tc
 from tts_compile import testing
-from tts_compile.wav import write_wav
+from tts_compile.audio.wav import write_wav
 
 TEXT = "It was a dark night. The rain fell in torrents, except now and then.\n\nNobody was about. Then a dog barked!"
 

@@ -12,7 +12,7 @@ import torch
 
 import tts_compile as tc
 from tts_compile import testing
-from tts_compile.wav import write_wav
+from tts_compile.audio.wav import write_wav
 
 
 def load(args):

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile.components.audio import Recording, digest, resample
+from tts_compile.audio.reading import Recording, digest, resample
 from tts_compile.components.voice.spectrum import mel_spectrogram, plain, trim
 
 librosa = pytest.importorskip("librosa")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .components.audio import resample
+from .audio.reading import resample
 from .errors import InputError
 
 RECOGNISER = "openai/whisper-base.en"

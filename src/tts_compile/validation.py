@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .batch import checked_texts
-from .components.audio import Recording
+from .audio.reading import Recording
 from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
 from .errors import InputError, ModelStateError
 

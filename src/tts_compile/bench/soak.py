@@ -13,7 +13,7 @@ import torch
 
 from .. import _compat
 from ..api import compile_model
-from ..components.audio import digest
+from ..audio.reading import digest
 from ..config import CompileConfig
 from ..handle import CompiledTTS
 from ..testing import make_reference_wav

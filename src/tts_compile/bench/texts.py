@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..api import compile_model
-from ..components.audio import digest
+from ..audio.reading import digest
 from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..api import compile_model
-from ..components.audio import digest
+from ..audio.reading import digest
 from ..config import CompileConfig, ComponentPolicy
 from ..testing import make_reference_wav
 from . import alternation, child, machine, stats

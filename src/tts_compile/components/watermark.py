@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..config import CompileConfig
 from ..errors import InputError, UnsupportedModelError
 from ..timing import Timings
-from .audio import resample
+from ..audio.reading import resample
 from .base import EagerComponent
 from .seam import own_method
 

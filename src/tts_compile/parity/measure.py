@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import testing
-from ..components.audio import resample
+from ..audio.reading import resample
 from ..components.base import Component, EagerComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component

@@ -9,7 +9,7 @@ waves are finite and of speech-like level. The files have the published layout a
 from .checkpoint import SIZES, VARIANTS, load_checkpoint, write_checkpoint
 from .depth import architecture_of
 from .offline import nothing_fetched
-from .recording import make_reference_wav
+from ..audio.synthetic_voice import make_reference_wav
 
 __all__ = [
     "SIZES",

@@ -15,7 +15,7 @@ import torch
 from .. import _compat, cache, files
 from ..bench import machine
 from ..bench.stats import Ratio
-from ..components.audio import Recording
+from ..audio.reading import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError
 from ..fallback import reason

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...config import CompileConfig
 from ...errors import InputError
 from ...timing import Timings
-from ..audio import Recording, digest, resample
+from ...audio.reading import Recording, digest, resample
 from ..base import EagerComponent
 from ..seam import own_method
 from ..t3 import finite_number

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..audio import Samples
+from ...audio.reading import Samples
 
 # librosa.effects.trim's defaults, in samples.
 _TRIM_FRAME = 2048

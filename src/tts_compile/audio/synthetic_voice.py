@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..wav import write_wav
+from .wav import write_wav
 
 
 def make_reference_wav(path: str | Path, seconds: float = 10.0, sample_rate: int = 24_000) -> Path:
