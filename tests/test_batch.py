@@ -20,7 +20,7 @@ from conftest import EAGER, forget_failures
 from pretend import PretendRecorder
 from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error_db
 from tts_compile import batch
-from tts_compile.batch import job
+from tts_compile.batch import pipeline as job
 from tts_compile.components.flow.engine import TOKENS
 from tts_compile.components.t3.batch import Batch
 from tts_compile.components.t3.decoding import Decoding

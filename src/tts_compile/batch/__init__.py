@@ -13,7 +13,7 @@ from ..components.flow import FlowComponent
 from ..components.t3 import SAMPLING, SamplingSettings, T3Component, check_text
 from ..timing import Stopwatch
 from .chunk import Chunk, RandomNumbers, checked_seeds, checked_texts, delivered
-from .job import BatchJob
+from .pipeline import BatchJob
 from .progress import BatchProgress, Shown
 
 __all__ = ["BatchProgress", "Chunk", "RandomNumbers", "checked_seeds", "checked_texts", "delivered", "speak"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..api import compile_model
-from ..batch.job import FLOW_GROUP
+from ..batch.pipeline import FLOW_GROUP
 from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
 from ..components.t3.batch import Batch
