@@ -1,9 +1,9 @@
 """Compiled code on disk: where it is kept, what it is valid for, and how it moves to another machine."""
 
 from .archive import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
-from .place import OURS, folder, made, root, using_cache
-from .state import CacheState, Kept, OtherCache, state
-from .vectors import know_vectors
+from .folder import OURS, folder, made, root, using_cache
+from .contents import CacheState, Kept, OtherCache, state
+from .cpu_isa import know_vectors
 
 __all__ = [
     "OURS",

@@ -24,7 +24,7 @@ from .. import files
 from ..errors import CompilationError, InputError
 from ..fallback import reason
 from .machine import Machine, this_machine
-from .place import folder, found, made, root, sort_of
+from .folder import folder, found, made, root, sort_of
 
 logger = logging.getLogger(__name__)
 

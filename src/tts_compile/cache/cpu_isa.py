@@ -7,7 +7,7 @@ import logging
 
 from .. import _compat, files
 from ..fallback import reason
-from .place import VECTORS, folder, using_cache
+from .folder import VECTORS, folder, using_cache
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .machine import Machine, this_machine
-from .place import MACHINE, folder, found, root
+from .folder import MACHINE, folder, found, root
 
 
 @dataclass(frozen=True)
