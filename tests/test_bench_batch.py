@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
-from tts_compile import cli
+from tts_compile.cli import main as cli
 from tts_compile.bench import batch
 from tts_compile.components.t3.batch import Batch
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tts_compile import cli, timing
+from tts_compile.cli import main as cli
+from tts_compile import timing
 
 
 @pytest.mark.parametrize(("tick", "code"), [(1e-7, 0), (1e-5, 1)])

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 import tts_compile as tc
-from tts_compile import cache, cli, config, doctor
-from tts_compile.bench import commands, plots
+from tts_compile import cache, config
+from tts_compile.cli import main as cli, doctor
+from tts_compile.cli import bench as commands
+from tts_compile.bench import plots
 from tts_compile.bench.section import Result, Section
 from tts_compile.bench.stats import Ratio
 
 
 def run(*arguments, **environment):
     script = Path(sys.executable).parent / "tts-compile"
-    command = [str(script)] if script.exists() else [sys.executable, "-m", "tts_compile.cli"]
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "tts_compile.cli.main"]
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,

@@ -11,10 +11,10 @@ from typing import Any
 from ..files import refuse_unwritable, replaced
 from ..loading import DTYPES
 from ..sample_text import TEXT
-from . import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
-from .models import checkpoint
-from .section import Result, as_json, markdown
-from .stats import FEWEST
+from ..bench import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
+from ..bench.models import checkpoint
+from ..bench.section import Result, as_json, markdown
+from ..bench.stats import FEWEST
 
 _ENDS = {"json": "json", "markdown": "md", "html": "html"}
 _NO_MEMORY = "leave out the memory of two fresh processes"
