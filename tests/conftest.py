@@ -24,7 +24,7 @@ import tts_compile as tc
 from pretend import PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
 from tts_compile import cache
-from tts_compile.components.engine_component import EngineComponent
+from tts_compile.components.compiled_component import EngineComponent
 
 SPEECH_TOKENS = 16
 EAGER = tc.CompileConfig(

@@ -19,7 +19,7 @@ import tts_compile as tc
 from speech import random_states, seed_everything
 from tts_compile.components.voice import ReferenceComponent
 from tts_compile.components.voice.memory import Memory
-from tts_compile.components.weights import WeightWatch
+from tts_compile.components.weight_watch import WeightWatch
 
 soundfile = pytest.importorskip("soundfile")
 

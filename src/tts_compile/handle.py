@@ -20,8 +20,8 @@ from . import background, quality
 from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
 from .validation import check_request, check_settings, check_voice, checked_inputs
-from .components.assembly import Assembly
-from .components.engine_component import EngineComponent
+from .components.component_set import Assembly
+from .components.compiled_component import EngineComponent
 from .components.seam import not_its_own
 from .components.t3 import check_text
 from .config import CompileConfig

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from .bucketing import Range
-from .components.assembly import Assembly
+from .components.component_set import Assembly
 from .components.seam import Seam
 from .sample_text import prose
 from .report import WarmupReport

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from ..components.engine_component import EngineComponent
+from ..components.compiled_component import EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
 from ..errors import InputError, TTSCompileError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from .base import Component
+from .component import Component
 from .seam import Seam, attach_all, detach_all
 
 # Of the model, and of a voice converter: what a method leaves there that returns nothing.

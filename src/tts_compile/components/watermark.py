@@ -12,7 +12,7 @@ from ..config import CompileConfig
 from ..errors import InputError, UnsupportedModelError
 from ..timing import Timings
 from ..audio.reading import resample
-from .base import EagerComponent
+from .component import EagerComponent
 from .seam import own_method
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import testing
 from ..audio.reading import resample
-from ..components.base import Component, EagerComponent
+from ..components.component import Component, EagerComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
 from ..components.tape import Call, Take, methods_of, recorded

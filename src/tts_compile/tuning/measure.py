@@ -19,8 +19,8 @@ from ..bench.alternation import alternate, seconds
 from ..bench.models import timed_call
 from ..bench.stats import FEWEST, ratio_of_medians
 from ..validation import checked_inputs
-from ..components.assembly import Assembly
-from ..components.base import Component, EagerComponent
+from ..components.component_set import Assembly
+from ..components.component import Component, EagerComponent
 from ..components.tape import Call, Methods, methods_of, recorded
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError

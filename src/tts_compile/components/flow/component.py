@@ -12,9 +12,9 @@ from ...errors import UnsupportedModelError
 from ...execution import transformer
 from ...fallback import reason
 from ...timing import timed
-from ..engine_component import CopyingComponent
+from ..compiled_component import CopyingComponent
 from ..operators import choose_operators
-from ..shared import Shared
+from ..runtime import Shared
 from .engine import FlowEngine
 from .supported import another_make
 

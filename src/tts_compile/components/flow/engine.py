@@ -20,7 +20,7 @@ from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ...timing import timed
-from ..weights import Copies
+from ..weight_watch import Copies
 from .encoder import Encoder
 from .estimator import Estimator, EstimatorWeights, Sizes
 from .supported import another_make

@@ -11,8 +11,8 @@ from ...config import CompileConfig
 from ...errors import CompilationError
 from ...execution import native
 from ...execution.cuda_graph import Replays
-from ..engine_component import EngineComponent
-from ..shared import Shared
+from ..compiled_component import EngineComponent
+from ..runtime import Shared
 from .batch import Batch, Request
 from .engine import T3Engine
 from .sampling import SamplingSettings

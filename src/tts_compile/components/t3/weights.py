@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...execution import native
 from ...execution.native import Int8Matrix
-from .. import weights
+from .. import weight_watch as weights
 
 
 class LayerWeights(NamedTuple):

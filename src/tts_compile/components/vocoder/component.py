@@ -7,9 +7,9 @@ from typing import Any
 
 from ...config import CompileConfig
 from ...errors import UnsupportedModelError
-from ..engine_component import CopyingComponent
+from ..compiled_component import CopyingComponent
 from ..operators import choose_operators
-from ..shared import Shared
+from ..runtime import Shared
 from .engine import VocoderEngine
 from .supported import another_make
 

@@ -14,7 +14,7 @@ from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
 from ...timing import timed
-from ..weights import Copies
+from ..weight_watch import Copies
 from .functions import centred, entered, pitch, residual_unit, spectrum
 from .supported import another_make
 from .weights import UnitWeights, VocoderWeights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..weights import classes, several_dtypes, unknown_class
+from ..weight_watch import classes, several_dtypes, unknown_class
 
 CLASSES = classes(
     chatterbox="ConvRNNF0Predictor HiFTGenerator ResBlock SineGen Snake SourceModuleHnNSF",

@@ -15,10 +15,10 @@ from ...config import CompileConfig
 from ...errors import InputError
 from ...timing import Timings
 from ...audio.reading import Recording, digest, resample
-from ..base import EagerComponent
+from ..component import EagerComponent
 from ..seam import own_method
 from ..t3 import finite_number
-from ..weights import WeightWatch, environment
+from ..weight_watch import WeightWatch, environment
 from .encoder import tone
 from .memory import Memory
 

@@ -15,10 +15,10 @@ from ..fallback import FallbackManager, reason
 from ..garbage import not_collected
 from ..report import ComponentReport
 from ..timing import timed
-from .elsewhere import CPU, on_cpu
+from .cpu_fallback import CPU, on_cpu
 from .seam import Seam, not_its_own
-from .shared import Shared
-from .weights import Copies
+from .runtime import Shared
+from .weight_watch import Copies
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from ..execution.turn import Turn, alone
 from ..fallback import reason
 from ..report import ComponentReport
 from ..timing import Timings
-from .base import Component, StockComponent
-from .engine_component import EngineComponent
+from .component import Component, StockComponent
+from .compiled_component import EngineComponent
 from .flow import FlowComponent
 from .seam import attach_all, detach_all
-from .shared import Shared
+from .runtime import Shared
 from .t3 import T3Component
 from .vocoder import VocoderComponent
 from .voice import ReferenceComponent, VoiceEncoderComponent
