@@ -16,7 +16,7 @@ import tts_compile as tc
 from speech import Speech, speak, speak_stock
 from tts_compile import _compat
 from tts_compile.components.t3.cache import visible
-from tts_compile.components.t3.decoder import decoder_layer, head
+from tts_compile.components.t3.llama import decoder_layer, head
 from tts_compile.components.t3.weights import LayerWeights
 from tts_compile.execution import native
 

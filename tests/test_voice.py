@@ -18,7 +18,7 @@ from torch import Tensor
 import tts_compile as tc
 from speech import random_states, seed_everything
 from tts_compile.components.voice import ReferenceComponent
-from tts_compile.components.voice.memory import Memory
+from tts_compile.components.voice.lru import Memory
 from tts_compile.components.weight_watch import WeightWatch
 
 soundfile = pytest.importorskip("soundfile")

@@ -1,6 +1,6 @@
 """T3, the language model that turns text and a voice into speech tokens."""
 
-from .batch import Request
+from .scheduler import Request
 from .component import T3Component
 from .sampling import SAMPLING, SamplingSettings, finite_number
 from .text import check_text, text_tokens

@@ -13,7 +13,7 @@ from ...execution import native
 from ...execution.cuda_graph import Replays
 from ..compiled_component import EngineComponent
 from ..runtime import Shared
-from .batch import Batch, Request
+from .scheduler import Batch, Request
 from .engine import T3Engine
 from .sampling import SamplingSettings
 from .step import LayeredPass, NativePass

@@ -22,10 +22,10 @@ from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.memory import MemoryLimit
 from ...fallback import FallbackManager
 from ...timing import timed
-from .batch import Batch, Request
+from .scheduler import Batch, Request
 from .cache import KVCache, Part
-from .decoder import decoder_layer, head
-from .decoding import Decoding, Guesses, Utterance, Vocabulary
+from .llama import decoder_layer, head
+from .decode_loop import Decoding, Guesses, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
 from .graph_step import UTTERANCES, GraphedPass
 from .noise import NoiseStream

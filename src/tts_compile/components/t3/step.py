@@ -12,7 +12,7 @@ from torch import Tensor
 from ...execution import Region, native
 from ...fallback import FallbackManager
 from .cache import KVCache, Part
-from .decoder import decoder_layer, head
+from .llama import decoder_layer, head
 from .sampling import guide
 from .weights import DecoderWeights
 

@@ -20,7 +20,7 @@ from ..seam import own_method
 from ..t3 import finite_number
 from ..weight_watch import WeightWatch, environment
 from .encoder import tone
-from .memory import Memory
+from .lru import Memory
 
 _KEPT = 8  # voices, some 0.2 MB each
 # The speaker encoder's statistics need two of its frames, which are three of its fbank's: a window of 25 ms and two

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import _compat
 from ...fallback import FallbackManager, reason
-from .decoding import Decoding, Utterance
+from .decode_loop import Decoding, Utterance
 
 
 @dataclass(frozen=True, eq=False)
