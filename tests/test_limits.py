@@ -25,8 +25,8 @@ from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
 from tts_compile.components.vocoder import VocoderComponent
 from tts_compile.execution import Region
-from tts_compile.execution.budget import CompileBudget
-from tts_compile.execution.memory import MemoryLimit
+from tts_compile.execution.compile_budget import CompileBudget
+from tts_compile.execution.memory_limit import MemoryLimit
 
 GIB = 2**30
 ONE = torch.ones(1)

@@ -16,7 +16,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, speak
 from test_api import identities, instances
-from tts_compile.execution import turn
+from tts_compile.execution import process_lock as turn
 
 
 def test_inside_there_is_nothing_of_ours(tts: Any, stock_speech: Callable[..., Speech]) -> None:

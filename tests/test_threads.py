@@ -18,7 +18,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, TEXTS
 from tts_compile import background
-from tts_compile.execution.turn import Turn
+from tts_compile.execution.process_lock import Turn
 
 
 def test_every_thread_hears_what_it_would_hear_alone(

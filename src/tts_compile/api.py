@@ -11,7 +11,7 @@ import torch
 from .validation import check_mode
 from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, ModelStateError, UnsupportedModelError
-from .execution.turn import alone
+from .execution.process_lock import alone
 from .handle import HANDLE, CompiledTTS
 from .parity import ParityReport
 

@@ -27,7 +27,7 @@ from .components.t3 import check_text
 from .config import CompileConfig
 from .delegate import Delegate
 from .errors import InputError, ModelStateError, ParityError
-from .execution.turn import Turn, alone
+from .execution.process_lock import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .report import ExecutionReport, WarmupReport
 from .timing import Timings, timed

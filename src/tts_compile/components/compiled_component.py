@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from .. import _compat, cache
 from ..config import CompileConfig, ComponentPolicy
 from ..errors import CompilationError, NonFiniteError
-from ..execution.turn import Turn
+from ..execution.process_lock import Turn
 from ..fallback import FallbackManager, reason
 from ..garbage import not_collected
 from ..report import ComponentReport

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import COMPONENTS, CompileConfig
 from ..errors import UnsupportedModelError
-from ..execution.turn import Turn, alone
+from ..execution.process_lock import Turn, alone
 from ..fallback import reason
 from ..report import ComponentReport
 from ..timing import Timings

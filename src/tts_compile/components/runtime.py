@@ -8,9 +8,9 @@ import torch
 
 from ..config import CompileConfig
 from ..execution import cuda_graph
-from ..execution.budget import CompileBudget
+from ..execution.compile_budget import CompileBudget
 from ..execution.cuda_graph import GraphCache
-from ..execution.memory import MemoryLimit
+from ..execution.memory_limit import MemoryLimit
 from ..timing import Timings
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from .. import _compat
 from ..errors import CompilationError
 from ..timing import timed
-from .memory import MemoryLimit
-from .turn import Turn
+from .memory_limit import MemoryLimit
+from .process_lock import Turn
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import torch
 from .. import _compat
 from ..fallback import FallbackManager
 from ..timing import Stopwatch, mark_compile
-from .budget import CompileBudget
+from .compile_budget import CompileBudget
 
 _serial = itertools.count()
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}

@@ -19,7 +19,7 @@ from ...cache import using_cache
 from ...errors import CompilationError, InputError, ModelStateError
 from ...execution import native
 from ...execution.cuda_graph import GraphCache, Replays
-from ...execution.memory import MemoryLimit
+from ...execution.memory_limit import MemoryLimit
 from ...fallback import FallbackManager
 from ...timing import timed
 from .scheduler import Batch, Request
