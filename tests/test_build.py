@@ -11,7 +11,7 @@ import torch
 
 import tts_compile as tc
 from tts_compile import _compat, cache
-from tts_compile.execution import build
+from tts_compile.execution.native import build
 
 NAME = "convolution"  # the quickest to build
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tts_compile import _compat
-from tts_compile.execution import convolution
+from tts_compile.execution.native import convolution
 from tts_compile.execution.operators import NativeOperators, TorchOperators
 
 

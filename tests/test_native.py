@@ -18,7 +18,7 @@ from tts_compile import _compat
 from tts_compile.components.t3.cache import visible
 from tts_compile.components.t3.llama import decoder_layer, head
 from tts_compile.components.t3.weights import LayerWeights
-from tts_compile.execution import native
+from tts_compile.execution.native import llama_decoder as native
 
 SHORT = "Hello there my good!"
 CAPACITY = 70

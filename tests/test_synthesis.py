@@ -16,7 +16,7 @@ import tts_compile as tc
 from tts_compile.cli import main as cli
 from tts_compile.bench import models, synthesis
 from tts_compile.bench.child import Child
-from tts_compile.execution import build
+from tts_compile.execution.native import build
 
 pytest.importorskip("chatterbox")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import convolution, transformer
-from .transformer import Block
+from .native import convolution, transformer_block as transformer
+from .native.transformer_block import Block
 
 
 class PackedBlock(NamedTuple):
@@ -40,7 +40,7 @@ class Operators(Protocol):
         stride: int = 1,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.convolution.convolve`."""
+        """As :func:`tts_compile.execution.native.convolution.convolve`."""
 
     def pack_block(self, block: Block) -> PackedBlock:
         """A transformer block, whose ``arguments`` :meth:`transform` takes."""
@@ -48,7 +48,7 @@ class Operators(Protocol):
     def transform(
         self, x: Tensor, lengths: Tensor, block: tuple[Tensor, ...], heads: int, inner: int, eps: float
     ) -> Tensor:
-        """As :func:`tts_compile.execution.transformer.transform`."""
+        """As :func:`tts_compile.execution.native.transformer_block.transform`."""
 
 
 class NativeOperators:
@@ -80,7 +80,7 @@ class NativeOperators:
     def transform(
         self, x: Tensor, lengths: Tensor, block: tuple[Tensor, ...], heads: int, inner: int, eps: float
     ) -> Tensor:
-        """As :func:`tts_compile.execution.transformer.transform`."""
+        """As :func:`tts_compile.execution.native.transformer_block.transform`."""
         return transformer.transform(x, lengths, block[0], heads, inner, eps)
 
 
@@ -107,7 +107,7 @@ class TorchOperators:
         stride: int = 1,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.convolution.convolve`."""
+        """As :func:`tts_compile.execution.native.convolution.convolve`."""
         last = (rows - 1) * stride + (weight.shape[2] - 1) * dilation - left  # row of x that is read last
         padded = F.pad(x.transpose(1, 2), (left, last + 1 - x.shape[1]))
         y: Tensor = F.conv1d(padded, weight, bias, stride=stride, dilation=dilation).transpose(1, 2)
@@ -126,7 +126,7 @@ class TorchOperators:
         inner: int,  # noqa: ARG002 - read off the weights
         eps: float,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.transformer.transform`."""
+        """As :func:`tts_compile.execution.native.transformer_block.transform`."""
         b = Block(*block)
         seen = before(lengths, x.shape[1])
         x = torch.where(seen[..., None], x, 0)  # attention gives them no weight, but nan times 0 is nan

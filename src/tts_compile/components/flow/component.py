@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...config import CompileConfig
 from ...errors import UnsupportedModelError
-from ...execution import transformer
+from ...execution.native import transformer_block as transformer
 from ...fallback import reason
 from ...timing import timed
 from ..compiled_component import CopyingComponent

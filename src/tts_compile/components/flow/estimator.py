@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ...execution import Region
 from ...execution.operators import Operators, PackedBlock, before
-from ...execution.transformer import Block
+from ...execution.native.transformer_block import Block
 from ...fallback import FallbackManager
 
 

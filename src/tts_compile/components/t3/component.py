@@ -9,7 +9,7 @@ import torch
 
 from ...config import CompileConfig
 from ...errors import CompilationError
-from ...execution import native
+from ...execution.native import llama_decoder as native
 from ...execution.cuda_graph import Replays
 from ..compiled_component import EngineComponent
 from ..runtime import Shared

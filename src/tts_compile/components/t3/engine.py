@@ -17,7 +17,7 @@ from torch import Tensor
 from ...bucketing import ChunkBucketer
 from ...cache import using_cache
 from ...errors import CompilationError, InputError, ModelStateError
-from ...execution import native
+from ...execution.native import llama_decoder as native
 from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.memory_limit import MemoryLimit
 from ...fallback import FallbackManager

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...execution import Region, native
+from ...execution import Region
+from ...execution.native import llama_decoder as native
 from ...fallback import FallbackManager
 from .cache import KVCache, Part
 from .llama import decoder_layer, head

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...execution import native
-from ...execution.native import Int8Matrix
+from ...execution.native import llama_decoder as native
+from ...execution.native.llama_decoder import Int8Matrix
 from .. import weight_watch as weights
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import build
-from .panels import PANEL, panels
+from .packing import PANEL, panels
 
 HEAD_DIM = 64
 
@@ -81,7 +81,7 @@ def load(cache_dir: str | None = None) -> None:
     """Build the block if need be and register it as ``torch.ops.tts_compile.transform``.
 
     Raises:
-        CompilationError: as :func:`tts_compile.execution.build.library`.
+        CompilationError: as :func:`tts_compile.execution.native.build.library`.
     """
     library = build.library("transformer", cache_dir)
 

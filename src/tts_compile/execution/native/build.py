@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from .. import _compat, cache, files
-from ..errors import CompilationError
+from ... import _compat, cache, files
+from ...errors import CompilationError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import build
-from .panels import PANEL, panels
+from .packing import PANEL, panels
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def load(cache_dir: str | None = None) -> None:
     """Build the convolution if need be and register it as ``torch.ops.tts_compile.convolve``.
 
     Raises:
-        CompilationError: as :func:`tts_compile.execution.build.library`.
+        CompilationError: as :func:`tts_compile.execution.native.build.library`.
     """
     library = build.library("convolution", cache_dir)
 

@@ -135,7 +135,7 @@ def load(cache_dir: str | None = None) -> None:
     """Build the decoder if need be and register it as ``torch.ops.tts_compile.decode``.
 
     Raises:
-        CompilationError: as :func:`tts_compile.execution.build.library`.
+        CompilationError: as :func:`tts_compile.execution.native.build.library`.
     """
     library = build.library("decoder", cache_dir)
 

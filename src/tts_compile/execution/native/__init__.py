@@ -1,0 +1,1 @@
+"""C++ operators and the code that builds them."""
