@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tts_compile as tc
 from tts_compile import files, testing
 from tts_compile.errors import UnsafeFileError
-from tts_compile.layout import LAYOUTS
+from tts_compile.families.checkpoint_files import LAYOUTS
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:

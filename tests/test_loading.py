@@ -18,7 +18,7 @@ import tts_compile as tc
 from conftest import EAGER
 from sameness import everything, same
 from speech import SHORT, random_states, seed_everything
-from tts_compile.layout import LAYOUTS
+from tts_compile.families.checkpoint_files import LAYOUTS
 from tts_compile.loading import stock_class
 from tts_compile.loading.build import Build
 from tts_compile.loading.stored import Stored

@@ -19,7 +19,7 @@ from torch import Tensor
 import tts_compile as tc
 from conftest import SPEECH_TOKENS
 from speech import SHORT, TEXTS, Speech, random_states
-from tts_compile.layout import LAYOUTS
+from tts_compile.families.checkpoint_files import LAYOUTS
 from tts_compile.testing import depth
 
 FEW = {"multilingual": 8, "turbo": 24}  # speech tokens

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from .. import _compat
 from ..errors import UnsupportedModelError
 from ..fallback import reason
-from ..layout import VOICE, Layout
+from ..families.checkpoint_files import VOICE, Layout
 from .stored import Stored, Unreadable, mapped
 
 # Functions of torch, of tensors and of torch.nn.init that draw random numbers, take a generator and show in a mode.

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..garbage import made_to_stay
-from ..layout import LAYOUTS
+from ..families.checkpoint_files import LAYOUTS
 
 
 def stock_class(name: str) -> Any:

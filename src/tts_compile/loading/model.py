@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import CheckpointError, InputError
 from ..fallback import reason
 from ..garbage import made_to_stay
-from ..layout import LAYOUTS, VOICE, Layout, layout_of
+from ..families.checkpoint_files import LAYOUTS, VOICE, Layout, layout_of
 from .build import Build
 from .half import DTYPES, cast_inputs
 from .imports import stock_class

@@ -3,7 +3,7 @@
 from .measure import TEXTS, Transcriber, compare, measure
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
-from .voice import Voice
+from ..families.voice_slot import Voice
 
 __all__ = [
     "TEXTS",

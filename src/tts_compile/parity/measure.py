@@ -30,7 +30,7 @@ from ..distance import (
 from ..fallback import reason
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
-from .voice import Voice
+from ..families.voice_slot import Voice
 
 TEXTS = (
     "Yes.",

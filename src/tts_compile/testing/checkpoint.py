@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..files import replaced
-from ..layout import LAYOUTS, VOICE
+from ..families.checkpoint_files import LAYOUTS, VOICE
 from . import gpt2, llama, tokenizers
 from .depth import FULL, SMALL, architecture_of, built_with, layout_in, refused_if_damaged
 from .offline import nothing_fetched

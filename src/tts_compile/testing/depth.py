@@ -14,7 +14,7 @@ import torch
 from .. import _compat
 from ..errors import InputError
 from ..fallback import reason
-from ..layout import LAYOUTS, Layout
+from ..families.checkpoint_files import LAYOUTS, Layout
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def architecture_of(directory: str | Path, variant: str = "english") -> Iterator
 
     Args:
         directory: the checkpoint folder.
-        variant: a key of :data:`tts_compile.layout.LAYOUTS`.
+        variant: a key of :data:`tts_compile.families.checkpoint_files.LAYOUTS`.
 
     Raises:
         InputError: for an unknown variant, or a folder whose weights are missing or damaged.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..layout import LAYOUTS
+from ..families.checkpoint_files import LAYOUTS
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'\"-()"
 # Latin, accents, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Jamo and kana: what NFKD leaves of the model's languages.

@@ -3,7 +3,7 @@
 from .scheduler import Request
 from .component import T3Component
 from .sampling import SAMPLING, SamplingSettings, finite_number
-from .text import check_text, text_tokens
+from ...families.english import check_text, text_tokens
 
 __all__ = [
     "SAMPLING",

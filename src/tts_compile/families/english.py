@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import InputError
+from ..errors import InputError
 
 
 def check_text(tts: Any, text: object) -> None:
