@@ -20,8 +20,8 @@ from sameness import everything, same
 from speech import SHORT, random_states, seed_everything
 from tts_compile.families.checkpoint_files import LAYOUTS
 from tts_compile.loading import stock_class
-from tts_compile.loading.build import Build
-from tts_compile.loading.stored import Stored
+from tts_compile.loading.from_local import Build
+from tts_compile.loading.mapped_files import Stored
 from tts_compile.testing.depth import SMALL, built_with
 
 

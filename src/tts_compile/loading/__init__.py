@@ -1,6 +1,6 @@
 """Loading a checkpoint through the stock classes, without the work whose result is thrown away."""
 
-from .half import DTYPES
+from .half_precision import DTYPES
 from .imports import stock_class
 from .model import load_model, load_pretrained
 

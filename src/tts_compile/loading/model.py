@@ -14,8 +14,8 @@ from ..errors import CheckpointError, InputError
 from ..fallback import reason
 from ..garbage import made_to_stay
 from ..families.checkpoint_files import LAYOUTS, VOICE, Layout, layout_of
-from .build import Build
-from .half import DTYPES, cast_inputs
+from .from_local import Build
+from .half_precision import DTYPES, cast_inputs
 from .imports import stock_class
 
 

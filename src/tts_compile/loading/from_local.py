@@ -18,7 +18,7 @@ from .. import _compat
 from ..errors import UnsupportedModelError
 from ..fallback import reason
 from ..families.checkpoint_files import VOICE, Layout
-from .stored import Stored, Unreadable, mapped
+from .mapped_files import Stored, Unreadable, mapped
 
 # Functions of torch, of tensors and of torch.nn.init that draw random numbers, take a generator and show in a mode.
 _DRAWING = {
