@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tts_compile import timing
-from tts_compile.bench import alternation
-from tts_compile.bench.alternation import alternate, same_states
-from tts_compile.bench.stats import ratio_of_medians
+from tts_compile.measuring import interleaved as alternation
+from tts_compile.measuring.interleaved import alternate, same_states
+from tts_compile.measuring.stats import ratio_of_medians
 
 
 class Silent:

@@ -9,9 +9,10 @@ import torch
 
 import tts_compile as tc
 from tts_compile import peak
-from tts_compile.bench import fresh, machine, models, t3
+from tts_compile.bench import fresh, models, t3
+from tts_compile.measuring import machine
 from tts_compile.bench.section import as_json, markdown_table
-from tts_compile.bench.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
+from tts_compile.measuring.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
 from tts_compile.distance import lowest_db
 
 

@@ -14,7 +14,7 @@ from tts_compile.cli import main as cli, doctor
 from tts_compile.cli import bench as commands
 from tts_compile.bench import plots
 from tts_compile.bench.section import Result, Section
-from tts_compile.bench.stats import Ratio
+from tts_compile.measuring.stats import Ratio
 
 
 def run(*arguments, **environment):

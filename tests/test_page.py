@@ -12,7 +12,7 @@ import pytest
 from tts_compile.bench import page, plots
 from tts_compile.bench.plots import Lines, Plot, Ratios, Stages
 from tts_compile.bench.section import Result, Section, markdown
-from tts_compile.bench.stats import Median, Ratio
+from tts_compile.measuring.stats import Median, Ratio
 
 pytest.importorskip("matplotlib")
 

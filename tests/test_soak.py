@@ -13,7 +13,7 @@ import tts_compile as tc
 from tts_compile.bench import soak
 from tts_compile.bench.report import parts
 from tts_compile.bench.soak import Settings, SoakResult
-from tts_compile.bench.stats import Ratio
+from tts_compile.measuring.stats import Ratio
 
 MIB = 2**20
 # Traced by dynamo and run as traced, with native code: no wait for inductor.

@@ -17,7 +17,7 @@ import torch
 import tts_compile as tc
 from conftest import EAGER
 from tts_compile import timing
-from tts_compile.bench.stats import ratio_of_medians
+from tts_compile.measuring.stats import ratio_of_medians
 from tts_compile.components.seam import Seam
 from tts_compile.parity import ComponentParity
 from tts_compile.tuning import Trial, Tuning, measure, store, tune

@@ -25,13 +25,13 @@ from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS
 from ..sample_text import prose
-from . import alternation, machine, stats
-from .alternation import Call
+from ..measuring import interleaved as alternation, machine, stats
+from ..measuring.interleaved import Call
 from .models import Progress, describe, load, timed_call
 from .plots import Lines, Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stages import listening
-from .stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 
 LEAST_DB = 60.0  # of signal to error against stock
 SIDES = {"stock": "stock, in a row", "row": "compiled, in a row", "batch": "batch"}

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..handle import CompiledTTS
 from ..testing import make_reference_wav
-from . import alternation
+from ..measuring import interleaved as alternation
 from .models import Progress
-from .stats import Ratio, ratio_of_medians
+from ..measuring.stats import Ratio, ratio_of_medians
 from .voice import digests
 
 KINDS = {"new": "a new recording each time", "again": "the same recording again"}

@@ -7,13 +7,14 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import alternation, fresh, machine, stats
+from ..measuring import interleaved as alternation, machine, stats
+from . import fresh
 from .child import Child
 from .fresh import SIDES
 from .models import Progress
 from .plots import Plot, Ratios, Stages
 from .section import Cell, Result, Section
-from .stats import LEVEL, Ratio, median_of, ratio_of_medians, spread
+from ..measuring.stats import LEVEL, Ratio, median_of, ratio_of_medians, spread
 
 TEXT = "Yes."
 _STAGES = {"imports": ("started", "imported"), "load": ("loading", "loaded"), "compile": ("compiling", "compiled")}

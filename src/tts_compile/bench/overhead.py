@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..timing import Stopwatch, Timings, timed
-from . import machine
+from ..measuring import machine
 from .section import Result, Section
-from .stats import yes
+from ..measuring.stats import yes
 
 # Nanoseconds; memory has none: the system's files are read and written for it.
 OFF, ON = 2_000, 10_000

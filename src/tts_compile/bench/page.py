@@ -8,7 +8,7 @@ from typing import Any
 
 from .plots import draw
 from .section import Cell, Result, Section, as_json
-from .stats import FEWEST, Ratio, yes
+from ..measuring.stats import FEWEST, Ratio, yes
 
 _STYLE = """
 :root { --ink: #1f2430; --soft: #5b6372; --line: #e3e6eb; --back: #f5f6f8; --blue: #2563a8 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import TTSCompileError
-from .stats import LEVEL, Median, Ratio
+from ..measuring.stats import LEVEL, Median, Ratio
 
 _SIDES = {"stock": "#8a93a3", "compiled": "#2563a8", "batch": "#0f8a6a"}
 _STAGES = ("#2563a8", "#e08a2c", "#4f9d69", "#8d5fb0", "#b8bec8")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .plots import Plot
-from .stats import LEVEL, Ratio
+from ..measuring.stats import LEVEL, Ratio
 
 Cell = str | Ratio
 

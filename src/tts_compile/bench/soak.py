@@ -17,10 +17,10 @@ from ..audio.reading import digest
 from ..config import CompileConfig
 from ..handle import CompiledTTS
 from ..testing import make_reference_wav
-from . import machine
+from ..measuring import machine
 from .models import Progress, describe, graphs, load, timed_call
 from .section import Cell, Result, Section, where
-from .stats import Ratio, ratio_of_medians, spread, yes
+from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 
 TEXTS = (
     "Yes.",

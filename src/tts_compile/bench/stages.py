@@ -11,7 +11,7 @@ from ..components.seam import Seam, attach_all, detach_all
 from .models import timed_call
 from .plots import Stages
 from .section import Cell
-from .stats import Ratio, median_of, ratio_of_medians, spread
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread
 
 STAGES = ("T3", "flow", "vocoder", "watermark", "rest")
 

@@ -21,12 +21,13 @@ from ..distance import lowest_db
 from ..errors import InputError
 from ..handle import CompiledTTS
 from ..sample_text import TEXT
-from . import alternation, fresh, machine, stages, stats
-from .alternation import same_states
+from ..measuring import interleaved as alternation, machine, stats
+from . import fresh, stages
+from ..measuring.interleaved import same_states
 from .models import Progress, describe, load, only, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, ran, where
-from .stats import Ratio, ratio_of_medians, spread, yes
+from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 
 SUBJECTS = ("flow", "vocoder", "e2e")
 LEAST_DB = 60.0  # of signal to error against stock

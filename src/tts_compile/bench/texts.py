@@ -17,13 +17,14 @@ from ..config import CompileConfig
 from ..distance import lowest_db
 from ..handle import CompiledTTS
 from ..sample_text import prose
-from . import alternation, machine, stages, stats
-from .alternation import Call
+from ..measuring import interleaved as alternation, machine, stats
+from . import stages
+from ..measuring.interleaved import Call
 from .models import Progress, describe, graphs, load
 from .plots import Lines, Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stages import STAGES, by_stage, listening
-from .stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 
 SIDES = ("stock", "compiled")
 _Way = tuple[list[Tensor], dict[str, float], list[list[int]]]  # waves; seconds by stage; tokens

@@ -21,11 +21,12 @@ from ..api import compile_model
 from ..audio.reading import digest
 from ..config import CompileConfig, ComponentPolicy
 from ..testing import make_reference_wav
-from . import alternation, child, machine, stats
+from ..measuring import interleaved as alternation, machine, stats
+from . import child
 from .models import Progress, describe, load, quiet, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, where
-from .stats import Ratio, ratio_of_medians, spread, yes
+from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 
 SIDES = ("stock", "compiled")
 PHASES = {

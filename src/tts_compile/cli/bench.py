@@ -14,7 +14,7 @@ from ..sample_text import TEXT
 from ..bench import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
 from ..bench.models import checkpoint
 from ..bench.section import Result, as_json, markdown
-from ..bench.stats import FEWEST
+from ..measuring.stats import FEWEST
 
 _ENDS = {"json": "json", "markdown": "md", "html": "html"}
 _NO_MEMORY = "leave out the memory of two fresh processes"

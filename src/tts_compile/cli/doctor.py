@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import _compat, cache, files
-from ..bench import machine
+from ..measuring import machine
 from ..cache import CacheState
 from ..components.t3.component import CPU_GUESSES
 from ..config import COMPONENTS, CompileConfig, switched_off_by_env

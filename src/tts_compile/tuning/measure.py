@@ -15,9 +15,9 @@ import torch
 
 from .. import testing
 from ..api import as_stock
-from ..bench.alternation import alternate, seconds
+from ..measuring.interleaved import alternate, seconds
 from ..bench.models import timed_call
-from ..bench.stats import FEWEST, ratio_of_medians
+from ..measuring.stats import FEWEST, ratio_of_medians
 from ..validation import checked_inputs
 from ..components.component_set import Assembly
 from ..components.component import Component, EagerComponent

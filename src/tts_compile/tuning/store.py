@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from .. import _compat, cache, files
-from ..bench import machine
-from ..bench.stats import Ratio
+from ..measuring import machine
+from ..measuring.stats import Ratio
 from ..audio.reading import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..bench.section import markdown_table
-from ..bench.stats import Ratio, ratio_of_medians, spread
+from ..measuring.stats import Ratio, ratio_of_medians, spread
 from ..config import CompileConfig, ComponentPolicy
 
 STOCK = "stock"

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...bucketing import BucketStats, ChunkBucketer
-from .. import stats
+from ...measuring import stats
 from ..encoding import EncodingResult
 from ..loading import LoadingResult
 from ..plots import Plot, Ratios
 from ..section import Result, Section
 from ..soak import SoakResult
-from ..stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
+from ...measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
 from ..texts import SIDES, TextsResult
 from . import reference, tables
 from .chunks import CHUNKS

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .models import timed_call
+from ..bench.models import timed_call
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Measurement of calls that alternate, with intervals."""
