@@ -14,7 +14,8 @@ import torch
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, speak
-from tts_compile import background, handle, quality
+from tts_compile import background, handle
+from tts_compile.parity import transcription as quality
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.vocoder.engine import VocoderEngine

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from . import background, quality
+from . import background
+from .parity import transcription as quality
 from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
 from .validation import check_request, check_settings, check_voice, checked_inputs

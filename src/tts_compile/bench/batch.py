@@ -22,7 +22,7 @@ from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
 from ..components.t3.scheduler import Batch
 from ..config import CompileConfig
-from ..distance import lowest_db
+from ..parity.metrics import lowest_db
 from ..handle import CompiledTTS
 from ..sample_text import prose
 from ..measuring import interleaved as alternation, machine, stats

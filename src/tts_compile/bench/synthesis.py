@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import _compat
 from ..api import compile_model
 from ..config import CompileConfig
-from ..distance import lowest_db
+from ..parity.metrics import lowest_db
 from ..errors import InputError
 from ..handle import CompiledTTS
 from ..sample_text import TEXT

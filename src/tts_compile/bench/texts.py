@@ -14,7 +14,7 @@ from torch import Tensor
 from ..api import compile_model
 from ..audio.reading import digest
 from ..config import CompileConfig
-from ..distance import lowest_db
+from ..parity.metrics import lowest_db
 from ..handle import CompiledTTS
 from ..sample_text import prose
 from ..measuring import interleaved as alternation, machine, stats

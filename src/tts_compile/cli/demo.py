@@ -13,7 +13,7 @@ from torch import Tensor
 from ..api import compile_model
 from ..bench.models import Progress, describe, load, timed_call
 from ..bench.stages import listening
-from ..distance import signal_to_error_db
+from ..parity.metrics import signal_to_error_db
 from ..report import format_table
 from ..audio.wav import write_wav
 

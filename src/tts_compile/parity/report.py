@@ -88,7 +88,7 @@ class WaveParity:
     Attributes:
         text: what was spoken.
         signal_to_error_db: None where lengths differ.
-        log_mel_db, loudness_lu: see :mod:`tts_compile.distance`; None for waves too short.
+        log_mel_db, loudness_lu: see :mod:`tts_compile.parity.metrics`; None for waves too short.
         speaker_similarity: cosine; None without a voice encoder.
         words: rate of misheard words in stock's wave and in the other one; None where nobody listened.
         failures: what is not within the thresholds, in words.

@@ -21,7 +21,7 @@ from ..measuring.stats import FEWEST, ratio_of_medians
 from ..validation import checked_inputs
 from ..components.component_set import Assembly
 from ..components.component import Component, EagerComponent
-from ..components.tape import Call, Methods, methods_of, recorded
+from ..parity.recorded_calls import Call, Methods, methods_of, recorded
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import _compat
-from .component import Component
-from .seam import Seam, attach_all, detach_all
+from ..components.component import Component
+from ..components.seam import Seam, attach_all, detach_all
 
 # Of the model, and of a voice converter: what a method leaves there that returns nothing.
 _LEFT_BEHIND = {"conds", "ref_dict"}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .audio.reading import resample
-from .errors import InputError
+from ..audio.reading import resample
+from ..errors import InputError
 
 RECOGNISER = "openai/whisper-base.en"
 _RATE = 16_000  # Hz, that speech recognisers hear at
