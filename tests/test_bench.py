@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tts_compile as tc
-from tts_compile import peak
+from tts_compile.timing import peak_memory as peak
 from tts_compile.bench import fresh, models, t3
 from tts_compile.measuring import machine
 from tts_compile.bench.section import as_json, markdown_table

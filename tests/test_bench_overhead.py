@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tts_compile.cli import main as cli
-from tts_compile import timing
+from tts_compile.timing import blocks as timing
 
 
 @pytest.mark.parametrize(("tick", "code"), [(1e-7, 0), (1e-5, 1)])

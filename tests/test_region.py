@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tts_compile import CompilationError, FallbackManager
 from tts_compile.execution import Region
-from tts_compile.timing import Timings, timed
+from tts_compile.timing.blocks import Timings, timed
 
 CPU = torch.device("cpu")
 

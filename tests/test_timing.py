@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile import peak, timing
-from tts_compile.breakdown import Stat, TimingRow
-from tts_compile.timing import PHASES, Timings, mark_compile, timed
+from tts_compile.timing import peak_memory as peak, blocks as timing
+from tts_compile.timing.summary import Stat, TimingRow
+from tts_compile.timing.blocks import PHASES, Timings, mark_compile, timed
 
 
 class Clock:
@@ -522,7 +522,7 @@ def test_it_needs_neither_torch_nor_the_rest() -> None:
     script = (
         "import sys, types; package = types.ModuleType('tts_compile'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['tts_compile'] = package\n"
-        "from tts_compile.timing import Timings, timed\n"
+        "from tts_compile.timing.blocks import Timings, timed\n"
         "with timed('it', Timings(memory=True)): pass\n"
         "print(sorted(n for n in sys.modules if n.startswith(('tts_compile.', 'torch', 'numpy'))))"
     )

@@ -14,7 +14,7 @@ from pretend import PretendRecorder
 from tts_compile import handle as handle_module
 from tts_compile.execution import Region
 from tts_compile.execution.cuda_graph import GraphCache, Replays
-from tts_compile.timing import PHASES, Timings, timed
+from tts_compile.timing.blocks import PHASES, Timings, timed
 
 pytest.importorskip("chatterbox")
 

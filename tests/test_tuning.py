@@ -16,7 +16,7 @@ import torch
 
 import tts_compile as tc
 from conftest import EAGER
-from tts_compile import timing
+from tts_compile.timing import blocks as timing
 from tts_compile.measuring.stats import ratio_of_medians
 from tts_compile.components.seam import Seam
 from tts_compile.parity import ComponentParity

@@ -26,7 +26,7 @@ from .loading import load_model, load_pretrained
 from .parity import ParityReport
 from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
-from .timing import Timings, timed
+from .timing.blocks import Timings, timed
 from .tuning import autotune
 
 __version__ = "0.1.0"

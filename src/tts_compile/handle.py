@@ -31,7 +31,7 @@ from .errors import InputError, ModelStateError, ParityError
 from .execution.process_lock import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .report import ExecutionReport, WarmupReport
-from .timing import Timings, timed
+from .timing.blocks import Timings, timed
 from .warmup import sample_texts, warm_up
 
 logger = logging.getLogger(__name__)

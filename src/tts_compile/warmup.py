@@ -16,7 +16,7 @@ from .components.component_set import Assembly
 from .components.seam import Seam
 from .sample_text import prose
 from .report import WarmupReport
-from .timing import Stopwatch, timed
+from .timing.blocks import Stopwatch, timed
 
 SAMPLE_TOKENS = 8  # of speech, of each built-in text: what may compile is compiled by the first few
 _OTHERWISE = ((0, 200),)  # lengths in characters, where there are no buckets

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..components.flow import FlowComponent
 from ..components.t3 import SAMPLING, SamplingSettings, T3Component, check_text
-from ..timing import Stopwatch
+from ..timing.blocks import Stopwatch
 from .chunk import Chunk, RandomNumbers, checked_seeds, checked_texts, delivered
 from .pipeline import BatchJob
 from .progress import BatchProgress, Shown

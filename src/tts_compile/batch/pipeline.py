@@ -15,7 +15,7 @@ from ..components.compiled_component import EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
 from ..errors import InputError, TTSCompileError
-from ..timing import timed
+from ..timing.blocks import timed
 from .chunk import Chunk
 
 # Stock's ``generate`` asks T3 for that many speech tokens at most.

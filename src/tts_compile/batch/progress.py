@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 from typing_extensions import Self
 
-from ..timing import Stopwatch
+from ..timing.blocks import Stopwatch
 from .chunk import Chunk
 
 

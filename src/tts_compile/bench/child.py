@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TTSCompileError
-from ..timing import Stopwatch
+from ..timing.blocks import Stopwatch
 
 _MARK = "@ "
 

@@ -21,7 +21,7 @@ from ..components.t3 import text_tokens
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
 from ..loading import load_model, load_pretrained
-from ..timing import Stopwatch
+from ..timing.blocks import Stopwatch
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""What a timed block costs, against the limits that :mod:`tts_compile.timing` promises."""
+"""What a timed block costs, against the limits that :mod:`tts_compile.timing.blocks` promises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..timing import Stopwatch, Timings, timed
+from ..timing.blocks import Stopwatch, Timings, timed
 from ..measuring import machine
 from .section import Result, Section
 from ..measuring.stats import yes

@@ -14,7 +14,7 @@ from ..execution.process_lock import Turn
 from ..fallback import FallbackManager, reason
 from ..garbage import not_collected
 from ..report import ComponentReport
-from ..timing import timed
+from ..timing.blocks import timed
 from .cpu_fallback import CPU, on_cpu
 from .seam import Seam, not_its_own
 from .runtime import Shared

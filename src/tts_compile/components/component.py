@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from ..config import CompileConfig
 from ..fallback import FallbackManager
 from ..report import ComponentReport
-from ..timing import Timings, timed
+from ..timing.blocks import Timings, timed
 from .seam import Seam, attach_all, detach_all, not_its_own
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from ..errors import UnsupportedModelError
 from ..execution.process_lock import Turn, alone
 from ..fallback import reason
 from ..report import ComponentReport
-from ..timing import Timings
+from ..timing.blocks import Timings
 from .component import Component, StockComponent
 from .compiled_component import EngineComponent
 from .flow import FlowComponent

@@ -11,7 +11,7 @@ from ..execution import cuda_graph
 from ..execution.compile_budget import CompileBudget
 from ..execution.cuda_graph import GraphCache
 from ..execution.memory_limit import MemoryLimit
-from ..timing import Timings
+from ..timing.blocks import Timings
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..errors import CompilationError
-from ..timing import timed
+from ..timing.blocks import timed
 from .memory_limit import MemoryLimit
 from .process_lock import Turn
 

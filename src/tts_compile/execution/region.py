@@ -12,7 +12,7 @@ import torch
 
 from .. import _compat
 from ..fallback import FallbackManager
-from ..timing import Stopwatch, mark_compile
+from ..timing.blocks import Stopwatch, mark_compile
 from .compile_budget import CompileBudget
 
 _serial = itertools.count()

@@ -26,7 +26,7 @@ from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason
 from ..parity import ComponentParity, Thresholds, Voice, compare
-from ..timing import Stopwatch
+from ..timing.blocks import Stopwatch
 from . import store
 from .trial import COMPILED, STOCK, Trial, Tuning, best_of
 

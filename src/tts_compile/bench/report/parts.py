@@ -11,7 +11,7 @@ from pathlib import Path
 from ...api import compile_model
 from ...config import CompileConfig
 from ...errors import InputError
-from ...timing import Stopwatch
+from ...timing.blocks import Stopwatch
 from .. import encoding, loading, soak, texts
 from ..models import Progress, load
 from . import reference

@@ -11,7 +11,7 @@ from ...config import CompileConfig
 from ...errors import UnsupportedModelError
 from ...execution.native import transformer_block as transformer
 from ...fallback import reason
-from ...timing import timed
+from ...timing.blocks import timed
 from ..compiled_component import CopyingComponent
 from ..operators import choose_operators
 from ..runtime import Shared

@@ -19,7 +19,7 @@ from ...execution import Region
 from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
-from ...timing import timed
+from ...timing.blocks import timed
 from ..weight_watch import Copies
 from .encoder import Encoder
 from .estimator import Estimator, EstimatorWeights, Sizes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from ...timing import timed
+from ...timing.blocks import timed
 from .cache import KVCache, Part
 from .noise import NoiseStream
 from .sampling import SamplingSettings, choose, guide, probabilities

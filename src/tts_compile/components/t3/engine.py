@@ -21,7 +21,7 @@ from ...execution.native import llama_decoder as native
 from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.memory_limit import MemoryLimit
 from ...fallback import FallbackManager
-from ...timing import timed
+from ...timing.blocks import timed
 from .scheduler import Batch, Request
 from .cache import KVCache, Part
 from .llama import decoder_layer, head

@@ -13,7 +13,7 @@ from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
 from ...fallback import FallbackManager
-from ...timing import timed
+from ...timing.blocks import timed
 from ..weight_watch import Copies
 from .functions import centred, entered, pitch, residual_unit, spectrum
 from .supported import another_make

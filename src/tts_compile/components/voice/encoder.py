@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...config import CompileConfig
 from ...errors import InputError
-from ...timing import Timings
+from ...timing.blocks import Timings
 from ..component import EagerComponent
 from ..seam import own_method
 from .spectrum import mel_spectrogram, plain, trim

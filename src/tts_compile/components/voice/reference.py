@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...config import CompileConfig
 from ...errors import InputError
-from ...timing import Timings
+from ...timing.blocks import Timings
 from ...audio.reading import Recording, digest, resample
 from ..component import EagerComponent
 from ..seam import own_method
