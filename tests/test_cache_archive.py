@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import tts_compile as tc
 from test_cache import CARRIED, LEFT, fill
-from tts_compile import cache, files
+from tts_compile import cache
+from tts_compile.utils import files
 from tts_compile.cache import archive, folder as place
 from tts_compile.cache.machine import this_machine
 

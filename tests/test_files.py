@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile import files, testing
+from tts_compile.utils import files
+from tts_compile import testing
 from tts_compile.errors import UnsafeFileError
 from tts_compile.families.checkpoint_files import LAYOUTS
 

@@ -11,7 +11,7 @@ import pytest
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT
-from tts_compile.garbage import made_to_stay, not_collected
+from tts_compile.utils.gc_pause import made_to_stay, not_collected
 
 
 @pytest.mark.parametrize("enabled", [True, False])

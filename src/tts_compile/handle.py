@@ -26,7 +26,7 @@ from .components.compiled_component import EngineComponent
 from .components.seam import not_its_own
 from .components.t3 import check_text
 from .config import CompileConfig
-from .delegate import Delegate
+from .utils.proxy import Delegate
 from .errors import InputError, ModelStateError, ParityError
 from .execution.process_lock import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..files import replaced
+from ..utils.files import replaced
 
 
 def write_wav(path: str | Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .. import files
+from ..utils import files
 from ..errors import CompilationError, InputError
 from ..fallback import reason
 from .machine import Machine, this_machine

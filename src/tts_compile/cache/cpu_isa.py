@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 
-from .. import _compat, files
+from .. import _compat
+from ..utils import files
 from ..fallback import reason
 from .folder import VECTORS, folder, using_cache
 

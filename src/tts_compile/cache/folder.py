@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import platformdirs
 
-from .. import _compat, files
+from .. import _compat
+from ..utils import files
 from .machine import this_machine
 
 logger = logging.getLogger(__name__)

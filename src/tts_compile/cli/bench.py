@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import refuse_unwritable, replaced
+from ..utils.files import refuse_unwritable, replaced
 from ..loading import DTYPES
 from ..sample_text import TEXT
 from ..bench import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .. import _compat, cache, files
+from .. import _compat, cache
+from ..utils import files
 from ..measuring import machine
 from ..cache import CacheState
 from ..components.t3.component import CPU_GUESSES

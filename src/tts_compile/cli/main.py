@@ -19,7 +19,7 @@ from ..bench.models import SYNTHETIC, Progress, checkpoint, load, load_quickly, 
 from ..bench.section import as_json
 from ..cache import save_compile_cache
 from ..errors import TTSCompileError
-from ..files import refuse_unwritable
+from ..utils.files import refuse_unwritable
 from ..testing import SIZES
 from ..tuning import tune
 

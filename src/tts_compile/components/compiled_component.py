@@ -12,7 +12,7 @@ from ..config import CompileConfig, ComponentPolicy
 from ..errors import CompilationError, NonFiniteError
 from ..execution.process_lock import Turn
 from ..fallback import FallbackManager, reason
-from ..garbage import not_collected
+from ..utils.gc_pause import not_collected
 from ..report import ComponentReport
 from ..timing.blocks import timed
 from .cpu_fallback import CPU, on_cpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..garbage import made_to_stay
+from ..utils.gc_pause import made_to_stay
 from ..families.checkpoint_files import LAYOUTS
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from ..fallback import reason
-from ..garbage import made_to_stay
+from ..utils.gc_pause import made_to_stay
 from ..families.checkpoint_files import LAYOUTS, VOICE, Layout, layout_of
 from .from_local import Build
 from .half_precision import DTYPES, cast_inputs

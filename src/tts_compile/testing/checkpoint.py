@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..files import replaced
+from ..utils.files import replaced
 from ..families.checkpoint_files import LAYOUTS, VOICE
 from . import gpt2, llama, tokenizers
 from .depth import FULL, SMALL, architecture_of, built_with, layout_in, refused_if_damaged

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .. import _compat, cache, files
+from .. import _compat, cache
+from ..utils import files
 from ..measuring import machine
 from ..measuring.stats import Ratio
 from ..audio.reading import Recording

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from ... import _compat, cache, files
+from ... import _compat, cache
+from ...utils import files
 from ...errors import CompilationError
 
 logger = logging.getLogger(__name__)

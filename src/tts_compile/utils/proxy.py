@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import ModelStateError
+from ..errors import ModelStateError
 
 
 class Delegate:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import CompilationError, UnsafeFileError
+from ..errors import CompilationError, UnsafeFileError
 
 _SEAL = hashlib.sha256().digest_size
 
