@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tts_compile.timing import blocks as timing
 from tts_compile.measuring import interleaved as alternation
 from tts_compile.measuring.interleaved import alternate, same_states
 from tts_compile.measuring.stats import ratio_of_medians
+from tts_compile.timing import blocks as timing
 
 
 class Silent:

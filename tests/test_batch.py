@@ -22,8 +22,8 @@ from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error
 from tts_compile import batch
 from tts_compile.batch import pipeline as job
 from tts_compile.components.flow.engine import TOKENS
-from tts_compile.components.t3.scheduler import Batch
 from tts_compile.components.t3.decode_loop import Decoding
+from tts_compile.components.t3.scheduler import Batch
 
 CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", "It was a dark and stormy night."]
 Heard = list[tuple[int, ...]]

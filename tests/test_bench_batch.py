@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
-from tts_compile.cli import main as cli
 from tts_compile.bench import batch
+from tts_compile.cli import main as cli
 from tts_compile.components.t3.scheduler import Batch
 
 SETTINGS = batch.Settings(repeats=1, chunks=3, shortest=5, longest=30, sizes=(1, 2))

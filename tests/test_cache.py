@@ -23,10 +23,10 @@ from torch._inductor.runtime import cache_dir_utils
 
 import tts_compile as tc
 from tts_compile import _compat, cache
-from tts_compile.utils import files
 from tts_compile.cache import folder as place
 from tts_compile.cache.machine import Machine, this_machine
 from tts_compile.errors import UnsafeFileError
+from tts_compile.utils import files
 
 INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 CARRIED = {

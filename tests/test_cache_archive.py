@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 import tts_compile as tc
 from test_cache import CARRIED, LEFT, fill
 from tts_compile import cache
-from tts_compile.utils import files
-from tts_compile.cache import archive, folder as place
+from tts_compile.cache import archive
+from tts_compile.cache import folder as place
 from tts_compile.cache.machine import this_machine
+from tts_compile.utils import files
 
 
 def held(cache_dir: Path) -> dict[str, bytes]:

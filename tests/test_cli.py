@@ -10,10 +10,11 @@ import pytest
 
 import tts_compile as tc
 from tts_compile import cache, config
-from tts_compile.cli import main as cli, doctor
-from tts_compile.cli import bench as commands
 from tts_compile.bench import plots
 from tts_compile.bench.section import Result, Section
+from tts_compile.cli import bench as commands
+from tts_compile.cli import doctor
+from tts_compile.cli import main as cli
 from tts_compile.measuring.stats import Ratio
 
 

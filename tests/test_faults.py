@@ -20,8 +20,8 @@ import test_vocoder
 import tts_compile as tc
 from conftest import EAGER, forget_failures
 from speech import SHORT, Speech, speak
-from tts_compile.components.component import EagerComponent
 from tts_compile.components.compiled_component import EngineComponent
+from tts_compile.components.component import EagerComponent
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
 from tts_compile.components.vocoder import VocoderComponent

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile.utils import files
 from tts_compile import testing
 from tts_compile.errors import UnsafeFileError
 from tts_compile.families.checkpoint_files import LAYOUTS
+from tts_compile.utils import files
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:

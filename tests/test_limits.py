@@ -20,7 +20,8 @@ from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
 from test_faults import EAGER_ONES
 from tts_compile import _compat, api, background, cache, handle
-from tts_compile.components import cpu_fallback as elsewhere, compiled_component as engine_component
+from tts_compile.components import compiled_component as engine_component
+from tts_compile.components import cpu_fallback as elsewhere
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
 from tts_compile.components.vocoder import VocoderComponent

@@ -19,9 +19,9 @@ from conftest import forget_failures
 from speech import SHORT
 from tts_compile.components.flow.engine import FlowEngine
 from tts_compile.components.t3 import step
-from tts_compile.parity.recorded_calls import Call, methods_of, recorded
 from tts_compile.parity import ParityReport, Thresholds, Voice, WaveParity, compare, measure
 from tts_compile.parity.measure import _wave
+from tts_compile.parity.recorded_calls import Call, methods_of, recorded
 
 EXACT = Thresholds.exact()
 QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")

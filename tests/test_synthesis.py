@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
-from tts_compile.cli import main as cli
 from tts_compile.bench import models, synthesis
 from tts_compile.bench.child import Child
+from tts_compile.cli import main as cli
 from tts_compile.execution.native import build
 
 pytest.importorskip("chatterbox")

@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile.timing import peak_memory as peak, blocks as timing
-from tts_compile.timing.summary import Stat, TimingRow
+from tts_compile.timing import blocks as timing
+from tts_compile.timing import peak_memory as peak
 from tts_compile.timing.blocks import PHASES, Timings, mark_compile, timed
+from tts_compile.timing.summary import Stat, TimingRow
 
 
 class Clock:

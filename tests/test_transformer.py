@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tts_compile import _compat
 from tts_compile.execution.native import transformer_block as transformer
-from tts_compile.execution.operators import NativeOperators, TorchOperators
 from tts_compile.execution.native.transformer_block import Block
+from tts_compile.execution.operators import NativeOperators, TorchOperators
 
 EPS = 1e-5
 EDGES = [1, 5, 6, 7, 16, 17, 63, 64, 65, 95, 96, 97, 192, 193, 255, 256, 257, 300]  # of tiles, panels and blocks

@@ -16,10 +16,10 @@ import torch
 
 import tts_compile as tc
 from conftest import EAGER
-from tts_compile.timing import blocks as timing
-from tts_compile.measuring.stats import ratio_of_medians
 from tts_compile.components.seam import Seam
+from tts_compile.measuring.stats import ratio_of_medians
 from tts_compile.parity import ComponentParity
+from tts_compile.timing import blocks as timing
 from tts_compile.tuning import Trial, Tuning, measure, store, tune
 from tts_compile.tuning.measure import candidates
 from tts_compile.tuning.trial import STOCK, best_of

@@ -15,11 +15,11 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, speak
 from tts_compile import background, handle
-from tts_compile.parity import transcription as quality
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.vocoder.engine import VocoderEngine
 from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity
+from tts_compile.parity import transcription as quality
 
 # Flow and vocoder speak by themselves, which is enough to be compared, and quick.
 CONFIG = EAGER.replace(**dict.fromkeys(("t3", "voice_encoder", "reference"), tc.ComponentPolicy(execution="stock")))

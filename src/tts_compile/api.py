@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .validation import check_mode
 from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, ModelStateError, UnsupportedModelError
 from .execution.process_lock import alone
 from .handle import HANDLE, CompiledTTS
 from .parity import ParityReport
+from .validation import check_mode
 
 SUPPORTED = {"chatterbox.tts.ChatterboxTTS", "chatterbox.vc.ChatterboxVC"}
 

@@ -17,21 +17,21 @@ from torch import Tensor
 from typing_extensions import Self
 
 from . import background
-from .parity import transcription as quality
 from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
 from .batch import speak as speak_batch
-from .validation import check_request, check_settings, check_voice, checked_inputs
-from .components.component_set import Assembly
 from .components.compiled_component import EngineComponent
+from .components.component_set import Assembly
 from .components.seam import not_its_own
 from .components.t3 import check_text
 from .config import CompileConfig
-from .utils.proxy import Delegate
 from .errors import InputError, ModelStateError, ParityError
 from .execution.process_lock import Turn, alone
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
+from .parity import transcription as quality
 from .report import ExecutionReport, WarmupReport
 from .timing.blocks import Timings, timed
+from .utils.proxy import Delegate
+from .validation import check_request, check_settings, check_voice, checked_inputs
 from .warmup import sample_texts, warm_up
 
 logger = logging.getLogger(__name__)

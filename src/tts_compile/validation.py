@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from .batch import checked_texts
 from .audio.reading import Recording
+from .batch import checked_texts
 from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
 from .errors import InputError, ModelStateError
 

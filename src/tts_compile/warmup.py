@@ -14,8 +14,8 @@ from tqdm import tqdm
 from .bucketing import Range
 from .components.component_set import Assembly
 from .components.seam import Seam
-from .sample_text import prose
 from .report import WarmupReport
+from .sample_text import prose
 from .timing.blocks import Stopwatch, timed
 
 SAMPLE_TOKENS = 8  # of speech, of each built-in text: what may compile is compiled by the first few

@@ -22,16 +22,17 @@ from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
 from ..components.t3.scheduler import Batch
 from ..config import CompileConfig
-from ..parity.metrics import lowest_db
 from ..handle import CompiledTTS
-from ..sample_text import prose
-from ..measuring import interleaved as alternation, machine, stats
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
 from ..measuring.interleaved import Call
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..parity.metrics import lowest_db
+from ..sample_text import prose
 from .models import Progress, describe, load, timed_call
 from .plots import Lines, Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stages import listening
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 
 LEAST_DB = 60.0  # of signal to error against stock
 SIDES = {"stock": "stock, in a row", "row": "compiled, in a row", "batch": "batch"}

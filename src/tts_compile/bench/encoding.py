@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..handle import CompiledTTS
-from ..testing import make_reference_wav
 from ..measuring import interleaved as alternation
-from .models import Progress
 from ..measuring.stats import Ratio, ratio_of_medians
+from ..testing import make_reference_wav
+from .models import Progress
 from .voice import digests
 
 KINDS = {"new": "a new recording each time", "again": "the same recording again"}

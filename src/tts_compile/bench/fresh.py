@@ -13,8 +13,8 @@ import torch
 from .. import _compat
 from ..api import compile_model
 from ..config import CompileConfig
-from ..timing.peak_memory import peak_bytes, reset_peak
 from ..timing.blocks import Stopwatch
+from ..timing.peak_memory import peak_bytes, reset_peak
 from . import child
 from .child import Child, mark
 from .models import load, load_quickly, only, quiet, t3_inputs

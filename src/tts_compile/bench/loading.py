@@ -7,14 +7,15 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..measuring import interleaved as alternation, machine, stats
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
+from ..measuring.stats import LEVEL, Ratio, median_of, ratio_of_medians, spread
 from . import fresh
 from .child import Child
 from .fresh import SIDES
 from .models import Progress
 from .plots import Plot, Ratios, Stages
 from .section import Cell, Result, Section
-from ..measuring.stats import LEVEL, Ratio, median_of, ratio_of_medians, spread
 
 TEXT = "Yes."
 _STAGES = {"imports": ("started", "imported"), "load": ("loading", "loaded"), "compile": ("compiling", "compiled")}

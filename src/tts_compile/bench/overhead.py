@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..timing.blocks import Stopwatch, Timings, timed
 from ..measuring import machine
-from .section import Result, Section
 from ..measuring.stats import yes
+from ..timing.blocks import Stopwatch, Timings, timed
+from .section import Result, Section
 
 # Nanoseconds; memory has none: the system's files are read and written for it.
 OFF, ON = 2_000, 10_000

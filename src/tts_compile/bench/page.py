@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..measuring.stats import FEWEST, Ratio, yes
 from .plots import draw
 from .section import Cell, Result, Section, as_json
-from ..measuring.stats import FEWEST, Ratio, yes
 
 _STYLE = """
 :root { --ink: #1f2430; --soft: #5b6372; --line: #e3e6eb; --back: #f5f6f8; --blue: #2563a8 }

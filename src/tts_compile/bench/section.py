@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .plots import Plot
 from ..measuring.stats import LEVEL, Ratio
+from .plots import Plot
 
 Cell = str | Ratio
 

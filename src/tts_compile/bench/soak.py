@@ -16,11 +16,11 @@ from ..api import compile_model
 from ..audio.reading import digest
 from ..config import CompileConfig
 from ..handle import CompiledTTS
-from ..testing import make_reference_wav
 from ..measuring import machine
+from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
+from ..testing import make_reference_wav
 from .models import Progress, describe, graphs, load, timed_call
 from .section import Cell, Result, Section, where
-from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 
 TEXTS = (
     "Yes.",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..components.seam import Seam, attach_all, detach_all
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread
 from .models import timed_call
 from .plots import Stages
 from .section import Cell
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread
 
 STAGES = ("T3", "flow", "vocoder", "watermark", "rest")
 

@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from ..measuring import interleaved as alternation, machine, stats
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
+from ..measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians, spread
 from . import fresh
 from .child import Child
 from .loading import TEXT, stages
 from .models import Progress
 from .plots import Plot, Stages
 from .section import Cell, Result, Section
-from ..measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians, spread
 
 SIDES = ("stock", "cold", "warm")
 _TITLES = {

@@ -17,17 +17,18 @@ from torch import Tensor
 from .. import _compat
 from ..api import compile_model
 from ..config import CompileConfig
-from ..parity.metrics import lowest_db
 from ..errors import InputError
 from ..handle import CompiledTTS
-from ..sample_text import TEXT
-from ..measuring import interleaved as alternation, machine, stats
-from . import fresh, stages
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
 from ..measuring.interleaved import same_states
+from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
+from ..parity.metrics import lowest_db
+from ..sample_text import TEXT
+from . import fresh, stages
 from .models import Progress, describe, load, only, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, ran, where
-from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 
 SUBJECTS = ("flow", "vocoder", "e2e")
 LEAST_DB = 60.0  # of signal to error against stock

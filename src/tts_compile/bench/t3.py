@@ -17,14 +17,15 @@ from ..api import compile_model
 from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from ..handle import CompiledTTS
-from ..sample_text import TEXT
-from ..measuring import interleaved as alternation, machine, stats
-from . import fresh
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
 from ..measuring.interleaved import same_states, seconds
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..sample_text import TEXT
+from . import fresh
 from .models import Progress, describe, load, only, t3_inputs, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, ran, where
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 
 _LENGTHS = [round(1 + i * 399 / 29) for i in range(30)]  # characters
 _SHORT = 8  # speech tokens for each of the texts of these lengths

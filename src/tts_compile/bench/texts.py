@@ -14,17 +14,18 @@ from torch import Tensor
 from ..api import compile_model
 from ..audio.reading import digest
 from ..config import CompileConfig
-from ..parity.metrics import lowest_db
 from ..handle import CompiledTTS
-from ..sample_text import prose
-from ..measuring import interleaved as alternation, machine, stats
-from . import stages
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
 from ..measuring.interleaved import Call
+from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..parity.metrics import lowest_db
+from ..sample_text import prose
+from . import stages
 from .models import Progress, describe, graphs, load
 from .plots import Lines, Plot, Ratios
 from .section import Cell, Result, Section, ran, where
 from .stages import STAGES, by_stage, listening
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 
 SIDES = ("stock", "compiled")
 _Way = tuple[list[Tensor], dict[str, float], list[list[int]]]  # waves; seconds by stage; tokens

@@ -20,13 +20,14 @@ import torch
 from ..api import compile_model
 from ..audio.reading import digest
 from ..config import CompileConfig, ComponentPolicy
+from ..measuring import interleaved as alternation
+from ..measuring import machine, stats
+from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 from ..testing import make_reference_wav
-from ..measuring import interleaved as alternation, machine, stats
 from . import child
 from .models import Progress, describe, load, quiet, timed_call
 from .plots import Plot, Ratios
 from .section import Cell, Result, Section, where
-from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 
 SIDES = ("stock", "compiled")
 PHASES = {

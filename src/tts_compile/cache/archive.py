@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..utils import files
 from ..errors import CompilationError, InputError
 from ..fallback import reason
-from .machine import Machine, this_machine
+from ..utils import files
 from .folder import folder, found, made, root, sort_of
+from .machine import Machine, this_machine
 
 logger = logging.getLogger(__name__)
 

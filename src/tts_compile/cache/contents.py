@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import Machine, this_machine
 from .folder import MACHINE, folder, found, root
+from .machine import Machine, this_machine
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 import logging
 
 from .. import _compat
-from ..utils import files
 from ..fallback import reason
+from ..utils import files
 from .folder import VECTORS, folder, using_cache
 
 logger = logging.getLogger(__name__)

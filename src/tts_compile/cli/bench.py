@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import refuse_unwritable, replaced
-from ..loading import DTYPES
-from ..sample_text import TEXT
 from ..bench import batch, loading, overhead, page, plots, report, soak, startup, synthesis, t3, texts, voice
 from ..bench.models import checkpoint
 from ..bench.section import Result, as_json, markdown
+from ..loading import DTYPES
 from ..measuring.stats import FEWEST
+from ..sample_text import TEXT
+from ..utils.files import refuse_unwritable, replaced
 
 _ENDS = {"json": "json", "markdown": "md", "html": "html"}
 _NO_MEMORY = "leave out the memory of two fresh processes"

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from .. import _compat, cache
-from ..utils import files
-from ..measuring import machine
 from ..cache import CacheState
 from ..components.t3.component import CPU_GUESSES
 from ..config import COMPONENTS, CompileConfig, switched_off_by_env
 from ..errors import UnsafeFileError
+from ..measuring import machine
 from ..report import format_table
+from ..utils import files
 
 _EAGER = ("voice_encoder", "reference", "watermark")  # there is nothing in them to compile
 _NATIVE = {"t3": "decoder", "flow": "transformer blocks and convolutions", "vocoder": "convolutions"}

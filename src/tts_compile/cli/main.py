@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from . import demo, doctor
 from ..api import compile_model, validate
-from . import bench as bench_commands
 from ..bench.models import SYNTHETIC, Progress, checkpoint, load, load_quickly, quiet
 from ..bench.section import as_json
 from ..cache import save_compile_cache
 from ..errors import TTSCompileError
-from ..utils.files import refuse_unwritable
 from ..testing import SIZES
 from ..tuning import tune
+from ..utils.files import refuse_unwritable
+from . import bench as bench_commands
+from . import demo, doctor
 
 
 class _Outcome(NamedTuple):

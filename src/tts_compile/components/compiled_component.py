@@ -12,12 +12,12 @@ from ..config import CompileConfig, ComponentPolicy
 from ..errors import CompilationError, NonFiniteError
 from ..execution.process_lock import Turn
 from ..fallback import FallbackManager, reason
-from ..utils.gc_pause import not_collected
 from ..report import ComponentReport
 from ..timing.blocks import timed
+from ..utils.gc_pause import not_collected
 from .cpu_fallback import CPU, on_cpu
-from .seam import Seam, not_its_own
 from .runtime import Shared
+from .seam import Seam, not_its_own
 from .weight_watch import Copies
 
 T = TypeVar("T")

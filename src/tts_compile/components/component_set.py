@@ -12,11 +12,11 @@ from ..execution.process_lock import Turn, alone
 from ..fallback import reason
 from ..report import ComponentReport
 from ..timing.blocks import Timings
-from .component import Component, StockComponent
 from .compiled_component import EngineComponent
+from .component import Component, StockComponent
 from .flow import FlowComponent
-from .seam import attach_all, detach_all
 from .runtime import Shared
+from .seam import attach_all, detach_all
 from .t3 import T3Component
 from .vocoder import VocoderComponent
 from .voice import ReferenceComponent, VoiceEncoderComponent

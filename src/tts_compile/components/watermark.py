@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..audio.reading import resample
 from ..config import CompileConfig
 from ..errors import InputError, UnsupportedModelError
 from ..timing.blocks import Timings
-from ..audio.reading import resample
 from .component import EagerComponent
 from .seam import own_method
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .native import convolution, transformer_block as transformer
+from .native import convolution
+from .native import transformer_block as transformer
 from .native.transformer_block import Block
 
 

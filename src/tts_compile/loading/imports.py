@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..utils.gc_pause import made_to_stay
 from ..families.checkpoint_files import LAYOUTS
+from ..utils.gc_pause import made_to_stay
 
 
 def stock_class(name: str) -> Any:

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from ..fallback import reason
-from ..utils.gc_pause import made_to_stay
 from ..families.checkpoint_files import LAYOUTS, VOICE, Layout, layout_of
+from ..utils.gc_pause import made_to_stay
 from .from_local import Build
 from .half_precision import DTYPES, cast_inputs
 from .imports import stock_class

@@ -18,12 +18,19 @@ from ..audio.reading import resample
 from ..components.component import Component, EagerComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
-from .recorded_calls import Call, Take, methods_of, recorded
-from .metrics import first_difference, log_mel_distance_db, loudness_difference, same_share, signal_to_error_db, word_error_rate
 from ..fallback import reason
+from ..families.voice_slot import Voice
+from .metrics import (
+    first_difference,
+    log_mel_distance_db,
+    loudness_difference,
+    same_share,
+    signal_to_error_db,
+    word_error_rate,
+)
+from .recorded_calls import Call, Take, methods_of, recorded
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
-from ..families.voice_slot import Voice
 
 TEXTS = (
     "Yes.",

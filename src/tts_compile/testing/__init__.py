@@ -6,10 +6,10 @@ waves are finite and of speech-like level. The files have the published layout a
 ``from_local``.
 """
 
+from ..audio.synthetic_voice import make_reference_wav
 from .checkpoint import SIZES, VARIANTS, load_checkpoint, write_checkpoint
 from .depth import architecture_of
 from .offline import nothing_fetched
-from ..audio.synthetic_voice import make_reference_wav
 
 __all__ = [
     "SIZES",

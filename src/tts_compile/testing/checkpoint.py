@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..utils.files import replaced
 from ..families.checkpoint_files import LAYOUTS, VOICE
+from ..utils.files import replaced
 from . import gpt2, llama, tokenizers
 from .depth import FULL, SMALL, architecture_of, built_with, layout_in, refused_if_damaged
 from .offline import nothing_fetched

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from typing_extensions import Self
 
+from ..errors import InputError, TTSCompileError
 from . import peak_memory as peak
 from .summary import UNKNOWN, Moment, Path, Peaks, Stat, TimingRow, as_rows, table
-from ..errors import InputError, TTSCompileError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -15,18 +15,18 @@ import torch
 
 from .. import testing
 from ..api import as_stock
-from ..measuring.interleaved import alternate, seconds
 from ..bench.models import timed_call
-from ..measuring.stats import FEWEST, ratio_of_medians
-from ..validation import checked_inputs
-from ..components.component_set import Assembly
 from ..components.component import Component, EagerComponent
-from ..parity.recorded_calls import Call, Methods, methods_of, recorded
+from ..components.component_set import Assembly
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason
+from ..measuring.interleaved import alternate, seconds
+from ..measuring.stats import FEWEST, ratio_of_medians
 from ..parity import ComponentParity, Thresholds, Voice, compare
+from ..parity.recorded_calls import Call, Methods, methods_of, recorded
 from ..timing.blocks import Stopwatch
+from ..validation import checked_inputs
 from . import store
 from .trial import COMPILED, STOCK, Trial, Tuning, best_of
 

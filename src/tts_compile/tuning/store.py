@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from .. import _compat, cache
-from ..utils import files
-from ..measuring import machine
-from ..measuring.stats import Ratio
 from ..audio.reading import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError
 from ..fallback import reason
+from ..measuring import machine
+from ..measuring.stats import Ratio
+from ..utils import files
 from .trial import Trial, Tuning
 
 logger = logging.getLogger(__name__)

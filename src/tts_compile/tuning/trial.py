@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..bench.section import markdown_table
-from ..measuring.stats import Ratio, ratio_of_medians, spread
 from ..config import CompileConfig, ComponentPolicy
+from ..measuring.stats import Ratio, ratio_of_medians, spread
 
 STOCK = "stock"
 COMPILED = ("t3", "flow", "vocoder")

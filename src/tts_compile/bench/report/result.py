@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...bucketing import BucketStats, ChunkBucketer
 from ...measuring import stats
+from ...measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
 from ..encoding import EncodingResult
 from ..loading import LoadingResult
 from ..plots import Plot, Ratios
 from ..section import Result, Section
 from ..soak import SoakResult
-from ...measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
 from ..texts import SIDES, TextsResult
 from . import reference, tables
 from .chunks import CHUNKS

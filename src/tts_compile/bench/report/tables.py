@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import soak as soaking
 from ...measuring import stats
+from ...measuring.stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
+from .. import soak as soaking
 from ..encoding import KINDS
 from ..loading import TITLES
 from ..section import Cell, Section, ran, where
-from ...measuring.stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
 from ..texts import SIDES
 from . import reference
 from .chunks import CHUNKS

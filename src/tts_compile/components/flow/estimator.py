@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...execution import Region
-from ...execution.operators import Operators, PackedBlock, before
 from ...execution.native.transformer_block import Block
+from ...execution.operators import Operators, PackedBlock, before
 from ...fallback import FallbackManager
 
 

@@ -1,9 +1,9 @@
 """T3, the language model that turns text and a voice into speech tokens."""
 
-from .scheduler import Request
+from ...families.english import check_text, text_tokens
 from .component import T3Component
 from .sampling import SAMPLING, SamplingSettings, finite_number
-from ...families.english import check_text, text_tokens
+from .scheduler import Request
 
 __all__ = [
     "SAMPLING",

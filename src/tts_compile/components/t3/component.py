@@ -9,13 +9,13 @@ import torch
 
 from ...config import CompileConfig
 from ...errors import CompilationError
-from ...execution.native import llama_decoder as native
 from ...execution.cuda_graph import Replays
+from ...execution.native import llama_decoder as native
 from ..compiled_component import EngineComponent
 from ..runtime import Shared
-from .scheduler import Batch, Request
 from .engine import T3Engine
 from .sampling import SamplingSettings
+from .scheduler import Batch, Request
 from .step import LayeredPass, NativePass
 from .weights import customised, int8_bytes
 

@@ -17,19 +17,19 @@ from torch import Tensor
 from ...bucketing import ChunkBucketer
 from ...cache import using_cache
 from ...errors import CompilationError, InputError, ModelStateError
-from ...execution.native import llama_decoder as native
 from ...execution.cuda_graph import GraphCache, Replays
 from ...execution.memory_limit import MemoryLimit
+from ...execution.native import llama_decoder as native
 from ...fallback import FallbackManager
 from ...timing.blocks import timed
-from .scheduler import Batch, Request
 from .cache import KVCache, Part
-from .llama import decoder_layer, head
 from .decode_loop import Decoding, Guesses, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
 from .graph_step import UTTERANCES, GraphedPass
+from .llama import decoder_layer, head
 from .noise import NoiseStream
 from .sampling import SamplingSettings
+from .scheduler import Batch, Request
 from .step import DecoderPass, LayeredPass, NativePass, embedded, run_layers
 from .weights import int8_copy, native_weights, rotary_table, stock_weights
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...audio.reading import Recording, digest, resample
 from ...config import CompileConfig
 from ...errors import InputError
 from ...timing.blocks import Timings
-from ...audio.reading import Recording, digest, resample
 from ..component import EagerComponent
 from ..seam import own_method
 from ..t3 import finite_number

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from ... import _compat, cache
-from ...utils import files
 from ...errors import CompilationError
+from ...utils import files
 
 logger = logging.getLogger(__name__)
 
