@@ -10,7 +10,7 @@ sys.path.insert(0, str(source))
 project = "tts_compile"
 author = "the tts_compile authors"
 copyright = author  # noqa: A001
-version = release = re.findall(r'__version__ = "(.+)"', (source / "tts_compile/__init__.py").read_text())[0]
+version = release = re.findall(r'__version__ = "(.+)"', (source / "tts_compile/_version.py").read_text())[0]
 
 extensions = [
     "myst_parser",

@@ -113,7 +113,7 @@ def test_built_once_for_the_same_sources(tmp_path: Path, sources: Path) -> None:
     assert calls(tmp_path) == 1
 
 
-@pytest.mark.parametrize("changed", [f"{NAME}.cpp", "simd.h", "tile.h"])
+@pytest.mark.parametrize("changed", [f"{NAME}.cpp", "simd.h", "gemm_tile.h"])
 def test_changed_source_is_another_library(changed: str, tmp_path: Path, sources: Path) -> None:
     first = build._built(NAME, ours(tmp_path))
     with (sources / changed).open("a") as file:

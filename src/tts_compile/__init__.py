@@ -1,6 +1,7 @@
 """Make the text-to-speech model Chatterbox fast, exactly and provably."""
 
 from . import testing
+from ._version import __version__ as __version__
 from .api import compile_model, validate
 from .batch import BatchProgress
 from .bucketing import Batch, BucketStats, ChunkBucketer
@@ -28,8 +29,6 @@ from .report import ComponentReport, ExecutionReport, WarmupReport
 from .splitting import split_text
 from .timing.blocks import Timings, timed
 from .tuning import autotune
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Batch",

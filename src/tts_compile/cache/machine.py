@@ -123,6 +123,7 @@ def _compiler() -> str:
 
 def _operators() -> str:
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parents[1] / "execution").glob("*.py")):
-        digest.update(path.read_bytes())
+    room = Path(__file__).parents[1] / "execution"
+    for path in sorted(room.rglob("*.py")):
+        digest.update(path.relative_to(room).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import __version__
+from .._version import __version__
 from ..api import compile_model, validate
 from ..bench.models import SYNTHETIC, Progress, checkpoint, load, load_quickly, quiet
 from ..bench.section import as_json

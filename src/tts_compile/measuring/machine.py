@@ -22,7 +22,7 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     if found["tts-compile"] is None:  # run from a source tree
-        from .. import __version__
+        from .._version import __version__
 
         found["tts-compile"] = __version__
     return found

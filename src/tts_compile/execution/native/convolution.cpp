@@ -3,12 +3,12 @@
 // Features lie together and the taps of a kernel are read through row pointers, so that nothing is copied or reordered
 // first. Rows outside of x count as 0.
 
-#include "tile.h"
+#include "gemm_tile.h"
 
 // What convolution.py passes; every pointer is to float32 unless said otherwise.
 struct Convolution {
   const float *x;          // (sequences, rows, inputs)
-  const float *weight;     // panels of (outputs, taps * inputs), see tile.h; the last one is filled up with 0
+  const float *weight;     // panels of (outputs, taps * inputs), see gemm_tile.h; the last one is filled up with 0
   const float *bias;       // (outputs,)
   const float *residual;   // as y, added to it; or null
   float *y;                // (sequences, out_rows, outputs)

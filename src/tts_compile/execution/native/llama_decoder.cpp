@@ -10,7 +10,7 @@
 
 #include "simd.h"
 
-// What native.py passes; every pointer is to float32 unless said otherwise.
+// What llama_decoder.py passes; every pointer is to float32 unless said otherwise.
 
 struct Matrix {  // (out, in): int8 values with one scale per row, or float32 without scales
   const void *values;

@@ -1,4 +1,4 @@
-"""A pass of a Llama decoder on a CPU: ``decoder.cpp``, built once and callable from compiled graphs.
+"""A pass of a Llama decoder on a CPU: ``llama_decoder.cpp``, built once and callable from compiled graphs.
 
 At the few rows of a decode step a pass is bound by reading the weights. General libraries reach the memory's speed
 at 1 or 2 rows at best, and inductor can express neither prefetching nor one parallel region for all layers.
@@ -72,7 +72,7 @@ class Weights:
         return [(tensor.shape, tensor.dtype) for part in self._parts for tensor in _tensors(part)]
 
     def addresses(self) -> Tensor:
-        """Where the parts lie now, int64, in the order of ``Layer`` and ``Pass`` in ``decoder.cpp``."""
+        """Where the parts lie now, int64, in the order of ``Layer`` and ``Pass`` in ``llama_decoder.cpp``."""
         numbers: list[int] = []
         for part in self._parts:
             numbers += [tensor.data_ptr() for tensor in _tensors(part)]
@@ -120,7 +120,7 @@ def decode(
 
 
 class _Pass(ctypes.Structure):
-    """``Pass`` in ``decoder.cpp``."""
+    """``Pass`` in ``llama_decoder.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("layers", "final_norm", "head_values", "head_scales")),
@@ -137,7 +137,7 @@ def load(cache_dir: str | None = None) -> None:
     Raises:
         CompilationError: as :func:`tts_compile.execution.native.build.library`.
     """
-    library = build.library("decoder", cache_dir)
+    library = build.library("llama_decoder", cache_dir)
 
     def run(
         embeddings: Tensor,

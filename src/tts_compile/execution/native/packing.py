@@ -9,7 +9,7 @@ PANEL = 64
 
 
 def panels(matrix: Tensor) -> Tensor:
-    """(out, in) as (out / 64, in, 64), contiguous, the last panel filled up with zeros; see ``tile.h``."""
+    """(out, in) as (out / 64, in, 64), contiguous, the last panel filled up with zeros; see ``gemm_tile.h``."""
     out, width = matrix.shape
     count = -(-out // PANEL)
     padded = torch.zeros(count * PANEL, width, dtype=matrix.dtype)

@@ -5,9 +5,9 @@
 // takes a few rows at a time through the output projection, the residual, the norm and the MLP, whose hidden
 // activations do not leave the cache either. At these sizes reading and writing them would cost a fifth of the time.
 
-#include "tile.h"
+#include "gemm_tile.h"
 
-// What transformer.py passes; every pointer is to float32 unless said otherwise. Matrices are panels, see tile.h.
+// What transformer_block.py passes; every pointer is to float32 unless said otherwise. Matrices are panels, see gemm_tile.h.
 struct Block {
   const float *attention_norm, *attention_norm_bias;
   const float *query, *key, *value;  // (heads * 64, width)

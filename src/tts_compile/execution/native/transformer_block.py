@@ -1,4 +1,4 @@
-"""A pre-norm transformer block on a CPU: ``transformer.cpp``.
+"""A pre-norm transformer block on a CPU: ``transformer_block.cpp``.
 
 At the 500 to 2500 frames of an utterance, torch's attention and linear layers stay well below the processor's peak.
 One operator for projections, attention and MLP keeps what lies between them in the cache.
@@ -40,7 +40,7 @@ class Block(NamedTuple):
         return Block(*(panels(part) if part.ndim == 2 else part.detach().clone() for part in self))
 
     def addresses(self) -> Tensor:
-        """Where a packed block's parts lie, int64, in the order of ``Block`` in ``transformer.cpp``."""
+        """Where a packed block's parts lie, int64, in the order of ``Block`` in ``transformer_block.cpp``."""
         return torch.tensor([part.data_ptr() for part in self], dtype=torch.int64)
 
 
@@ -68,7 +68,7 @@ def transform(x: Tensor, lengths: Tensor, addresses: Tensor, heads: int, inner: 
 
 
 class _Pass(ctypes.Structure):
-    """``Pass`` in ``transformer.cpp``."""
+    """``Pass`` in ``transformer_block.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("block", "x", "lengths", "y")),
@@ -83,7 +83,7 @@ def load(cache_dir: str | None = None) -> None:
     Raises:
         CompilationError: as :func:`tts_compile.execution.native.build.library`.
     """
-    library = build.library("transformer", cache_dir)
+    library = build.library("transformer_block", cache_dir)
 
     def run(x: Tensor, lengths: Tensor, addresses: Tensor, heads: int, inner: int, eps: float) -> Tensor:
         sequences, capacity, width = x.shape
