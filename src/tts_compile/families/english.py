@@ -1,18 +1,30 @@
-"""From text to text tokens, and checks before any work is done on it."""
+"""``ChatterboxTTS``: English text, a T3 with a Llama backbone, and S3Gen with a solver of ten steps."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..audio.reading import Recording, resample
+from ..backbones.llama import LLAMA, embedded
 from ..errors import InputError
+from ..utils.arguments import finite_number
+from . import s3gen
+from .checkpoint_files import checkpoint_files
+from .family import Family, SpeechCall, SpeechModel, Synthesis
+from .sampling import MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_P, SamplingSettings
+from .voice_slot import VoiceSlot
+
+_PROCESSORS = (REPETITION_PENALTY, TEMPERATURE, MIN_P, TOP_P)
 
 
 def check_text(tts: Any, text: object) -> None:
-    """Refuse what the model cannot speak. Empty text passes: stock has a sentence of its own for it.
+    """Refuse a text that the model cannot speak. Empty text passes: stock replaces it by a sentence of its own.
 
     Raises:
         InputError: for anything but a string of valid Unicode, for white space alone, for text in which every letter
@@ -44,7 +56,7 @@ def check_text(tts: Any, text: object) -> None:
 
 
 def text_tokens(tts: Any, text: str, guided: bool) -> Tensor:
-    """Start, text and stop, int64 (2 or 1, n), as stock ``generate`` passes them to T3."""
+    """Return start, text and stop, int64 (2 or 1, n), as stock's ``generate`` passes them to T3."""
     from chatterbox.tts import punc_norm
 
     hp = tts.t3.hp
@@ -52,3 +64,164 @@ def text_tokens(tts: Any, text: str, guided: bool) -> Tensor:
     if guided:
         tokens = torch.cat([tokens, tokens])  # conditional and unconditional row
     return F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
+
+
+def _call(t3: Any, given: Mapping[str, Any]) -> SpeechCall:
+    """Read the arguments of ``T3.inference``.
+
+    As in stock, ``num_return_sequences``, ``stop_on_eos``, ``do_sample`` and ``length_penalty`` have no effect. Beyond
+    stock, one text row is accepted when ``cfg_weight`` is 0, and ``max_new_tokens=None`` means the model's
+    ``max_speech_tokens``.
+    """
+    if given["prepend_prompt_speech_tokens"] is not None:
+        raise InputError("prepend_prompt_speech_tokens is not implemented by chatterbox")
+    limit = given["max_new_tokens"]
+    return SpeechCall(
+        voice=given["t3_cond"],
+        text_tokens=given["text_tokens"],
+        settings=SamplingSettings.checked(_PROCESSORS, given, "cfg_weight"),
+        limit=t3.hp.max_speech_tokens if limit is None else limit,
+        start_tokens=given["initial_speech_tokens"],
+    )
+
+
+def _checked_tokens(t3: Any, call: SpeechCall) -> Tensor:
+    """Return the text tokens, int64 (rows, n), with as many rows as the call needs."""
+    hp = t3.hp
+    unguided = call.settings.cfg_weight == 0
+    tokens = torch.atleast_2d(call.text_tokens).to(dtype=torch.long, device=t3.device)
+    rows, length = tokens.shape
+    if rows == 2 and unguided:  # stock computes the second row and multiplies it by 0
+        tokens = tokens[:1]
+    elif rows != 2 and not (rows == 1 and unguided):
+        raise InputError(f"text_tokens must have 2 rows for guidance (1 without), got {rows}")
+    positions = t3.text_pos_emb.emb.num_embeddings
+    if length > positions:
+        raise InputError(f"text has {length} tokens, the model has {positions} positions for them")
+    if length == 0:
+        raise InputError("there are no text tokens")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= hp.text_tokens_dict_size:
+        raise InputError(f"text tokens must be from 0 to {hp.text_tokens_dict_size - 1}")
+    for name, token in (("start", hp.start_text_token), ("stop", hp.stop_text_token)):
+        if not bool((tokens == token).any(dim=1).all()):
+            raise InputError(f"text_tokens lack the {name} token {token}")
+    return tokens
+
+
+def _prompt(t3: Any, call: SpeechCall) -> Tensor:
+    """Embed voice, text and start, (rows, n, width)."""
+    tokens = _checked_tokens(t3, call)
+    start_tokens = call.start_tokens
+    if start_tokens is None:
+        start_tokens = torch.full_like(tokens[:, :1], t3.hp.start_speech_token)
+    embeddings, _ = t3.prepare_input_embeds(
+        t3_cond=call.voice,
+        text_tokens=tokens,
+        speech_tokens=start_tokens[: len(tokens)],
+        cfg_weight=call.settings.cfg_weight,
+    )
+    # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
+    weights = LLAMA.weights(t3)
+    token = torch.tensor([[t3.hp.start_speech_token]], device=embeddings.device)
+    start = embedded(weights.embedding, weights.positions, token, token.new_zeros(1), len(embeddings))
+    return torch.cat([embeddings, start], dim=1)
+
+
+def _check(tts: Any, given: Mapping[str, Any]) -> None:  # noqa: ARG001 - a family's signature
+    finite_number("exaggeration", given["exaggeration"])
+
+
+def _set_voice(tts: Any, given: Mapping[str, Any]) -> None:
+    """Read the recording and set the exaggeration, as the beginning of ``generate``."""
+    exaggeration = given["exaggeration"]
+    if given["audio_prompt_path"]:
+        tts.prepare_conditionals(given["audio_prompt_path"], exaggeration=exaggeration)
+    voice = tts.conds.t3
+    if float(exaggeration) != float(voice.emotion_adv[0, 0, 0]):
+        tts.conds.t3 = type(voice)(
+            speaker_emb=voice.speaker_emb,
+            cond_prompt_speech_tokens=voice.cond_prompt_speech_tokens,
+            emotion_adv=exaggeration * torch.ones(1, 1, 1),
+        ).to(device=tts.device)
+
+
+def _neutral(tts: Any) -> Mapping[str, Any]:
+    return {"exaggeration": float(tts.conds.t3.emotion_adv[0, 0, 0])}
+
+
+def _read_voice(reference: Any, tts: Any, wav_fpath: Any, exaggeration: float = 0.5) -> None:
+    """Do what ``prepare_conditionals`` does, with the results of the last recordings kept."""
+    finite_number("exaggeration", exaggeration)
+    stock = sys.modules[type(tts).prepare_conditionals.__module__]  # each has its own Conditionals
+    recording = Recording(wav_fpath)
+    prompt_tokens = tts.t3.hp.speech_cond_prompt_len
+    hp = tts.ve.hp  # settings without a count of changes
+    read = tuple(getattr(hp, name) for name in dir(hp) if not name.startswith("_"))
+    settings = (tts.ENC_COND_LEN, tts.DEC_COND_LEN, prompt_tokens, read)
+
+    def compute() -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        wave, generator = reference.embedded(recording)
+        wave_16k = resample(wave, stock.S3GEN_SR, stock.S3_SR)
+        tokens = None
+        if prompt_tokens:
+            start = wave_16k[: tts.ENC_COND_LEN]
+            tokens, _ = tts.s3gen.tokenizer.forward([start], max_len=prompt_tokens)
+            tokens = torch.atleast_2d(tokens).to(tts.device)
+        speaker = torch.from_numpy(tts.ve.embeds_from_wavs([wave_16k], sample_rate=stock.S3_SR))
+        return speaker.mean(dim=0, keepdim=True).to(tts.device), tokens, generator
+
+    speaker, tokens, generator = reference.answer(("prepare", recording.digest, settings), tts.device, compute)
+    t3_cond = stock.T3Cond(
+        speaker_emb=speaker,
+        cond_prompt_speech_tokens=tokens,
+        emotion_adv=exaggeration * torch.ones(1, 1, 1),
+    ).to(device=tts.device)
+    tts.conds = stock.Conditionals(t3_cond, generator)
+
+
+CHATTERBOX_VOICE = VoiceSlot(
+    "conds",
+    "prepare_conditionals",
+    "audio_prompt_path",
+    read=_read_voice,
+    modules=("chatterbox.tts", "chatterbox.mtl_tts"),
+)
+S3GEN = Synthesis(
+    finish_tokens=s3gen.valid_tokens,
+    wave=s3gen.wave,
+    watermark=s3gen.watermark,
+    attribute="s3gen",
+    mel_wave=s3gen.mel_wave,
+)
+ENGLISH = Family(
+    name="english",
+    stock_class="chatterbox.tts.ChatterboxTTS",
+    files=checkpoint_files(
+        "tokenizer.json", ve="ve.safetensors", t3="t3_cfg.safetensors", s3gen="s3gen.safetensors"
+    ),
+    modules=("t3", "s3gen", "ve"),
+    voice_encoder="ve",
+    watermarker="watermarker",
+    voice=CHATTERBOX_VOICE,
+    speech=SpeechModel(
+        attribute="t3",
+        method="inference",
+        limit="max_new_tokens",
+        budget=1000,
+        backbone=LLAMA,
+        call=_call,
+        prompt=_prompt,
+        text_tokens=text_tokens,
+        check_text=check_text,
+        longest_text=lambda t3: int(t3.hp.max_text_tokens),
+        start=lambda t3: int(t3.hp.start_speech_token),
+        stop=lambda t3: int(t3.hp.stop_speech_token),
+        processors=_PROCESSORS,
+        guidance="cfg_weight",
+        voice=lambda conds: conds.t3,
+    ),
+    synthesis=S3GEN,
+    check=_check,
+    set_voice=_set_voice,
+    neutral=_neutral,
+)

@@ -1,44 +1,64 @@
-"""The voice that a model speaks with, put aside and given back."""
+"""The attribute in which a model keeps its voice, and the method that sets it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-_WHERE = ("conds", "ref_dict")  # of a model, of a voice converter
+from ..errors import InputError
 
 
-class Voice:
-    """Of one model."""
+@dataclass(frozen=True)
+class VoiceSlot:
+    """Names of a family's voice.
 
-    def __init__(self, tts: Any) -> None:
-        self._tts = tts
+    Attributes:
+        attribute: of the model; None there means that the model has no voice.
+        method: of the model; reads a recording and sets the attribute.
+        argument: of ``generate``; a recording to speak with.
+        read: does what ``method`` does, with the same arguments, but through a cache of the last results; its first
+            arguments are a :class:`tts_compile.components.voice.ReferenceComponent` and the model. None leaves
+            ``method`` to stock.
+        modules: names of the modules whose ``method`` is the one that ``read`` was written for.
+    """
+
+    attribute: str
+    method: str
+    argument: str
+    read: Callable[..., None] | None = None
+    modules: tuple[str, ...] = ()
+
+    def of(self, tts: Any) -> Any:
+        """Return the model's voice, or None."""
+        return getattr(tts, self.attribute, None)
+
+    def check(self, tts: Any, recording: object) -> None:
+        """Raise where the model has no voice and no recording is given.
+
+        Raises:
+            InputError: then.
+        """
+        if not recording and self.of(tts) is None:
+            raise InputError(f"the model has no voice: pass a reference or call {self.method} first")
+
+    def prepare(self, tts: Any, recording: str) -> None:
+        """Read a recording as the model does; keep its voice only where the model had none."""
+        before = self.of(tts)
+        getattr(tts, self.method)(recording)
+        if before is not None:
+            setattr(tts, self.attribute, before)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Whatever is done to the voice inside, it is the same one at the end."""
-        before = self._now()
-        # generate exchanges a part of it when it is asked for another exaggeration
-        parts = [(voice, dict(vars(voice))) for voice in before.values() if hasattr(voice, "__dict__")]
+    def kept(self, tts: Any) -> Iterator[None]:
+        """Restore the voice at the end of the block, whatever was done to it inside."""
+        before = self.of(tts)
+        # generate exchanges a part of the voice when it is asked for another exaggeration
+        parts = dict(vars(before)) if hasattr(before, "__dict__") else {}
         try:
             yield
         finally:
-            self._set(before)
-            for voice, attributes in parts:
-                vars(voice).update(attributes)
-
-    def prepare(self, recording: str) -> None:
-        """Read a recording as the model does; its voice is kept only where the model has none."""
-        before = self._now()
-        read = self._tts.prepare_conditionals if hasattr(self._tts, "t3") else self._tts.set_target_voice
-        read(recording)
-        if any(voice is not None for voice in before.values()):
-            self._set(before)
-
-    def _now(self) -> dict[str, Any]:
-        return {name: vars(self._tts)[name] for name in _WHERE if name in vars(self._tts)}
-
-    def _set(self, voice: dict[str, Any]) -> None:
-        for name, value in voice.items():
-            setattr(self._tts, name, value)
+            setattr(tts, self.attribute, before)
+            if parts:
+                vars(before).update(parts)

@@ -1,0 +1,190 @@
+"""The protocol of a transformer's step: a block of new positions against a static cache of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Where(NamedTuple):
+    """Where a block of new positions lies, and what it may attend to."""
+
+    tables: tuple[Tensor, ...]  # of :meth:`Backbone.tables`, each (sequences, 1, count, head_dim) at the positions
+    positions: Tensor  # int64 (sequences, count)
+    mask: Tensor  # bool (sequences, 1, count, attended)
+
+
+class CacheShape(NamedTuple):
+    """Sizes of the keys and values that a transformer writes for one position."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def numbers(self) -> int:
+        """Keys and values together."""
+        return 2 * self.layers * self.heads * self.head_dim
+
+
+class Cache(Protocol):
+    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same layer by layer."""
+
+    keys: Tensor
+    values: Tensor
+    layer_keys: Sequence[Tensor]
+    layer_values: Sequence[Tensor]
+
+
+class Weights(Protocol):
+    """Tensors that a backbone's functions read.
+
+    Attributes:
+        layers: what one call of :meth:`Backbone.layer` reads, for each call of a pass.
+        last: what :meth:`Backbone.head` reads.
+        constants: numbers that are compiled into both functions.
+        cache: the shape of the cache.
+        like: a tensor (vocabulary, width) with the dtype and the device of the logits.
+        speech_positions: speech tokens at most; None for no limit of the model's.
+    """
+
+    @property
+    def layers(self) -> Sequence[Any]: ...
+    @property
+    def last(self) -> Any: ...
+    @property
+    def constants(self) -> Any: ...
+    @property
+    def cache(self) -> CacheShape: ...
+    @property
+    def like(self) -> Tensor: ...
+    @property
+    def speech_positions(self) -> int | None: ...
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor, in a fixed order."""
+
+
+class NativeWeights(Protocol):
+    """Weights in the form that a native decoder reads."""
+
+    @property
+    def fit(self) -> bool:
+        """Return whether the decoder can read the weights as they are now."""
+
+    def addresses(self) -> Tensor:
+        """Return where the weights lie now, int64."""
+
+
+class NativeDecoder(Protocol):
+    """A pass over all layers as one C++ operator, for fp32 activations on a CPU.
+
+    Attributes:
+        max_rows: sequences times new positions, at most.
+    """
+
+    max_rows: int
+
+    def applies(self, model: Any) -> bool:
+        """Return whether the operator is made for a model of these sizes, dtype and device."""
+
+    def load(self, cache_dir: str | None) -> None:
+        """Build the operator if need be.
+
+        Raises:
+            CompilationError: when it cannot be built.
+        """
+
+    def weights(self, weights: Any) -> NativeWeights:
+        """Return the model's own tensors."""
+
+    def int8_copy(self, weights: Any) -> NativeWeights:
+        """Return a copy with every matrix in 8 bits, which drafts tokens."""
+
+    def int8_bytes(self, weights: Any) -> int:
+        """Return the size of that copy, up to its scales."""
+
+    def inputs(self, weights: Any) -> tuple[Tensor, ...]:
+        """Return the tensors that :meth:`step` reads besides those behind the addresses."""
+
+    def constants(self, weights: Any, native: Any) -> Any:
+        """Return the numbers that are compiled into :meth:`step`."""
+
+    def step(
+        self,
+        constants: Any,
+        inputs: tuple[Tensor, ...],
+        tokens: Tensor,
+        spoken: Tensor,
+        tables: Tensor,
+        positions: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        addresses: Tensor,
+        rows: int,
+    ) -> Tensor:
+        """Return logits (utterances * rows, count, vocabulary) of speech tokens.
+
+        Args:
+            constants, inputs: of the methods with these names.
+            tokens, spoken, positions, rows: as :meth:`Backbone.embed` takes them.
+            tables: of :meth:`Backbone.tables`.
+            keys, values: of all layers, written at the positions.
+            addresses: of :class:`NativeWeights`.
+        """
+
+
+class Backbone(Protocol):
+    """The step of one kind of transformer, as functions of its weights.
+
+    Attributes:
+        native: its native decoder; None where there is none.
+    """
+
+    native: NativeDecoder | None
+
+    def weights(self, model: Any) -> Any:
+        """Return the tensors of a speech model where they are; see :class:`Weights`."""
+
+    def unsupported(self, model: Any) -> str | None:
+        """Return why these functions would not compute what the model's modules compute, or None."""
+
+    def embed(self, weights: Any, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:
+        """Embed speech tokens.
+
+        Args:
+            weights: of the model.
+            tokens: int64 (utterances, count).
+            spoken: int64 (utterances,), the position of each first token among its utterance's speech tokens.
+            positions: int64 (utterances * rows, count), positions in the cache.
+            rows: sequences of an utterance.
+
+        Returns:
+            (utterances * rows, count, width).
+        """
+
+    def tables(self, model: Any, length: int) -> Tensor | None:
+        """Return tables (n, length, head_dim) by position, such as cosines and sines, or None."""
+
+    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the keys and values of each call of :meth:`layer` in a pass."""
+
+    def layer(self, constants: Any, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:
+        """Compute one layer, or all of them, over a block (sequences, count, width); write keys and values in place."""
+
+    def head(self, constants: Any, x: Tensor, weights: Any) -> Tensor:
+        """Return logits (sequences, count, vocabulary)."""
+
+
+def at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
+    return () if tables is None else tables[:, positions][:, :, None].unbind()
+
+
+def several(x: Tensor) -> Tensor:
+    """Have compiled code serve any number of sequences or utterances."""
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x

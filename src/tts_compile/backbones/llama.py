@@ -1,0 +1,255 @@
+"""The Llama of T3: layers, head and embeddings as plain functions of the stock model's tensors.
+
+A block may be a whole prompt, a single token or a few; an utterance with classifier-free guidance has two sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..execution.native import llama_decoder
+from ..execution.native.llama_decoder import Int8Matrix
+from .backbone import Cache, CacheShape, Where
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one Llama layer; every matrix is (out, in)."""
+
+    attention_norm: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    mlp_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+class LastWeights(NamedTuple):
+    """The final norm and the projection to logits, (vocabulary, width)."""
+
+    norm: Tensor
+    head: Tensor
+
+
+class LlamaWeights(NamedTuple):
+    """Everything between a block of embeddings and its logits, and the embeddings of speech tokens."""
+
+    layers: list[LayerWeights]
+    last: LastWeights
+    embedding: Tensor  # (vocabulary, width)
+    positions: Tensor  # (speech positions, width)
+    cache: CacheShape
+    constants: float  # epsilon of the norms
+
+    @property
+    def like(self) -> Tensor:
+        """Return the head."""
+        return self.last.head
+
+    @property
+    def speech_positions(self) -> int:
+        """Return the number of learned positions."""
+        return len(self.positions)
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor, in a fixed order."""
+        return [*(part for layer in self.layers for part in layer), *self.last, self.embedding, self.positions]
+
+
+class Llama:
+    """The step of a T3 with a Llama backbone."""
+
+    def __init__(self) -> None:
+        self.native = LlamaDecoder()
+
+    def weights(self, model: Any) -> LlamaWeights:
+        """Return the parameters of a stock ``T3`` where they are: no memory is taken."""
+        config = model.cfg
+        layers = [
+            LayerWeights(
+                attention_norm=layer.input_layernorm.weight,
+                query=layer.self_attn.q_proj.weight,
+                key=layer.self_attn.k_proj.weight,
+                value=layer.self_attn.v_proj.weight,
+                output=layer.self_attn.o_proj.weight,
+                mlp_norm=layer.post_attention_layernorm.weight,
+                gate=layer.mlp.gate_proj.weight,
+                up=layer.mlp.up_proj.weight,
+                down=layer.mlp.down_proj.weight,
+            )
+            for layer in model.tfmr.layers
+        ]
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return LlamaWeights(
+            layers=layers,
+            last=LastWeights(model.tfmr.norm.weight, model.speech_head.weight),
+            embedding=model.speech_emb.weight,
+            positions=model.speech_pos_emb.emb.weight,
+            cache=CacheShape(len(layers), config.num_attention_heads, head_dim),
+            constants=config.rms_norm_eps,
+        )
+
+    def unsupported(self, model: Any) -> str | None:
+        """Return why reading the weights would not compute what the modules compute: linear layers of another kind."""
+        for part in ("tfmr", "speech_head"):
+            for name, module in getattr(model, part).named_modules(prefix=part):
+                if name.endswith(("_proj", "speech_head")):
+                    if type(module) is not torch.nn.Linear:
+                        return f"{name} is a {type(module).__name__}"
+                    if module.bias is not None:
+                        return f"{name} has a bias"
+        return None
+
+    def embed(self, weights: LlamaWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - rotary positions enter in the layers
+        """Embed speech tokens (utterances, count) at learned speech positions; (utterances * rows, count, width)."""
+        return embedded(weights.embedding, weights.positions, tokens, spoken, rows)
+
+    def tables(self, model: Any, length: int) -> Tensor:
+        """Return cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""
+        like = model.tfmr.norm.weight
+        cos, sin = model.tfmr.rotary_emb(like, torch.arange(length, device=like.device)[None])
+        return torch.cat([cos, sin])
+
+    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return keys and values layer by layer."""
+        return zip(cache.layer_keys, cache.layer_values)
+
+    def layer(
+        self, constants: float, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: LayerWeights
+    ) -> Tensor:
+        """Compute attention over the cache, then the gated MLP.
+
+        Args:
+            constants: epsilon of the norms.
+            x: (sequences, count, width).
+            where: with cosines and sines.
+            keys, values: (at least sequences, heads, capacity, head_dim), written at the positions.
+            weights: of the layer.
+
+        Returns:
+            (sequences, count, width).
+        """
+        (cos, sin), positions, mask = where
+        sequences, count, width = x.shape
+        attended = mask.shape[3]
+        heads, head_dim = keys.shape[1], keys.shape[3]
+
+        h = rms_norm(x, weights.attention_norm, constants)
+        query, key, value = (
+            F.linear(h, matrix).view(sequences, count, heads, head_dim).transpose(1, 2)
+            for matrix in (weights.query, weights.key, weights.value)
+        )
+        own = torch.arange(sequences, device=x.device)[:, None, None]
+        entries = own, torch.arange(heads, device=x.device)[:, None], positions[:, None]
+        keys.index_put_(entries, rotate(key, cos, sin))
+        values.index_put_(entries, value)
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, cos, sin),
+            keys[:sequences, :, :attended],
+            values[:sequences, :, :attended],
+            attn_mask=mask,
+        )
+        x = x + F.linear(mixed.transpose(1, 2).reshape(sequences, count, width), weights.output)
+
+        h = rms_norm(x, weights.mlp_norm, constants)
+        gated = F.silu(F.linear(h, weights.gate)) * F.linear(h, weights.up)
+        return x + F.linear(gated, weights.down)
+
+    def head(self, constants: float, x: Tensor, weights: LastWeights) -> Tensor:
+        """Apply the final norm and the projection: (sequences, count, width) to (sequences, count, vocabulary)."""
+        return F.linear(rms_norm(x, weights.norm, constants), weights.head)
+
+
+class LlamaDecoder:
+    """The native decoder of a T3 with a Llama backbone."""
+
+    max_rows = llama_decoder.MAX_ROWS
+
+    def applies(self, model: Any) -> bool:
+        """Return whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
+        weight, head_dim = model.speech_head.weight, model.cfg.hidden_size // model.cfg.num_attention_heads
+        here = weight.device.type == "cpu" and weight.dtype == torch.float32
+        return bool(here and head_dim == llama_decoder.HEAD_DIM)
+
+    load = staticmethod(llama_decoder.load)
+
+    def weights(self, weights: LlamaWeights) -> llama_decoder.Weights:
+        """Return the same tensors in the decoder's order."""
+        return llama_decoder.Weights(weights.layers, *weights.last)
+
+    def int8_copy(self, weights: LlamaWeights) -> llama_decoder.Weights:
+        """Return a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
+        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
+        return llama_decoder.Weights(layers, weights.last.norm, Int8Matrix.of(weights.last.head))
+
+    def int8_bytes(self, weights: LlamaWeights) -> int:
+        """Return the size of the int8 copy, up to its scales."""
+        matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
+        return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
+
+    def inputs(self, weights: LlamaWeights) -> tuple[Tensor, ...]:
+        """Return the embeddings."""
+        return weights.embedding, weights.positions
+
+    def constants(self, weights: LlamaWeights, native: llama_decoder.Weights) -> tuple[int, int, float]:
+        """Return the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
+        return native.inner, native.vocabulary, weights.constants
+
+    def step(
+        self,
+        constants: tuple[int, int, float],
+        inputs: tuple[Tensor, ...],
+        tokens: Tensor,
+        spoken: Tensor,
+        tables: Tensor,
+        positions: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        addresses: Tensor,
+        rows: int,
+    ) -> Tensor:
+        """Embed tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
+        x = embedded(*inputs, tokens, spoken, rows)
+        cos, sin = tables[:, positions]
+        return llama_decoder.decode(x, cos, sin, positions, keys, values, addresses, *constants)
+
+
+def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:
+    """Add learned speech positions to embedded speech tokens, and repeat each utterance for its sequences.
+
+    Args:
+        embedding: (vocabulary, width).
+        positions: (speech positions, width).
+        tokens: int64 (utterances, count).
+        spoken: int64 (utterances,), the first token's speech position.
+        rows: sequences of an utterance.
+
+    Returns:
+        (utterances * rows, count, width).
+    """
+    limit = len(positions) - 1  # only drafts beyond the last token can lie above it
+    at = (spoken[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).clamp(max=limit)
+    return (embedding[tokens] + positions[at]).repeat_interleave(rows, 0)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise over the last dimension by the root mean square, in fp32 as ``LlamaRMSNorm`` does it."""
+    h = x.float()
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * h.to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary position embedding to (..., count, head_dim), halves layout, as transformers' Llama has it."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+LLAMA = Llama()
