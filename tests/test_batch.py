@@ -24,6 +24,7 @@ from tts_compile.batch import pipeline as job
 from tts_compile.components.flow.engine import TOKENS
 from tts_compile.components.t3.decode_loop import Decoding
 from tts_compile.components.t3.scheduler import Batch
+from tts_compile.utils.random_state import RandomNumbers
 
 CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", "It was a dark and stormy night."]
 Heard = list[tuple[int, ...]]
@@ -434,7 +435,7 @@ class TestErrors:
         assert "left out: chunk 1" in caplog.text
 
     def test_an_error_that_is_kept_holds_no_frames(self) -> None:
-        chunk = batch.Chunk(0, "A", batch.RandomNumbers(0, torch.device("cpu")))
+        chunk = batch.Chunk(0, "A", RandomNumbers(0, torch.device("cpu")))
         try:
             try:
                 raise ValueError("inner")
@@ -633,7 +634,7 @@ class TestMemory:
             advance(self, alone)
 
         released = []
-        monkeypatch.setattr("tts_compile._compat.release_memory", lambda: released.append(1))
+        monkeypatch.setattr("tts_compile.components.t3.scheduler.release_memory", lambda: released.append(1))
         monkeypatch.setattr(Decoding, "advance", scarce)
         assert together(quick, heard, CHUNKS, SEEDS, max_batch=4) == expected
         assert released == [1]
@@ -686,7 +687,7 @@ class TestMemory:
         free: int,
         most: int,
     ) -> None:
-        monkeypatch.setattr("tts_compile._compat.free_memory", lambda device: free)
+        monkeypatch.setattr("tts_compile.execution.memory_limit.free_memory", lambda device: free)
         active = []
         advance = Decoding.advance
         monkeypatch.setattr(

@@ -9,11 +9,12 @@ import torch
 
 import tts_compile as tc
 from tts_compile.bench import fresh, models, t3
-from tts_compile.bench.section import as_json, markdown_table
+from tts_compile.bench.section import as_json
 from tts_compile.measuring import machine
 from tts_compile.measuring.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
 from tts_compile.parity.metrics import lowest_db
 from tts_compile.timing import peak_memory as peak
+from tts_compile.utils.tables import markdown_table
 
 
 def planted(seed, slowdown, repeats=5):

@@ -132,7 +132,7 @@ def test_other_flags_compiler_torch_or_processor_are_another_library(
     for owner, name, value in (
         (build, "FLAGS", (*build.FLAGS, "-g")),
         (torch, "__version__", "0.0"),
-        (_compat, "cpu_name", lambda: "another"),
+        (build, "cpu_name", lambda: "another"),
         (_compat, "cpp_compiler", lambda: str(compiler)),
     ):
         monkeypatch.setattr(owner, name, value)

@@ -174,9 +174,11 @@ def test_what_a_machine_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert str(torch.__version__) in look().torch
     assert str(Path(torch.__file__).parent) in look().installed
     assert re.search(r"\d+\.\d+", look().compiler)
-    monkeypatch.setattr(_compat, "cpu_name", lambda: "CPU part\t: 0xd0c\nFeatures\t: fp asimd aes\nmodel name\t: Core")
+    monkeypatch.setattr(
+        "tts_compile.cache.machine.cpu_name", lambda: "CPU part\t: 0xd0c\nFeatures\t: fp asimd aes\nmodel name\t: Core"
+    )
     assert (look().cpu, look().features) == ("0xd0c Core", "aes asimd fp")
-    monkeypatch.setattr(_compat, "cpu_name", lambda: "Some Processor Family 6, x")
+    monkeypatch.setattr("tts_compile.cache.machine.cpu_name", lambda: "Some Processor Family 6, x")
     assert (look().cpu, look().features) == ("Some Processor Family 6, x", "")
     monkeypatch.setattr(_compat, "cpp_compiler", lambda: str(tmp_path))
     assert look().compiler == str(tmp_path)

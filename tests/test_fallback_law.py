@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile import _compat
+from tts_compile import fallback
 from tts_compile.errors import NonFiniteError, OutOfMemoryError
 
 LEVELS = ("cuda_graph", "inductor", "eager", "stock")
@@ -32,7 +32,7 @@ RETRIED = ("memory", "gpu memory")
 @pytest.fixture(scope="module", autouse=True)
 def _memory_is_given_back_at_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_compat, "release_memory", lambda: None)
+        patch.setattr(fallback, "release_memory", lambda: None)
         yield
 
 
@@ -125,7 +125,7 @@ def test_what_was_given_up_stays_given_up() -> None:
 
 def test_memory_is_given_back_by_us_and_then_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(_compat, "release_memory", lambda: done.append("torch's"))
+    monkeypatch.setattr(fallback, "release_memory", lambda: done.append("torch's"))
     manager = tc.FallbackManager("t3", ["fast", "plain"], release=lambda: done.append("ours"))
     assert manager.run(Ways({"fast": ["memory", "fine"], "plain": ["fine"]}), 1) == "fast 1"
     assert done == ["ours", "torch's"]

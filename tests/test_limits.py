@@ -93,8 +93,8 @@ def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) ->
 
 
 def test_room_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_compat, "held_memory", lambda device: 4 * GIB)
-    monkeypatch.setattr(_compat, "free_memory", lambda device: 10 * GIB)
+    monkeypatch.setattr("tts_compile.execution.memory_limit.held_memory", lambda device: 4 * GIB)
+    monkeypatch.setattr("tts_compile.execution.memory_limit.free_memory", lambda device: 10 * GIB)
     limit = MemoryLimit(CPU, 6.5)
     assert limit.room() == int(2.5 * GIB)
     limit.check(int(2.5 * GIB))
@@ -102,7 +102,7 @@ def test_room_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         limit.check(int(2.6 * GIB))
     assert MemoryLimit(CPU).room() == 10 * GIB
     assert MemoryLimit(CPU).refused(2**60) is None
-    monkeypatch.setattr(_compat, "free_memory", lambda device: GIB)
+    monkeypatch.setattr("tts_compile.execution.memory_limit.free_memory", lambda device: GIB)
     assert limit.room() == GIB
 
 
@@ -452,7 +452,7 @@ def test_somebody_in_front_of_it_keeps_it_from_switching(switching: Any, caplog:
 @pytest.mark.parametrize("fallback", ["fallback", "raise"])
 def test_every_component_falls_as_configured(tts: Any, monkeypatch: pytest.MonkeyPatch, fallback: str) -> None:
     released: list[str] = []
-    monkeypatch.setattr(_compat, "release_memory", lambda: None)
+    monkeypatch.setattr("tts_compile.fallback.release_memory", lambda: None)
     for kind in (T3Component, FlowComponent, VocoderComponent, *EAGER_ONES.values()):
         monkeypatch.setattr(kind, "release", lambda self: released.append(self.fallback.component))
 

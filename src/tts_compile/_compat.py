@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-import platform
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 
@@ -40,75 +36,6 @@ def is_compile_failure(error: BaseException) -> bool:
             return False
         cause = getattr(cause, "inner_exception", None) or cause.__cause__
     return isinstance(error, compile_failures())
-
-
-class RandomState:
-    """Where the global generators that a model on ``device`` draws from stand now."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        """Have them stand there again."""
-        torch.set_rng_state(self._cpu)
-        if self._gpu is not None:
-            torch.cuda.set_rng_state(self._gpu, self._device)
-
-    def same_as(self, other: RandomState) -> bool:
-        """Whether they stood there too when the other was made."""
-        if self._gpu is not None and other._gpu is not None and not torch.equal(self._gpu, other._gpu):
-            return False
-        return torch.equal(self._cpu, other._cpu)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or for a CPU's tensors, for which torch has no type of its own."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def release_memory() -> None:
-    """Give what torch keeps for later back to the devices."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def memory_summary() -> str:
-    """What this process holds, and what is free, in a sentence."""
-    gib = 2**30
-    machine = psutil.virtual_memory()
-    parts = [
-        f"the process holds {psutil.Process().memory_info().rss / gib:.2f} GiB, "
-        f"{machine.available / gib:.2f} of {machine.total / gib:.2f} GiB are free"
-    ]
-    if torch.cuda.is_initialized():
-        for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            reserved = torch.cuda.memory_reserved(index)
-            parts.append(
-                f"cuda:{index}: torch holds {reserved / gib:.2f} GiB, "
-                f"{free / gib:.2f} of {total / gib:.2f} GiB are free"
-            )
-    return "; ".join(parts)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken: of the device, what torch keeps for later included, or of the machine."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + unused)
-    return int(psutil.virtual_memory().available)
-
-
-def held_memory(device: torch.device) -> int:
-    """Bytes that this process holds: of the device, as torch counts them, or resident in the machine's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
 
 
 def dynamo_counters() -> Any:
@@ -275,14 +202,3 @@ def has_global_forward_hooks() -> bool:
     """Whether hooks stand in front of or behind every module's forward."""
     module = torch.nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
-
-
-def cpu_name() -> str:
-    """The processor's model name and features as the system gives them; empty where it gives none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    found = {line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)}
-    return "\n".join(found.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,8 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from .errors import ConfigError, InputError
+from .utils.arguments import as_list, is_int, whole_number
+from .utils.tables import format_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def is_range(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) == 2
-        and all(_is_int(item) for item in value)
+        and all(is_int(item) for item in value)
         and 0 <= value[0] < value[1]
     )
 
@@ -62,23 +63,6 @@ def mistaken_ranges(ranges: Any) -> list[str]:
             kind = "gap" if left[1] < right[0] else "overlap"
             mistakes.append(f"{kind} between buckets ({left[0]}, {left[1]}) and ({right[0]}, {right[1]})")
     return mistakes
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; numpy's whole numbers pass."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be a whole number from {least}, got {value!r}")
-    return int(value)
-
-
-def _listed(name: str, value: Any) -> list[Any]:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise InputError(f"{name} must be a list, got {type(value).__name__}")
-    return list(value)
 
 
 class _Piece(NamedTuple):
@@ -141,8 +125,6 @@ class BucketStats:
         return asdict(self)
 
     def __str__(self) -> str:
-        from .report import format_table  # here, so that this module can be used without
-
         rows = [(name, str(count), f"{self.shares[name]:.0%}") for name, count in self.counts.items()]
         return "\n".join(
             [
@@ -262,7 +244,7 @@ class ChunkBucketer:
         Raises:
             ConfigError: when ``step`` or ``last`` is no whole number from 1, and as for the class.
         """
-        if not (_is_int(step) and _is_int(last) and step >= 1 and last >= 1):
+        if not (is_int(step) and is_int(last) and step >= 1 and last >= 1):
             raise ConfigError(f"step and last must be whole numbers from 1, got {step!r} and {last!r}")
         return cls.from_ladder(range(step, last + step, step), unit, overflow, names)
 
@@ -288,14 +270,14 @@ class ChunkBucketer:
         Raises:
             InputError: for no lengths, for one that is no whole number from 0, and for ``buckets`` below 1.
         """
-        found = [_whole("a length", length, 0) for length in _listed("lengths", lengths)]
+        found = [whole_number("a length", length, 0) for length in as_list("lengths", lengths)]
         if not found:
             raise InputError("fit needs at least one length")
         if max(found) * len(found) >= 2**63:
             raise InputError(f"lengths up to {max(found)} are too long to be added up")
         # No capacity is 0, and rounding 0 up to 1 costs the same whatever the buckets are.
         ends, counts = np.unique(np.maximum(np.array(found, dtype=np.int64), 1), return_counts=True)
-        chosen = _least_padding(ends, counts, min(_whole("buckets", buckets, 1), len(ends)))
+        chosen = _least_padding(ends, counts, min(whole_number("buckets", buckets, 1), len(ends)))
         return cls.from_ladder(chosen, unit, overflow, names)
 
     def capacity(self, n: int) -> int:
@@ -304,7 +286,7 @@ class ChunkBucketer:
         Raises:
             InputError: when ``n`` is no whole number from 0, or does not fit.
         """
-        n = _whole("a length", n, 0)
+        n = whole_number("a length", n, 0)
         low, last = self.ranges[0][0], self.rungs[-1]
         if n < low and self.underflow == "error":
             raise InputError(f"{n} {self.unit} do not reach the first bucket, which begins at {low}")
@@ -342,7 +324,7 @@ class ChunkBucketer:
             InputError: for an item of a wrong type, or one that does not fit; it names the item's index.
         """
         if max_batch is not None:
-            max_batch = _whole("max_batch", max_batch, 1)
+            max_batch = whole_number("max_batch", max_batch, 1)
         batches = []
         pieces = sorted(self._pieces(items), key=lambda piece: piece.length)
         for capacity, same in itertools.groupby(pieces, key=lambda piece: piece.capacity):
@@ -368,7 +350,7 @@ class ChunkBucketer:
         Raises:
             InputError: when results are no lists, or more or fewer than items.
         """
-        rows = [_listed(f"results of batch {i}", row) for i, row in enumerate(_listed("results", results))]
+        rows = [as_list(f"results of batch {i}", row) for i, row in enumerate(as_list("results", results))]
         expected, got = [len(batch.items) for batch in batches], [len(row) for row in rows]
         if expected != got:
             raise InputError(f"batches hold {expected} items, but there are {got} results")
@@ -391,10 +373,10 @@ class ChunkBucketer:
         """
         import torch  # here, because sorting text needs none
 
-        rows = _listed("sequences", sequences)
+        rows = as_list("sequences", sequences)
         if not rows:
             raise InputError("pad needs at least one sequence")
-        if not _is_int(pad_id):
+        if not is_int(pad_id):
             raise InputError(f"pad_id must be a whole number, got {pad_id!r}")
         found = []
         for i, row in enumerate(rows):
@@ -462,7 +444,7 @@ class ChunkBucketer:
     def _pieces(self, items: Iterable[Any]) -> list[_Piece]:
         """Every item, or its pieces, in the order of the input."""
         pieces = []
-        for index, item in enumerate(_listed("items", items)):
+        for index, item in enumerate(as_list("items", items)):
             length = self._length(item, index)
             if length > self.rungs[-1] and self.overflow == "split":
                 for part, piece in enumerate(self._split(item)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing_extensions import Self
 from .bucketing import Range, as_ranges, is_range, mistaken_ranges
 from .errors import ConfigError
 from .fallback import MAX_FAILURES
+from .utils.arguments import is_int, is_number, mistaken_choice, raise_all, unknown_key
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,35 +40,6 @@ REFERENCE_SETTINGS = (
     "ENABLE_CHUNK_SIZE_BUCKETING",
     *_REFERENCE_RANGES,
 )
-
-
-# Below, helpers come first: the dataclasses check their defaults while this module loads.
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _mistaken_choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
-    if value in choices:
-        return []
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return [f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}"]
-
-
-def _unknown(key: Any, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-    return f"unknown key {key!r}, nearest known: {near[0]!r}"
-
-
-def _raise_all(mistakes: list[str]) -> None:
-    if mistakes:
-        raise ConfigError(*mistakes)
 
 
 @dataclass(frozen=True)
@@ -96,11 +67,11 @@ class ComponentPolicy:
     fuse: bool | None = None
 
     def __post_init__(self) -> None:
-        _raise_all(self._mistakes())
+        raise_all(self._mistakes())
 
     def _mistakes(self) -> list[str]:
-        mistakes = _mistaken_choice("execution", self.execution, EXECUTIONS)
-        mistakes += _mistaken_choice("dtype", self.dtype, DTYPES)
+        mistakes = mistaken_choice("execution", self.execution, EXECUTIONS)
+        mistakes += mistaken_choice("dtype", self.dtype, DTYPES)
         mistakes += [
             f"{name} must be a non-empty string, got {value!r}"
             for name, value in (("backend", self.backend), ("mode", self.mode))
@@ -113,7 +84,7 @@ class ComponentPolicy:
         ]
         if self.backend == "inductor" and isinstance(self.mode, str) and self.mode not in _INDUCTOR_MODES:
             mistakes.append(f"mode must be one of {', '.join(_INDUCTOR_MODES)} for inductor, got {self.mode!r}")
-        if self.draft_tokens is not None and not (_is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):
+        if self.draft_tokens is not None and not (is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):
             mistakes.append(f"draft_tokens must be a whole number from 0 to 7 or None, got {self.draft_tokens!r}")
         return mistakes
 
@@ -164,15 +135,15 @@ class CompileConfig:
             for name in COMPONENTS
             if not isinstance(getattr(self, name), ComponentPolicy)
         ]
-        mistakes += _mistaken_choice("fallback", self.fallback, FALLBACKS)
+        mistakes += mistaken_choice("fallback", self.fallback, FALLBACKS)
         mistakes += mistaken_ranges(self.buckets)
-        if not _is_int(self.warmup_samples) or self.warmup_samples < 0:
+        if not is_int(self.warmup_samples) or self.warmup_samples < 0:
             mistakes.append(f"warmup_samples must be a whole number from 0, got {self.warmup_samples!r}")
-        if not _is_int(self.max_failures) or self.max_failures < 1:
+        if not is_int(self.max_failures) or self.max_failures < 1:
             mistakes.append(f"max_failures must be a whole number from 1, got {self.max_failures!r}")
         for name in ("memory_limit_gb", "compile_seconds"):
             limit = getattr(self, name)
-            if limit is not None and not (_is_number(limit) and math.isfinite(limit) and limit > 0):
+            if limit is not None and not (is_number(limit) and math.isfinite(limit) and limit > 0):
                 mistakes.append(f"{name} must be positive or None, got {limit!r}")
         mistakes += [
             f"{name} must be True or False, got {getattr(self, name)!r}"
@@ -181,7 +152,7 @@ class CompileConfig:
         ]
         if self.cache_dir is not None and not isinstance(self.cache_dir, str):
             mistakes.append(f"cache_dir must be a string or None, got {self.cache_dir!r}")
-        _raise_all(mistakes)
+        raise_all(mistakes)
 
     @classmethod
     def exact(cls) -> Self:
@@ -251,7 +222,7 @@ class CompileConfig:
             raise ConfigError(f"expected a mapping, got {type(mapping).__name__}")
         fields = [f.name for f in dataclasses.fields(cls)]
         known = [*fields, *REFERENCE_SETTINGS]
-        mistakes = [_unknown(key, known) for key in mapping if key not in known]
+        mistakes = [unknown_key(key, known) for key in mapping if key not in known]
         policies, others, found = _from_reference({k: v for k, v in mapping.items() if k in REFERENCE_SETTINGS})
         mistakes += found
         for name in COMPONENTS:
@@ -260,7 +231,7 @@ class CompileConfig:
                 policies[name] = dataclasses.asdict(given)
             elif isinstance(given, Mapping):
                 settings = [f.name for f in dataclasses.fields(ComponentPolicy)]
-                mistakes += [f"{name}: {_unknown(key, settings)}" for key in given if key not in settings]
+                mistakes += [f"{name}: {unknown_key(key, settings)}" for key in given if key not in settings]
                 policies[name] |= {key: value for key, value in given.items() if key in settings}
             else:
                 mistakes.append(f"{name} must be a table of settings, got {given!r}")
@@ -275,7 +246,7 @@ class CompileConfig:
             config = cls(**others)
         except ConfigError as error:
             mistakes += error.mistakes
-        _raise_all(mistakes)
+        raise_all(mistakes)
         return config.replace(**built)
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,7 +258,7 @@ class CompileConfig:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         known = [f.name for f in dataclasses.fields(self)]
-        _raise_all([_unknown(key, known) for key in changes if key not in known])
+        raise_all([unknown_key(key, known) for key in changes if key not in known])
         return dataclasses.replace(self, **changes)
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from . import _compat
 from .errors import CompilationError, NonFiniteError, OutOfMemoryError, TTSCompileError
+from .utils.device import is_out_of_memory, memory_summary, release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class FallbackManager:
                     result = ways[self.level](*args, **kwargs)
                     break
                 except Exception as error:
-                    short = _compat.is_out_of_memory(error)
+                    short = is_out_of_memory(error)
                     rest = self._rest()
                     # Drawing a token from what is not finite ends a GPU's context: stock is not asked.
                     hopeless = isinstance(error, NonFiniteError) and rest[:1] == ("stock",)
@@ -148,7 +148,7 @@ class FallbackManager:
                     elif short:
                         raise OutOfMemoryError(
                             f"{self.component}: out of memory, at level {self.level} too: {reason(error)}; "
-                            f"{_compat.memory_summary()}"
+                            f"{memory_summary()}"
                         ) from error
                     elif first is not None:
                         raise first from error
@@ -217,7 +217,7 @@ class FallbackManager:
     def _give_back(self) -> None:
         if self._release is not None:
             self._release()
-        _compat.release_memory()
+        release_memory()
 
 
 def reason(error: BaseException) -> str:

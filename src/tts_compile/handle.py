@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from . import background
-from .batch import BatchProgress, RandomNumbers, checked_seeds, checked_texts, delivered
+from .batch import BatchProgress, delivered
 from .batch import speak as speak_batch
 from .components.compiled_component import EngineComponent
 from .components.component_set import Assembly
@@ -30,7 +30,9 @@ from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .parity import transcription as quality
 from .report import ExecutionReport, WarmupReport
 from .timing.blocks import Timings, timed
+from .utils.arguments import checked_seeds, checked_texts
 from .utils.proxy import Delegate
+from .utils.random_state import RandomNumbers
 from .validation import check_request, check_settings, check_voice, checked_inputs
 from .warmup import sample_texts, warm_up
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .fallback import FallbackEvent
+from .utils.tables import format_table
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,3 @@ class WarmupReport:
         rows = [(name, f"{s:.1f}", str(self.graphs[name])) for name, s in self.seconds.items()]
         rows.append((f"speaking {self.texts} texts", f"{self.speaking:.1f}", ""))
         return format_table([("component", "seconds", "graphs"), *rows])
-
-
-def format_table(rows: list[tuple[str, ...]]) -> str:
-    """Left-aligned columns; the first row is underlined."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

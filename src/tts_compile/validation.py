@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .audio.reading import Recording
-from .batch import checked_texts
-from .components.t3 import SAMPLING, SamplingSettings, check_text, finite_number
+from .components.t3 import SAMPLING, SamplingSettings, check_text
 from .errors import InputError, ModelStateError
+from .utils.arguments import checked_texts, finite_number
 
 
 def check_request(tts: Any, given: dict[str, Any]) -> None:

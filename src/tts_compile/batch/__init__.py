@@ -12,11 +12,12 @@ from torch import Tensor
 from ..components.flow import FlowComponent
 from ..components.t3 import SAMPLING, SamplingSettings, T3Component, check_text
 from ..timing.blocks import Stopwatch
-from .chunk import Chunk, RandomNumbers, checked_seeds, checked_texts, delivered
+from ..utils.random_state import RandomNumbers
+from .chunk import Chunk, delivered
 from .pipeline import BatchJob
 from .progress import BatchProgress, Shown
 
-__all__ = ["BatchProgress", "Chunk", "RandomNumbers", "checked_seeds", "checked_texts", "delivered", "speak"]
+__all__ = ["BatchProgress", "Chunk", "delivered", "speak"]
 
 
 def speak(

@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..errors import BatchError, InputError
+from ..errors import BatchError
+from ..utils.random_state import RandomNumbers
 
 logger = logging.getLogger(__name__)
-
-
-class RandomNumbers:
-    """What ``torch.manual_seed`` and one utterance make of torch's generators, beside the global ones.
-
-    Args:
-        seed: as of ``torch.manual_seed``.
-        device: of the model.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.Generator().manual_seed(seed)
-        self.generator = torch.Generator(device).manual_seed(seed) if device.type == "cuda" else self._cpu
-
-    def state(self) -> list[Tensor]:
-        """Where they stand; :meth:`rewind` takes it."""
-        return [generator.get_state() for generator in (self._cpu, self.generator)]
-
-    def rewind(self, state: list[Tensor]) -> None:
-        """Have them stand there again."""
-        for generator, before in zip((self._cpu, self.generator), state):
-            generator.set_state(before)
-
-    @contextlib.contextmanager
-    def as_global(self) -> Iterator[None]:
-        """What is drawn from the global generators inside comes from these."""
-        on_gpu = self.generator is not self._cpu
-        with torch.random.fork_rng(devices=[self._device] if on_gpu else []):
-            torch.set_rng_state(self._cpu.get_state())
-            if on_gpu:
-                torch.cuda.set_rng_state(self.generator.get_state(), self._device)
-            try:
-                yield
-            finally:
-                self._cpu.set_state(torch.get_rng_state())
-                if on_gpu:
-                    self.generator.set_state(torch.cuda.get_rng_state(self._device))
 
 
 @dataclass(eq=False)
@@ -81,38 +41,6 @@ class Chunk:
         while seen is not None:
             seen.__traceback__ = None
             seen = seen.__cause__ or seen.__context__
-
-
-def checked_texts(texts: Iterable[str]) -> list[Any]:
-    """A list of them; each is checked when it is spoken.
-
-    Raises:
-        InputError: for a single text, or what is no list.
-    """
-    if isinstance(texts, (str, bytes)):
-        raise InputError("texts must be a list of texts, not a single one")
-    if not isinstance(texts, Iterable):
-        raise InputError(f"texts must be a list of texts, got {type(texts).__name__}")
-    return list(texts)
-
-
-def checked_seeds(seeds: Iterable[int] | None, count: int) -> list[int]:
-    """One for each of ``count`` texts; None draws them from torch's global generator.
-
-    Raises:
-        InputError: for another number of them, or what ``torch.manual_seed`` does not take.
-    """
-    if seeds is None:
-        return torch.randint(2**63 - 1, (count,)).tolist()
-    try:
-        found = [operator.index(seed) for seed in seeds]
-    except TypeError:
-        raise InputError(f"seeds must be whole numbers, one for each text, got {seeds!r}") from None
-    if len(found) != count:
-        raise InputError(f"there are {len(found)} seeds for {count} texts")
-    if wrong := [seed for seed in found if not -(2**63) <= seed < 2**64]:
-        raise InputError(f"torch takes seeds from -2**63 to 2**64 - 1, got {wrong[0]}")
-    return found
 
 
 def delivered(chunks: Sequence[Chunk], on_error: str) -> list[Tensor | None]:

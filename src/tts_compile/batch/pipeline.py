@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _compat
 from ..components.compiled_component import EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
 from ..errors import InputError, TTSCompileError
 from ..timing.blocks import timed
+from ..utils.device import is_out_of_memory, release_memory
 from .chunk import Chunk
 
 # Stock's ``generate`` asks T3 for that many speech tokens at most.
@@ -182,10 +182,10 @@ class BatchJob:
         try:
             return self._flow.together(group, self._voice.gen)
         except Exception as error:
-            if len(group) == 1 or not _compat.is_out_of_memory(error):
+            if len(group) == 1 or not is_out_of_memory(error):
                 raise
             self._flow.ran_out_of_memory(error, len(group))
-        _compat.release_memory()
+        release_memory()
         half = len(group) // 2
         return self._mels(group[:half]) + self._mels(group[half:])
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..measuring.stats import LEVEL, Ratio
+from ..utils.tables import markdown_table
 from .plots import Plot
 
 Cell = str | Ratio
@@ -95,15 +96,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
-    """A table that reads well on a terminal and in Markdown; the first row holds the titles."""
-    texts = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in texts]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def where(machine: dict[str, Any], model: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from .. import _compat
 from ..api import compile_model
 from ..audio.reading import digest
 from ..config import CompileConfig
@@ -19,6 +18,7 @@ from ..handle import CompiledTTS
 from ..measuring import machine
 from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 from ..testing import make_reference_wav
+from ..utils.device import held_memory
 from .models import Progress, describe, graphs, load, timed_call
 from .section import Cell, Result, Section, where
 
@@ -185,7 +185,7 @@ def measure(fast: CompiledTTS, settings: Settings, folder: Path, progress: Progr
             _, spent = timed_call(settings.device, spoken)
         gc.collect()
         seconds.append(spent)
-        held.append(_compat.held_memory(torch.device(settings.device)))
+        held.append(held_memory(torch.device(settings.device)))
         hooks.append(_hooks(fast.wrapped))
         if number == 0:
             first, at_first = found, graphs(fast)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .. import _compat
+from ..utils.device import cpu_name
 
 _TITLES = {"cpu": "CPU", "features": "CPU features", "compiler": "C++ compiler", "installed": "installed in"}
 _SECONDS = 60
@@ -86,7 +87,7 @@ class Machine:
 @functools.cache
 def this_machine() -> Machine:
     """The one that this process runs on; neither compiles anything nor touches a GPU."""
-    cpu = _compat.cpu_name().splitlines()
+    cpu = cpu_name().splitlines()
     features = [line for line in cpu if line.lower().startswith(("flags", "features"))]
     revision = getattr(torch.version, "git_version", None) or "unknown"
     return Machine(

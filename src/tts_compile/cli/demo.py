@@ -15,7 +15,7 @@ from ..audio.wav import write_wav
 from ..bench.models import Progress, describe, load, timed_call
 from ..bench.stages import listening
 from ..parity.metrics import signal_to_error_db
-from ..report import format_table
+from ..utils.tables import format_table
 
 TEXT = "Hello there. This sentence is spoken twice, first by the stock model and then by the compiled one."
 

@@ -14,8 +14,8 @@ from ..components.t3.component import CPU_GUESSES
 from ..config import COMPONENTS, CompileConfig, switched_off_by_env
 from ..errors import UnsafeFileError
 from ..measuring import machine
-from ..report import format_table
 from ..utils import files
+from ..utils.tables import format_table
 
 _EAGER = ("voice_encoder", "reference", "watermark")  # there is nothing in them to compile
 _NATIVE = {"t3": "decoder", "flow": "transformer blocks and convolutions", "vocoder": "convolutions"}

@@ -14,7 +14,9 @@ from ..execution.process_lock import Turn
 from ..fallback import FallbackManager, reason
 from ..report import ComponentReport
 from ..timing.blocks import timed
+from ..utils.device import is_out_of_memory
 from ..utils.gc_pause import not_collected
+from ..utils.random_state import RandomState
 from .cpu_fallback import CPU, on_cpu
 from .runtime import Shared
 from .seam import Seam, not_its_own
@@ -226,7 +228,7 @@ class EngineComponent(ABC):
             return False
         counts = not isinstance(error, NonFiniteError)  # which is one utterance's own
         self._failed_together += counts
-        phase = "memory" if _compat.is_out_of_memory(error) else "call"
+        phase = "memory" if is_out_of_memory(error) else "call"
         action = f"one by one what was spoken together: {count}"
         if counts and self._failed_together == self._max_failures:
             action += f", from now on: {self._max_failures} failures"
@@ -272,7 +274,7 @@ class EngineComponent(ABC):
         ways = {level: stock if level == "stock" else ours for level in self.fallback.chain}
         if "cpu" in ways:
             ways["cpu"] = self._cpu_call
-        again = _compat.RandomState(next(self._owner.parameters()).device)
+        again = RandomState(next(self._owner.parameters()).device)
         compiles = self._warm_graphs is None
         if compiles and self.fallback.level == "inductor" and self._for_cpu:
             cache.know_vectors(self._cache_dir)

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import _compat
 from ..errors import CompilationError
 from ..timing.blocks import timed
+from ..utils.device import is_out_of_memory
 from .memory_limit import MemoryLimit
 from .process_lock import Turn
 
@@ -237,7 +238,7 @@ class GraphCache:
         try:
             recording, results = self._recorder.record(lambda: function(*buffers), undo)
         except RuntimeError as error:
-            if _compat.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise CompilationError(f"a CUDA graph could not be recorded: {error}") from error
         finally:

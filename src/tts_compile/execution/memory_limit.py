@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .. import _compat
 from ..errors import OutOfMemoryError
+from ..utils.device import free_memory, held_memory
 
 _GIB = 2**30
 
@@ -24,14 +24,14 @@ class MemoryLimit:
 
     def room(self) -> int:
         """Bytes that may still be taken; negative above the limit."""
-        free = _compat.free_memory(self._device)
-        return free if self._gib is None else min(free, int(self._gib * _GIB) - _compat.held_memory(self._device))
+        free = free_memory(self._device)
+        return free if self._gib is None else min(free, int(self._gib * _GIB) - held_memory(self._device))
 
     def refused(self, size: int) -> str | None:
         """Why ``size`` bytes may not be taken, if so; there is no reason without a limit."""
         if self._gib is None or size <= self.room():
             return None
-        held = _compat.held_memory(self._device) / _GIB
+        held = held_memory(self._device) / _GIB
         return f"{size / _GIB:.2f} GiB more would exceed the limit of {self._gib:g} GiB: {held:.2f} GiB are held"
 
     def check(self, size: int = 0) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .. import _compat
 from ..errors import UnsupportedModelError
 from ..fallback import reason
 from ..families.checkpoint_files import VOICE, Layout
+from ..utils.device import is_out_of_memory
 from .mapped_files import Stored, Unreadable, mapped
 
 # Functions of torch, of tensors and of torch.nn.init that draw random numbers, take a generator and show in a mode.
@@ -68,7 +68,7 @@ class Build:
         except _NotOfTheFiles as passed:
             raise passed.error from passed.error.__cause__
         except Exception as error:  # those of tokenizers and torch.load share no base
-            if _compat.is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
+            if is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
             known = (*self._layout.others, VOICE)  # weights that are no good do not end the run
             if not any(problem.startswith(known) for problem in self.problems):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _compat
 from ..components.component import Component
 from ..components.seam import Seam, attach_all, detach_all
+from ..utils.random_state import RandomState
 
 # Of the model, and of a voice converter: what a method leaves there that returns nothing.
 _LEFT_BEHIND = {"conds", "ref_dict"}
@@ -35,7 +35,7 @@ class Take:
     """
 
     tensors: dict[str, Tensor]
-    after: _compat.RandomState
+    after: RandomState
     heard: tuple[Tensor, ...] = ()
 
 
@@ -57,7 +57,7 @@ class Call:
     _standing: Callable[..., Any]
     _leaves: bool
     _given: tuple[tuple[Any, ...], dict[str, Any]]
-    _before: _compat.RandomState
+    _before: RandomState
     _inference: bool
     _device: torch.device
 
@@ -108,7 +108,7 @@ def recorded(methods: Methods, device: torch.device, model: Any) -> Iterator[lis
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             given = copy.deepcopy((args, kwargs))
-            before = _compat.RandomState(device)
+            before = RandomState(device)
             with _stock_logits(model, component, kwargs) as heard:
                 result = standing(*args, **kwargs)
             take = _taken(owner, result, device, heard)
@@ -152,7 +152,7 @@ def _taken(owner: Any, result: Any, device: torch.device, heard: Sequence[Tensor
     if result is None:
         result = {name: getattr(owner, name, None) for name in _LEFT_BEHIND}
     tensors = {place: tensor.detach().clone() for place, tensor in _tensors(result)}
-    return Take(tensors, _compat.RandomState(device), tuple(heard))
+    return Take(tensors, RandomState(device), tuple(heard))
 
 
 def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:

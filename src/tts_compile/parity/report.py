@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..report import format_table
+from ..utils.tables import format_table
 from .thresholds import Thresholds
 
 _SHOWN = 32  # characters of a text

@@ -11,10 +11,10 @@ from unittest import mock
 
 import torch
 
-from .. import _compat
 from ..errors import InputError
 from ..fallback import reason
 from ..families.checkpoint_files import LAYOUTS, Layout
+from ..utils.device import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def refused_if_damaged(directory: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # those of safetensors, tokenizers, torch.load and load_state_dict share no base
-        if _compat.is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(f"{directory} cannot be loaded: {reason(error)}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import _compat, cache
+from .. import cache
 from ..audio.reading import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError
@@ -20,6 +20,7 @@ from ..fallback import reason
 from ..measuring import machine
 from ..measuring.stats import Ratio
 from ..utils import files
+from ..utils.device import cpu_name
 from .trial import Trial, Tuning
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def key(tts: Any, config: CompileConfig, texts: Sequence[str], recording: str | 
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_digest(_compat.cpu_name().encode())} {torch.get_num_threads()} threads"
+        name = f"{_digest(cpu_name().encode())} {torch.get_num_threads()} threads"
     shapes = [
         f"{part}.{name} {tuple(weight.shape)} {weight.dtype}"
         for part in ("t3", "s3gen", "ve")

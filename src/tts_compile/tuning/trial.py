@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..bench.section import markdown_table
 from ..config import CompileConfig, ComponentPolicy
 from ..measuring.stats import Ratio, ratio_of_medians, spread
+from ..utils.tables import markdown_table
 
 STOCK = "stock"
 COMPILED = ("t3", "flow", "vocoder")

@@ -2,7 +2,7 @@
 
 from ...families.english import check_text, text_tokens
 from .component import T3Component
-from .sampling import SAMPLING, SamplingSettings, finite_number
+from .sampling import SAMPLING, SamplingSettings
 from .scheduler import Request
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "SamplingSettings",
     "T3Component",
     "check_text",
-    "finite_number",
     "text_tokens",
 ]

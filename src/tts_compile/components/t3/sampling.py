@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...utils.arguments import finite_number
 
 # The settings' names, which are those of stock's arguments.
 SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight")
@@ -69,23 +69,6 @@ class SamplingSettings:
     def kinds(self) -> tuple[bool, bool, bool]:
         """Which of temperature, min-p and top-p can change the probabilities."""
         return self.temperature != 1.0, self.min_p > 0, self.top_p < 1
-
-
-def finite_number(name: str, value: object) -> float:
-    """``value`` as a float; any real number passes, numpy's too.
-
-    Raises:
-        InputError: naming ``name``, for anything else, and for nan, infinity or what no float can hold.
-    """
-    if not isinstance(value, numbers.Real):
-        raise InputError(f"{name} must be a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise InputError(f"{name} must be finite, got {number}")
-    return number
 
 
 def guide(logits: Tensor, cfg_weight: Tensor, guided: bool) -> Tensor:

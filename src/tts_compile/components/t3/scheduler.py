@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ... import _compat
 from ...fallback import FallbackManager, reason
+from ...utils.device import is_out_of_memory, release_memory
 from .decode_loop import Decoding, Utterance
 
 
@@ -78,10 +78,10 @@ class Batch:
             try:
                 return self._step()
             except Exception as error:
-                if self.slots == 1 or not _compat.is_out_of_memory(error):
+                if self.slots == 1 or not is_out_of_memory(error):
                     raise
                 self._halve(error)
-        _compat.release_memory()  # outside the handler: the error holds what the failed pass had made
+        release_memory()  # outside the handler: the error holds what the failed pass had made
         return []
 
     def abandon(self) -> list[Request]:

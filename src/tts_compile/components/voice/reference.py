@@ -15,9 +15,9 @@ from ...audio.reading import Recording, digest, resample
 from ...config import CompileConfig
 from ...errors import InputError
 from ...timing.blocks import Timings
+from ...utils.arguments import finite_number
 from ..component import EagerComponent
 from ..seam import own_method
-from ..t3 import finite_number
 from ..weight_watch import WeightWatch, environment
 from .encoder import tone
 from .lru import Memory

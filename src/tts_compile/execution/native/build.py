@@ -19,6 +19,7 @@ import torch
 from ... import _compat, cache
 from ...errors import CompilationError
 from ...utils import files
+from ...utils.device import cpu_name
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _built(name: str, folder: Path) -> Path:
     source = _FOLDER / f"{name}.cpp"
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
     key = hashlib.sha256()
-    for part in (*texts, compiler, *FLAGS, torch.__version__, _compat.cpu_name()):
+    for part in (*texts, compiler, *FLAGS, torch.__version__, cpu_name()):
         key.update(part.encode())
     path = folder / f"{name}-{key.hexdigest()[:16]}.so"
     if path.exists():
