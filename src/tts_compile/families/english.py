@@ -121,9 +121,9 @@ def _prompt(t3: Any, call: SpeechCall) -> Tensor:
         cfg_weight=call.settings.cfg_weight,
     )
     # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
-    weights = LLAMA.weights(t3)
     token = torch.tensor([[t3.hp.start_speech_token]], device=embeddings.device)
-    start = embedded(weights.embedding, weights.positions, token, token.new_zeros(1), len(embeddings))
+    tables = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight
+    start = embedded(*tables, token, token.new_zeros(1), len(embeddings))
     return torch.cat([embeddings, start], dim=1)
 
 
