@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tts_compile as tc
 from tts_compile import testing
 from tts_compile.errors import UnsafeFileError
-from tts_compile.families.checkpoint_files import LAYOUTS
+from tts_compile.families import family_named
 from tts_compile.utils import files
 
 
@@ -225,14 +225,14 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name:
 
 
 def test_damaged_weights_that_torch_saved_are_refused(tmp_path: Path) -> None:
-    layout = LAYOUTS["multilingual"]
-    for name in layout.files:
+    family = family_named("multilingual")
+    for name in family.files.names:
         (tmp_path / name).touch()
     for content in (b"PK", pickle.dumps(Harmful(tmp_path / "harm"))):
-        (tmp_path / layout.weights["s3gen"]).write_bytes(content)
+        (tmp_path / family.files.weights["s3gen"]).write_bytes(content)
         with pytest.raises(tc.InputError, match="cannot be loaded"):
             testing.load_checkpoint(tmp_path, "multilingual")
-    torch.save({"other": torch.zeros(1)}, tmp_path / layout.weights["s3gen"])
+    torch.save({"other": torch.zeros(1)}, tmp_path / family.files.weights["s3gen"])
     with pytest.raises(tc.InputError, match=r"s3gen\.pt holds no tensor named flow"):
         testing.load_checkpoint(tmp_path, "multilingual")
     assert not (tmp_path / "harm").exists()

@@ -18,7 +18,7 @@ import tts_compile as tc
 from conftest import EAGER
 from sameness import everything, same
 from speech import SHORT, random_states, seed_everything
-from tts_compile.families.checkpoint_files import LAYOUTS
+from tts_compile.families import family_named
 from tts_compile.loading import stock_class
 from tts_compile.loading.from_local import Build
 from tts_compile.loading.mapped_files import Stored
@@ -75,15 +75,15 @@ def test_equal_to_stock_tensor_by_tensor(loaded: Any, stock: Any) -> None:
 @pytest.mark.parametrize(("variant", "language"), [("multilingual", {"language_id": "en"}), ("turbo", {})])
 def test_other_variants_are_equal_too(variant: str, language: dict[str, str], tmp_path: Path) -> None:
     folder = tc.testing.write_checkpoint(tmp_path, variant=variant, speech_tokens=4)
-    ours = load(folder, LAYOUTS[variant].stock_class(), variant)
+    ours = load(folder, family_named(variant).load_class(), variant)
     same(ours, tc.testing.load_checkpoint(folder, variant=variant))
-    half = load(folder, LAYOUTS[variant].name, variant, dtype="bf16")
+    half = load(folder, family_named(variant).class_name, variant, dtype="bf16")
     assert half.t3.speech_head.weight.dtype == torch.bfloat16
     assert half.generate(SHORT, **language).isfinite().all()
-    if LAYOUTS[variant].weights["s3gen"].endswith(".pt"):
+    if family_named(variant).files.weights["s3gen"].endswith(".pt"):
         _as_torch_before_1_6(folder / "ve.pt")
         _odd(folder / "s3gen.pt")
-        same(load(folder, LAYOUTS[variant].name, variant), ours)
+        same(load(folder, family_named(variant).class_name, variant), ours)
 
 
 def _as_torch_before_1_6(path: Path) -> None:
@@ -105,7 +105,7 @@ def _odd(path: Path) -> None:
 def test_tensors_that_are_one_in_the_file_are_two_in_the_model(folder: Path) -> None:
     names = ("flow.encoder_proj.bias", "flow.spk_embed_affine_layer.bias")
     stored = Stored("a.pt", lambda: dict.fromkeys(names, torch.arange(80.0)))
-    build = Build(LAYOUTS["english"], {}, own_memory=False, strict=True)
+    build = Build(family_named("english"), {}, own_memory=False, strict=True)
     module = nn.ModuleDict({"flow": nn.ModuleDict({n.split(".")[1]: nn.Linear(3, 80) for n in names})})
     for linear in module["flow"].values():
         del linear.weight
@@ -123,7 +123,7 @@ def test_a_voice_converter_needs_less(folder: Path) -> None:
         (folder / name).unlink()
     with tc.testing.architecture_of(folder, "voice conversion"):
         ours = tc.load_model("ChatterboxVC", folder)
-        same(ours, LAYOUTS["voice conversion"].stock_class().from_local(folder, "cpu"))
+        same(ours, family_named("voice conversion").load_class().from_local(folder, "cpu"))
 
 
 def test_weights_stay_in_the_files(loaded: Any, checkpoint: Path) -> None:

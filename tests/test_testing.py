@@ -19,7 +19,7 @@ from torch import Tensor
 import tts_compile as tc
 from conftest import SPEECH_TOKENS
 from speech import SHORT, TEXTS, Speech, random_states
-from tts_compile.families.checkpoint_files import LAYOUTS
+from tts_compile.families import family_named
 from tts_compile.testing import depth
 
 FEW = {"multilingual": 8, "turbo": 24}  # speech tokens
@@ -57,7 +57,7 @@ def test_equal_seeds_give_equal_files_of_every_variant(
     monkeypatch.setitem(LLAMA_CONFIGS["GPT2_medium"], "vocab_size", 8)
     monkeypatch.setattr(t3_config, "T3Config", FewWords)
     folders = [tc.testing.write_checkpoint(tmp_path / name, variant, seed=7) for name in ("one", "other")]
-    assert LAYOUTS[variant].missing(folders[0]) == []
+    assert family_named(variant).files.missing(folders[0]) == []
     assert _digests(folders[0]) == _digests(folders[1])
     for folder in folders:
         shutil.rmtree(folder)
@@ -121,7 +121,7 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_every_variant_loads_through_its_stock_class(other: Other) -> None:
     tts = other.model
-    assert type(tts) is LAYOUTS[other.variant].stock_class()
+    assert type(tts) is family_named(other.variant).load_class()
     assert not any(module.training for module in (tts.t3, tts.s3gen, tts.ve))
     assert tts.t3.dim == 1024
 
@@ -198,7 +198,7 @@ def test_modules_are_as_deep_as_the_files(checkpoint: Path, tmp_path: Path) -> N
 
 def test_voice_conversion_loads_what_it_needs(checkpoint: Path) -> None:
     converter = tc.testing.load_checkpoint(checkpoint, "voice conversion")
-    assert type(converter) is LAYOUTS["voice conversion"].stock_class()
+    assert type(converter) is family_named("voice conversion").load_class()
     assert converter.ref_dict is not None
 
 
@@ -220,7 +220,9 @@ def test_bad_wishes_are_named_before_anything_is_written(tmp_path: Path, setting
 def test_no_checkpoint_there(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         for variant in tc.testing.VARIANTS:
-            with pytest.raises(tc.InputError, match=", ".join(map(re.escape, LAYOUTS[variant].files)) + " missing"):
+            with pytest.raises(
+                tc.InputError, match=", ".join(map(re.escape, family_named(variant).files.names)) + " missing"
+            ):
                 tc.testing.load_checkpoint(folder, variant=variant)
     with pytest.raises(tc.InputError, match="klingon"):
         tc.testing.load_checkpoint(tmp_path, variant="klingon")

@@ -19,6 +19,7 @@ __all__ = [
     "Synthesis",
     "VoiceSlot",
     "families",
+    "family_named",
     "family_of",
     "register_family",
 ]
@@ -64,6 +65,17 @@ def family_of(cls: type, purpose: str = "compile") -> Family:
                 return family
     known = ", ".join(sorted(family.stock_class for family in families() if not family.unsupported))
     raise UnsupportedModelError(f"cannot {purpose} {_name(cls)}; supported: {known}")
+
+
+def family_named(name: str) -> Family:
+    """Return a family by its name, such as ``"english"``.
+
+    Raises:
+        UnsupportedModelError: for an unknown name.
+    """
+    if name not in _registered:
+        raise UnsupportedModelError(f"there is no family {name!r}; registered: {', '.join(_registered)}")
+    return _registered[name]
 
 
 def _name(cls: Any) -> str:

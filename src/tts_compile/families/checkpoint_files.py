@@ -34,3 +34,6 @@ class CheckpointFiles:
 def checkpoint_files(*others: str, **weights: str) -> CheckpointFiles:
     """Return the files of a checkpoint: ``checkpoint_files("tokenizer.json", ve="ve.safetensors")``."""
     return CheckpointFiles(MappingProxyType(weights), others)
+
+
+NO_FILES = checkpoint_files()

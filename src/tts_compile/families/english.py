@@ -196,9 +196,7 @@ S3GEN = Synthesis(
 ENGLISH = Family(
     name="english",
     stock_class="chatterbox.tts.ChatterboxTTS",
-    files=checkpoint_files(
-        "tokenizer.json", ve="ve.safetensors", t3="t3_cfg.safetensors", s3gen="s3gen.safetensors"
-    ),
+    files=checkpoint_files("tokenizer.json", ve="ve.safetensors", t3="t3_cfg.safetensors", s3gen="s3gen.safetensors"),
     modules=("t3", "s3gen", "ve"),
     voice_encoder="ve",
     watermarker="watermarker",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..errors import InputError
-from .checkpoint_files import CheckpointFiles
+from .checkpoint_files import NO_FILES, CheckpointFiles
 from .sampling import Processor, SamplingSettings
 from .voice_slot import VoiceSlot
 
@@ -71,12 +72,12 @@ class SpeechModel:
     start: Callable[[Any], int]
     stop: Callable[[Any], int]
     processors: tuple[Processor, ...]
-    check_text: Callable[[Any, object], None] = lambda tts, text: None
+    check_text: Callable[[Any, object], None] = lambda *_: None
     guidance: str | None = None
     start_counts_as_seen: bool = True
     keeps_stop: bool = True
     voice: Callable[[Any], Any] = lambda voice: voice
-    longest_text: Callable[[Any], int] = lambda model: 1000
+    longest_text: Callable[[Any], int] = lambda _: 1000
     head: str = "speech_head"
 
     def of(self, tts: Any) -> Any:
@@ -112,7 +113,7 @@ class Synthesis:
 
     finish_tokens: Callable[[Any, list[int]], Tensor]
     wave: Callable[[Any, Tensor, Any], Tensor]
-    watermark: Callable[[Any, Tensor], Tensor] = lambda tts, wave: wave
+    watermark: Callable[[Any, Tensor], Tensor] = lambda _, wave: wave
     attribute: str | None = None
     solver_steps: int = 10
     mel_wave: Callable[[Any, Tensor], Tensor] | None = None
@@ -130,7 +131,7 @@ class Family:
         synthesis: from speech tokens to a wave.
         speech: from text to speech tokens; None for a voice converter.
         package: the top-level package whose own methods may be replaced.
-        files: of a published checkpoint; None for a class that :func:`tts_compile.load_model` does not load.
+        files: of a published checkpoint; none for a class that :func:`tts_compile.load_model` does not load.
         voice_encoder, watermarker: names of the model's attributes; None where there is none.
         modules: names of all of the model's modules.
         subject: the first argument of ``generate``.
@@ -146,21 +147,30 @@ class Family:
     synthesis: Synthesis
     speech: SpeechModel | None = None
     package: str = "chatterbox"
-    files: CheckpointFiles | None = None
+    files: CheckpointFiles = NO_FILES
     voice_encoder: str | None = None
     watermarker: str | None = None
     modules: tuple[str, ...] = ()
     subject: str = "text"
-    check: Callable[[Any, Mapping[str, Any]], None] = lambda tts, given: None
-    set_voice: Callable[[Any, Mapping[str, Any]], None] = lambda tts, given: None
-    neutral: Callable[[Any], Mapping[str, Any]] = field(default=lambda tts: {})
+    check: Callable[[Any, Mapping[str, Any]], None] = lambda *_: None
+    set_voice: Callable[[Any, Mapping[str, Any]], None] = lambda *_: None
+    neutral: Callable[[Any], Mapping[str, Any]] = lambda _: {}
     unsupported: str = ""
 
-    def module(self, tts: Any) -> nn.Module:
-        """Return one of the model's modules."""
-        found: nn.Module = getattr(tts, self.modules[0])
-        return found
+    @property
+    def module_name(self) -> str:
+        """Return the name of the module that defines the class."""
+        return self.stock_class.rpartition(".")[0]
+
+    @property
+    def class_name(self) -> str:
+        """Return the name of the class."""
+        return self.stock_class.rpartition(".")[2]
+
+    def load_class(self) -> Any:
+        """Import and return the class."""
+        return getattr(importlib.import_module(self.module_name), self.class_name)
 
     def device(self, tts: Any) -> torch.device:
-        """Return where the model's weights lie."""
-        return next(self.module(tts).parameters()).device
+        """Return the device of the model's first module."""
+        return next(iter(getattr(tts, self.modules[0]).parameters())).device

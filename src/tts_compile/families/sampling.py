@@ -32,9 +32,9 @@ class Processor:
     default: float
     apply: Callable[[Tensor, Tensor, float | Tensor], Tensor]
     mistake: Callable[[float], str | None]
-    neutral: Callable[[float], bool] = lambda value: False
+    neutral: Callable[[float], bool] = lambda _: False
     number: Callable[[float], float] = lambda value: value
-    key: Callable[[float], Hashable] = lambda value: True
+    key: Callable[[float], Hashable] = lambda _: True
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ VOICE_CONVERSION = Family(
     files=checkpoint_files(s3gen="s3gen.safetensors"),
     modules=("s3gen",),
     watermarker="watermarker",
-    voice=VoiceSlot(
-        "ref_dict", "set_target_voice", "target_voice_path", read=_read_voice, modules=("chatterbox.vc",)
-    ),
+    voice=VoiceSlot("ref_dict", "set_target_voice", "target_voice_path", read=_read_voice, modules=("chatterbox.vc",)),
     synthesis=Synthesis(s3gen.valid_tokens, s3gen.wave, s3gen.watermark, attribute="s3gen"),
     subject="audio",
     check=_check,

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedModelError
 from ..fallback import reason
-from ..families.checkpoint_files import VOICE, Layout
+from ..families import Family
+from ..families.checkpoint_files import VOICE
 from ..utils.device import is_out_of_memory
 from .mapped_files import Stored, Unreadable, mapped
 
@@ -35,7 +36,7 @@ class Build:
     and its files are mapped into memory and assigned to the modules. No class and no module is touched meanwhile.
 
     Args:
-        layout: of the class.
+        family: of the class.
         dtypes: for a part of the model the type of its floating-point weights; others keep the model's own.
         own_memory: copy the weights, so that the files are not needed any more.
         strict: refuse what stock ignores, see :func:`tts_compile.load_model`.
@@ -45,11 +46,13 @@ class Build:
         cause: the error that was met, where one was.
     """
 
-    def __init__(self, layout: Layout, dtypes: Mapping[str, torch.dtype], own_memory: bool, strict: bool) -> None:
+    def __init__(self, family: Family, dtypes: Mapping[str, torch.dtype], own_memory: bool, strict: bool) -> None:
         self.problems: list[str] = []
         self.cause: Exception | None = None
-        self._layout = layout
-        self._dtypes = {layout.weights[part]: dtype for part, dtype in dtypes.items() if part in layout.weights}
+        self._family = family
+        self._dtypes = {
+            family.files.weights[part]: dtype for part, dtype in dtypes.items() if part in family.files.weights
+        }
         self._own_memory = own_memory
         self._strict = strict
         self._without_weights: list[nn.Module] = []
@@ -61,7 +64,7 @@ class Build:
             UnsupportedModelError: for a class that loads in another way than chatterbox's.
         """
         function: Any = getattr(cls.from_local, "__func__", None)
-        if getattr(function, "__globals__", {}).get("__name__") != self._layout.module:
+        if getattr(function, "__globals__", {}).get("__name__") != self._family.module_name:
             raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
         try:
             tts = self._with_other_globals(function)(_Class(cls), folder, "cpu")
@@ -70,7 +73,7 @@ class Build:
         except Exception as error:  # those of tokenizers and torch.load share no base
             if is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
-            known = (*self._layout.others, VOICE)  # weights that are no good do not end the run
+            known = (*self._family.files.others, VOICE)  # weights that are no good do not end the run
             if not any(problem.startswith(known) for problem in self.problems):
                 self.problems.append(reason(error))
                 self.cause = error
@@ -103,7 +106,7 @@ class Build:
             return Unreadable(path)
 
     def _torch_load(self, path: Any, *args: Any, **options: Any) -> Any:
-        if Path(path).name in self._layout.weights.values():
+        if Path(path).name in self._family.files.weights.values():
             return self._file(path, *args, **options)
         return torch.load(path, *args, **options)
 

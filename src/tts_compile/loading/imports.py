@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..families.checkpoint_files import LAYOUTS
+from ..families import families
 from ..utils.gc_pause import made_to_stay
 
 
@@ -17,9 +17,9 @@ def stock_class(name: str) -> Any:
     Raises:
         UnsupportedModelError: for an unknown name.
     """
-    for layout in LAYOUTS.values():
-        if name == layout.name:
+    for family in families():
+        if name == family.class_name:
             with made_to_stay():
-                return layout.stock_class()
-    known = ", ".join(layout.name for layout in LAYOUTS.values())
+                return family.load_class()
+    known = ", ".join(family.class_name for family in families())
     raise UnsupportedModelError(f"there is no {name!r}; known classes: {known}")

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from ..fallback import reason
-from ..families.checkpoint_files import LAYOUTS, VOICE, Layout, layout_of
+from ..families import Family, families, family_of
+from ..families.checkpoint_files import VOICE
 from ..utils.gc_pause import made_to_stay
 from .from_local import Build
 from .half_precision import DTYPES, cast_inputs
@@ -55,17 +56,17 @@ def load_model(
     """
     if isinstance(cls, str):
         cls = stock_class(cls)
-    layout, folder = layout_of(cls), _folder(ckpt_dir)
-    dtypes = _checked_dtype(dtype, layout)
+    family, folder = family_of(cls, "load"), _folder(ckpt_dir)
+    dtypes = _checked_dtype(dtype, family)
     _check_device(device)
-    build = Build(layout, dtypes, own_memory=not mmap, strict=strict)
-    build.problems += _problems(folder, layout)
+    build = Build(family, dtypes, own_memory=not mmap, strict=strict)
+    build.problems += _problems(folder, family)
     # What is made here must serve outside inference mode too.
     with made_to_stay(), torch.inference_mode(mode=False):
-        if any((folder / name).is_file() for name in layout.weights.values()):
+        if any((folder / name).is_file() for name in family.files.weights.values()):
             tts = build.run(cls, folder)
     if build.problems:
-        raise CheckpointError(str(folder), layout.name, tuple(build.problems)) from build.cause
+        raise CheckpointError(str(folder), family.class_name, tuple(build.problems)) from build.cause
     if dtypes:
         cast_inputs(tts)
     _move(tts, device)
@@ -91,7 +92,7 @@ def load_pretrained(
     """
     if isinstance(cls, str):
         cls = stock_class(cls)
-    _checked_dtype(dtype, layout_of(cls))  # before anything is fetched
+    _checked_dtype(dtype, family_of(cls, "load"))  # before anything is fetched
     _check_device(device)
     return cls.from_pretrained.__func__(_Finder(cls, dtype=dtype, mmap=mmap, strict=strict), device)
 
@@ -117,11 +118,11 @@ def _folder(path: Any) -> Path:
         raise InputError(f"ckpt_dir must be a folder, got {path!r}") from error
 
 
-def _checked_dtype(dtype: Any, layout: Layout) -> Mapping[str, torch.dtype]:
+def _checked_dtype(dtype: Any, family: Family) -> Mapping[str, torch.dtype]:
     if dtype is None or dtype == "model":
         return {}
-    if "t3" not in layout.weights:
-        raise InputError(f"{layout.name} has no T3, whose dtype could be {dtype!r}")
+    if "t3" not in family.files.weights:
+        raise InputError(f"{family.class_name} has no T3, whose dtype could be {dtype!r}")
     found: Any = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, 'model' or None, got {dtype!r}")
@@ -142,17 +143,17 @@ def _check_device(device: Any) -> None:
         raise InputError(f"device {device!r} cannot be used: {reason(error)}") from error
 
 
-def _problems(folder: Path, layout: Layout) -> list[str]:
+def _problems(folder: Path, family: Family) -> list[str]:
     """Of the files, apart from the weights' content."""
     if not folder.is_dir():
         return ["there is no such folder"]
-    missing = layout.missing(folder)
+    missing = family.files.missing(folder)
     problems = [f"{name} is missing" for name in missing]
     if missing:
-        foreign = [other for other in LAYOUTS.values() if not set(other.files) <= set(layout.files)]
-        others = [other.name for other in foreign if not other.missing(folder)]
+        foreign = [other for other in families() if not set(other.files.names) <= set(family.files.names)]
+        others = [other.class_name for other in foreign if not other.files.missing(folder)]
         problems += [f"these are the files of {' or '.join(others)}"] if others else []
-    for name in layout.others:
+    for name in family.files.others:
         try:
             if name not in missing:
                 json.loads((folder / name).read_text(encoding="utf-8"))

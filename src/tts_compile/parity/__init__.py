@@ -1,9 +1,9 @@
 """Comparison with the stock model in layers: what each component gives, tokens, waves, words."""
 
-from ..families.voice_slot import Voice
 from .measure import TEXTS, Transcriber, compare, measure
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
+from .voice import Voice
 
 __all__ = [
     "TEXTS",

@@ -19,7 +19,6 @@ from ..components.component import Component, EagerComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
 from ..fallback import reason
-from ..families.voice_slot import Voice
 from .metrics import (
     first_difference,
     log_mel_distance_db,
@@ -31,6 +30,7 @@ from .metrics import (
 from .recorded_calls import Call, Take, methods_of, recorded
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
+from .voice import Voice
 
 TEXTS = (
     "Yes.",

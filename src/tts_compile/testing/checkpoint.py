@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..families.checkpoint_files import LAYOUTS, VOICE
+from ..families import family_named
+from ..families.checkpoint_files import VOICE
 from ..utils.files import replaced
 from . import gpt2, llama, tokenizers
 from .depth import FULL, SMALL, architecture_of, built_with, layout_in, refused_if_damaged
@@ -82,7 +83,7 @@ def write_checkpoint(
     from chatterbox.models.t3 import T3
     from chatterbox.models.voice_encoder import VoiceEncoder
 
-    directory, recipe, files = Path(directory), _RECIPES[variant], LAYOUTS[variant].weights
+    directory, recipe, files = Path(directory), _RECIPES[variant], family_named(variant).files.weights
     directory.mkdir(parents=True, exist_ok=True)
     depths = (SMALL if size == "small" else FULL)[variant]
     with torch.random.fork_rng(devices=[]), torch.no_grad(), built_with(depths, variant):
@@ -116,7 +117,7 @@ def load_checkpoint(directory: str | Path, variant: str = "english", device: str
         InputError: for an unknown variant, or a folder whose files are missing or damaged.
     """
     directory = Path(directory)
-    stock = layout_in(directory, variant).stock_class()
+    stock = layout_in(directory, variant).load_class()
     with (
         torch.random.fork_rng(devices=[]),
         architecture_of(directory, variant),

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..fallback import reason
-from ..families.checkpoint_files import LAYOUTS, Layout
+from ..families import Family, families, family_named
 from ..utils.device import is_out_of_memory
 
 
@@ -65,31 +65,31 @@ def architecture_of(directory: str | Path, variant: str = "english") -> Iterator
 
     Args:
         directory: the checkpoint folder.
-        variant: a key of :data:`tts_compile.families.checkpoint_files.LAYOUTS`.
+        variant: the name of a family.
 
     Raises:
         InputError: for an unknown variant, or a folder whose weights are missing or damaged.
     """
     directory = Path(directory)
-    layout = layout_in(directory, variant)
+    family = layout_in(directory, variant)
     with refused_if_damaged(directory):
-        depths = _depths_of(directory, layout, variant)
+        depths = _depths_of(directory, family, variant)
     with built_with(depths, variant):
         yield
 
 
-def layout_in(directory: Path, variant: str) -> Layout:
+def layout_in(directory: Path, variant: str) -> Family:
     """The files of a variant, all of which are in the folder.
 
     Raises:
         InputError: for an unknown variant, or when some are missing.
     """
-    if variant not in LAYOUTS:
-        raise InputError(f"unknown variant {variant!r}; available: {', '.join(LAYOUTS)}")
-    missing = LAYOUTS[variant].missing(directory)
+    if variant not in (known := [family.name for family in families()]):
+        raise InputError(f"unknown variant {variant!r}; available: {', '.join(known)}")
+    missing = family_named(variant).files.missing(directory)
     if missing:
         raise InputError(f"{directory} is no checkpoint folder: {', '.join(missing)} missing")
-    return LAYOUTS[variant]
+    return family_named(variant)
 
 
 @contextlib.contextmanager
@@ -131,13 +131,13 @@ def built_with(depths: Depths, variant: str) -> Iterator[None]:
         yield
 
 
-def _depths_of(directory: Path, layout: Layout, variant: str) -> Depths:
-    s3gen = directory / layout.weights["s3gen"]
+def _depths_of(directory: Path, family: Family, variant: str) -> Depths:
+    s3gen = directory / family.files.weights["s3gen"]
     names = _tensor_names(s3gen)
     found = {depth: _layers(s3gen, names, prefix) for depth, prefix in _S3GEN.items()}
-    if "t3" not in layout.weights:
+    if "t3" not in family.files.weights:
         return Depths(t3=None, **found)
-    t3 = directory / layout.weights["t3"]
+    t3 = directory / family.files.weights["t3"]
     return Depths(t3=_layers(t3, _tensor_names(t3), _BACKBONES[variant].layers), **found)
 
 

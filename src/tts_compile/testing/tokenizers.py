@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..families.checkpoint_files import LAYOUTS
+from ..families import family_named
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'\"-()"
 # Latin, accents, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Jamo and kana: what NFKD leaves of the model's languages.
@@ -17,7 +17,7 @@ _END_OF_TEXT = 50256  # as in GPT-2
 
 def english() -> dict[str, str]:
     """Files by name: a token a character."""
-    (name,) = LAYOUTS["english"].others
+    (name,) = family_named("english").files.others
     return {name: json.dumps(_characters(_ALPHABET, []))}
 
 
@@ -28,7 +28,7 @@ def multilingual() -> dict[str, str]:
     scripts = "".join(chr(code) for first, after in _SCRIPTS for code in range(first, after))
     cangjie = [f"[cj_{code}]" for code in "abcdefghijklmnopqrstuvwxyz0123456789."]
     languages = [f"[{language}]" for language in SUPPORTED_LANGUAGES]
-    (name,) = LAYOUTS["multilingual"].others
+    (name,) = family_named("multilingual").files.others
     return {name: json.dumps(_characters(_ALPHABET + scripts, languages + cangjie))}
 
 
@@ -46,7 +46,7 @@ def turbo() -> dict[str, str]:
         "eos_token": "<|endoftext|>",
         "model_max_length": 4096,  # GPT-2's 1024 tokens are about as many bytes
     }
-    (name,) = LAYOUTS["turbo"].others
+    (name,) = family_named("turbo").files.others
     return {"tokenizer.json": json.dumps(tokenizer), name: json.dumps(settings)}
 
 
