@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Where(NamedTuple):
@@ -31,12 +31,16 @@ class CacheShape(NamedTuple):
 
 
 class Cache(Protocol):
-    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same layer by layer."""
+    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same tensors layer by layer."""
 
-    keys: Tensor
-    values: Tensor
-    layer_keys: Sequence[Tensor]
-    layer_values: Sequence[Tensor]
+    @property
+    def keys(self) -> Tensor: ...
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def layer_keys(self) -> Sequence[Tensor]: ...
+    @property
+    def layer_values(self) -> Sequence[Tensor]: ...
 
 
 class Weights(Protocol):
@@ -86,7 +90,8 @@ class NativeDecoder(Protocol):
         max_rows: sequences times new positions, at most.
     """
 
-    max_rows: int
+    @property
+    def max_rows(self) -> int: ...
 
     def applies(self, model: Any) -> bool:
         """Return whether the operator is made for a model of these sizes, dtype and device."""
@@ -144,10 +149,17 @@ class Backbone(Protocol):
         native: its native decoder; None where there is none.
     """
 
-    native: NativeDecoder | None
+    @property
+    def native(self) -> NativeDecoder | None: ...
 
     def weights(self, model: Any) -> Any:
         """Return the tensors of a speech model where they are; see :class:`Weights`."""
+
+    def modules(self, model: Any) -> Sequence[nn.Module]:
+        """Return the modules whose tensors the functions read instead of calling them."""
+
+    def harmless_hook(self, hook: Any) -> bool:
+        """Return whether a forward hook of these modules changes nothing."""
 
     def unsupported(self, model: Any) -> str | None:
         """Return why these functions would not compute what the model's modules compute, or None."""

@@ -66,8 +66,10 @@ class LlamaWeights(NamedTuple):
 class Llama:
     """The step of a T3 with a Llama backbone."""
 
-    def __init__(self) -> None:
-        self.native = LlamaDecoder()
+    @property
+    def native(self) -> LlamaDecoder:
+        """Return the native decoder."""
+        return LlamaDecoder()
 
     def weights(self, model: Any) -> LlamaWeights:
         """Return the parameters of a stock ``T3`` where they are: no memory is taken."""
@@ -95,6 +97,14 @@ class Llama:
             cache=CacheShape(len(layers), config.num_attention_heads, head_dim),
             constants=config.rms_norm_eps,
         )
+
+    def modules(self, model: Any) -> list[torch.nn.Module]:
+        """Return backbone, head and embeddings."""
+        return [model.tfmr, model.speech_head, model.speech_emb, model.speech_pos_emb]
+
+    def harmless_hook(self, hook: Any) -> bool:
+        """Return whether transformers registered the hook: it collects hidden states and changes nothing."""
+        return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
         """Return why reading the weights would not compute what the modules compute: linear layers of another kind."""

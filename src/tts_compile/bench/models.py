@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 from .. import testing
-from ..components.t3 import text_tokens
+from ..families.english import text_tokens
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
 from ..loading import load_model, load_pretrained
