@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -36,8 +36,8 @@ def _memory_is_given_back_at_once() -> Iterator[None]:
         yield
 
 
-class Ways:
-    """For each level, what its attempts come to, one after the other; the last one repeats."""
+class Ways(Mapping[str, Callable[[int], str]]):
+    """A function for each level, whose attempts have the planned outcomes in turn; the last one repeats."""
 
     def __init__(self, outcomes: dict[str, list[str]]) -> None:
         self.attempts: list[str] = []
@@ -53,6 +53,12 @@ class Ways:
             return f"{level} {x}"
 
         return way
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outcomes)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
 
 
 outcomes = st.lists(st.sampled_from(["fine", *FAILURES]), min_size=1, max_size=3)
@@ -119,7 +125,7 @@ def test_what_was_given_up_stays_given_up() -> None:
     def uncompilable() -> str:
         return manager.fall("compile", OSError("disk full"))  # in the middle of a call, as compiled functions do
 
-    assert manager.run({"cuda_graph": broken, "inductor": uncompilable}) == "eager"
+    assert manager.run({"cuda_graph": broken, "inductor": uncompilable, "eager": str, "stock": str}) == "eager"
     assert manager.level == "eager"
 
 
@@ -159,10 +165,11 @@ def test_stock_draws_nothing_from_what_is_not_finite(below: list[str]) -> None:
         raise NonFiniteError("nan")
 
     manager = tc.FallbackManager("t3", ["inductor", "eager", *below])
+    ways = {"inductor": not_finite, "cpu": lambda: pytest.fail("tried")}
     with pytest.raises(NonFiniteError):
-        manager.run({"inductor": not_finite, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
+        manager.run({**ways, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
     assert manager.events == []
-    assert manager.run({"inductor": not_finite, "eager": lambda: 1, "stock": lambda: 2}) == 1
+    assert manager.run({**ways, "eager": lambda: 1, "stock": lambda: 2}) == 1
     assert [event.action for event in manager.events] == ["eager instead of inductor"]
 
 
@@ -221,6 +228,24 @@ def test_a_run_inside_a_run() -> None:
         manager.run(outer)
     assert inner.attempts == ["stock"]
     assert manager.level == "eager"
+
+
+@pytest.mark.parametrize("given", [{}, {"fast": None, "plain": lambda: 1}, {"fast": lambda: pytest.fail("ran")}])
+@pytest.mark.parametrize("policy", ["fallback", "raise"])
+def test_a_level_without_a_function_is_refused_before_anything_runs(given: dict[str, Any], policy: str) -> None:
+    manager = tc.FallbackManager("t3", ["fast", "plain"], policy)
+    missing = [level for level in manager.chain if given.get(level) is None]
+    with pytest.raises(tc.InputError, match=f"t3: there is no function for {', '.join(missing)}; ") as caught:
+        manager.run(given)
+    assert isinstance(caught.value, ValueError)
+    assert (manager.level, manager.events) == ("fast", [])
+
+
+@pytest.mark.parametrize("chain", [[], "fast", ["fast", ""], ["fast", None], ["fast", "plain", "fast"]])
+def test_a_chain_that_cannot_be_run(chain: Any) -> None:
+    with pytest.raises(tc.ConfigError, match="the chain of t3 must") as caught:
+        tc.FallbackManager("t3", chain, "rais", 0)
+    assert [mistake.split()[0] for mistake in caught.value.mistakes] == ["the", "policy", "max_failures"]
 
 
 def test_one_line_is_logged_for_each_event(caplog: pytest.LogCaptureFixture) -> None:
