@@ -66,7 +66,7 @@ class _Piece(NamedTuple):
     capacity: int
     length: int
     item: Any
-    index: int  # of the item in the input
+    origin: int  # index of the item in the input
     part: int
 
 

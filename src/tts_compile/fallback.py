@@ -162,7 +162,7 @@ class FallbackManager:
                     if self.policy == "raise" or _is_about_arguments(error) or hopeless:
                         raise
                     if short and not released:
-                        self.record("memory", reason(error), f"{self.level} again, with what could be given back")
+                        self.record("memory", reason(error), f"{self.level} again, after releasing memory")
                     elif below:
                         failures.append(("memory" if short else phase, reason(error), self.level))
                         self.level = below[0]

@@ -15,7 +15,7 @@ from ..fallback import FallbackManager, reason
 from ..report import ComponentReport
 from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory
-from ..utils.gc_pause import not_collected
+from ..utils.gc_pause import gc_paused
 from ..utils.random_state import RandomState
 from .cpu_fallback import CPU, on_cpu
 from .runtime import Shared
@@ -278,7 +278,7 @@ class EngineComponent(ABC):
         compiles = self._warm_graphs is None
         if compiles and self.fallback.level == "inductor" and self._for_cpu:
             cache.know_vectors(self._cache_dir)
-        with not_collected() if compiles else contextlib.nullcontext():  # compiling makes very many objects
+        with gc_paused() if compiles else contextlib.nullcontext():  # compiling makes very many objects
             return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
 
 

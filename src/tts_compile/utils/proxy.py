@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import ModelStateError
 
 
-class Delegate:
+class Proxy:
     """A proxy that forwards attributes which it does not have itself to one wrapped object; it cannot be copied.
 
     A subclass keeps its own attributes in ``vars(self)``: an assignment would set them on the wrapped object.
