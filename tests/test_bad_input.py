@@ -231,9 +231,7 @@ def test_non_finite_logits_only_where_they_are_reached(
     request: pytest.FixtureRequest, stock_speech: Callable[..., Speech], execution: str
 ) -> None:
     handle = request.getfixturevalue("quick" if execution == "inductor" else "eager")
-    speak(
-        handle, SHORT, max_new_tokens=1
-    )  # stock caches embeddings with these positions
+    speak(handle, SHORT, max_new_tokens=1)  # stock caches embeddings with these positions
     positions = handle.t3.speech_pos_emb.emb.weight
     with torch.no_grad():
         good = positions[6].clone()

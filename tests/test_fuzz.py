@@ -63,7 +63,7 @@ def test_texts_of_letters_get_through(let_through: Any, text: str) -> None:
 
 
 def errors_of(model: Any, texts: list[Any]) -> dict[int, Exception]:
-    """Returns the error of each text of a batch; the ones of whole batches belong to every text."""
+    """Returns the error of each text of a batch; an error of the whole batch counts for every text."""
     try:
         model.generate_batch(texts, seeds=range(len(texts)))
     except tc.BatchError as error:

@@ -1,4 +1,4 @@
-"""A text-to-speech model made fast without a change to its results, with counts that prove what ran."""
+"""Makes text-to-speech models fast without changing their results, and proves with counts which code ran."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

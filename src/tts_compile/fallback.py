@@ -28,7 +28,7 @@ class FallbackEvent:
     """One step down, or one request that could not be granted.
 
     Attributes:
-        component: the component's name, such as ``"t3"``.
+        component: the component's name.
         phase: ``"attach"``, ``"compile"``, ``"validate"``, ``"warm-up"``, ``"call"``, ``"memory"`` or ``"restore"``.
         error: the failure, as text.
         action: the replacement that was used.
@@ -120,7 +120,7 @@ class FallbackManager:
             ways: a function for each level of the chain.
             args, kwargs: passed to the function.
             phase: recorded in the events.
-            begin_again: undoes what a failed attempt has left behind; called before every attempt but the first.
+            begin_again: undoes the effects of a failed attempt; called before every attempt but the first.
 
         Raises:
             InputError: names the levels that have no function; nothing has run then.
@@ -177,8 +177,8 @@ class FallbackManager:
                         raise
                     released = released or short
                     if isinstance(error, TTSCompileError) and own is None:
-                        own = error.with_traceback(None)  # whose frames hold what the failed attempt has made
-                if short:  # after the handler: the error is gone, and with it what the failed attempt has made
+                        own = error.with_traceback(None)  # whose frames hold objects of the failed attempt
+                if short:  # after the handler, when the error no longer holds objects of the failed attempt
                     self._release_memory()
                 if begin_again is not None:
                     begin_again()

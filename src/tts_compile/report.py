@@ -38,7 +38,7 @@ class ComponentReport:
     note: str = ""
 
     def meanwhile(self, asked: str) -> ComponentReport:
-        """Returns the row for the time in which another process compiles what was requested."""
+        """Returns the row with the requested execution, for the time in which another process compiles it."""
         if asked == self.asked:
             return self
         return replace(self, asked=asked, note="; ".join(filter(None, [self.note, "another process is compiling"])))

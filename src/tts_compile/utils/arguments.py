@@ -1,4 +1,4 @@
-"""Checks of arguments and settings, and the errors that name what is wrong."""
+"""Checks of arguments and settings; their errors name the argument and its value."""
 
 from __future__ import annotations
 
