@@ -164,7 +164,7 @@ def test_what_fails_while_it_runs(
     memory = "memory" in error
     with failing(monkeypatch, CALLS[call], RUNNING[error], times=1):
         check(engines, name, stock_speech)
-    again = ("memory", "inductor again, with what could be given back")
+    again = ("memory", "inductor again, after releasing memory")
     fell = ("call", "eager instead of inductor")
     assert events(engines, name) == [again if memory else fell]
     check(engines, name, stock_speech)
@@ -188,7 +188,7 @@ def test_memory_that_stays_short_falls_to_stock(
         found = events(engines, name)
         check(engines, name, stock_speech)
     assert found[:3] == [
-        ("memory", "inductor again, with what could be given back"),
+        ("memory", "inductor again, after releasing memory"),
         ("memory", "eager instead of inductor"),
         ("memory", "stock instead of eager"),
     ]
@@ -338,7 +338,7 @@ def test_components_without_an_engine(
                 else:
                     assert spoken(handle, name, recording) == expected
             assert spoken(handle, name, recording) == expected
-        again = ("memory", "eager again, with what could be given back")
+        again = ("memory", "eager again, after releasing memory")
         fell = ("call", "stock instead of eager")
         wanted = [] if error == "interrupt" else [again if "memory" in error else fell] * 2
         assert events(handle, name) == wanted

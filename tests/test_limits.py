@@ -124,7 +124,7 @@ def test_no_recording_beyond_the_limit(tts: Any, recorder: Any, stock_speech: Ca
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         found = [(event.phase, event.action) for event in fast.report().components["t3"].fallbacks]
     assert found == [
-        ("memory", "cuda_graph again, with what could be given back"),
+        ("memory", "cuda_graph again, after releasing memory"),
         ("memory", "inductor instead of cuda_graph"),
     ]
     assert recorder.recorded == []

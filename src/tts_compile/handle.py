@@ -32,7 +32,7 @@ from .parity import transcription as quality
 from .report import ExecutionReport, WarmupReport
 from .timing.blocks import Timings, timed
 from .utils.arguments import checked_seeds, checked_texts
-from .utils.proxy import Delegate
+from .utils.proxy import Proxy
 from .utils.random_state import RandomNumbers
 from .validation import check_request, check_settings, check_voice, checked_inputs
 from .warmup import sample_texts, warm_up
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 HANDLE = "_tts_compile_handle"  # the attribute of a compiled model
 
 
-class CompiledTTS(Delegate):
+class CompiledTTS(Proxy):
     """A stock model with fast components attached; made by :func:`tts_compile.compile_model`.
 
     Attributes that it does not have itself are the wrapped model's, read and written. As a context manager it

@@ -12,7 +12,7 @@ from ..fallback import reason
 from ..report import ComponentReport
 from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory
-from ..utils.gc_pause import not_collected
+from ..utils.gc_pause import gc_paused
 from ..utils.random_state import RandomState
 from .cpu_fallback import on_cpu
 from .runtime import ComponentRuntime, Runtime
@@ -253,5 +253,5 @@ class CompiledComponent:
         compiles = self._warm_graphs is None
         if compiles:
             self.runtime.try_vector_instructions()
-        with not_collected() if compiles else contextlib.nullcontext():  # compiling makes very many objects
+        with gc_paused() if compiles else contextlib.nullcontext():  # compiling makes very many objects
             return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)
