@@ -90,10 +90,10 @@ class Decoder(NamedTuple):
             positions,
             self.keys,
             self.values,
-            weights.addresses(),
-            weights.inner,
-            weights.vocabulary,
-            EPS,
+            addresses=weights.addresses(),
+            inner=weights.inner,
+            vocabulary=weights.vocabulary,
+            eps=EPS,
         )
 
     def run_in_torch(self, x: Tensor, *starts: int) -> Tensor:

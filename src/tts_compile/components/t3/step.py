@@ -205,7 +205,9 @@ def native_step(
     """Embedding, native decoder and guidance: logits (utterances, count, vocabulary)."""
     x = embedded(speech_embedding, speech_positions, tokens, spoken, 2 if guided else 1)
     cos, sin = rotary[:, positions]
-    logits = native.decode(x, cos, sin, positions, keys, values, addresses, inner, vocabulary, eps)
+    logits = native.decode(
+        x, cos, sin, positions, keys, values, addresses=addresses, inner=inner, vocabulary=vocabulary, eps=eps
+    )
     return guide(logits, cfg_weight, guided)
 
 
