@@ -218,7 +218,10 @@ class LlamaDecoder:
         """Embed tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
         x = embedded(*inputs, tokens, spoken, rows)
         cos, sin = tables[:, positions]
-        return llama_decoder.decode(x, cos, sin, positions, keys, values, addresses, *constants)
+        inner, vocabulary, eps = constants
+        return llama_decoder.decode(
+            x, cos, sin, positions, keys, values, addresses=addresses, inner=inner, vocabulary=vocabulary, eps=eps
+        )
 
 
 def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:
