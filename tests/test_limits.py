@@ -19,7 +19,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
 from test_faults import EAGER_ONES
-from tts_compile import _compat, api, background, cache, handle
+from tts_compile import _compat, background, background_worker, cache, handle
 from tts_compile.components import compiled_component as engine_component
 from tts_compile.components import cpu_fallback as elsewhere
 from tts_compile.components.flow import FlowComponent
@@ -227,9 +227,9 @@ def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatc
     assert payload.stat().st_size < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
     with monkeypatch.context() as patch:
         warmed = types.SimpleNamespace(warmup=lambda: arrived.append("warmed up"))
-        patch.setattr(api, "compile_model", lambda *given: arrived.extend(given) or warmed)
+        patch.setattr(background_worker, "compile_model", lambda *given: arrived.extend(given) or warmed)
         patch.setattr(torch, "set_num_threads", arrived.append)
-        background.main(str(payload))
+        background_worker.main(str(payload))
     running.stop()
     threads, other, its_config, end = arrived
     assert (threads, end) == (torch.get_num_threads(), "warmed up")

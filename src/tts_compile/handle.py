@@ -21,12 +21,13 @@ from .batch import BatchProgress, delivered
 from .batch import speak as speak_batch
 from .components.compiled_component import CompiledComponent as EngineComponent
 from .components.component_set import ComponentSet
-from .families import family_of
-from .families.english import check_text
 from .components.seam import not_its_own
 from .config import CompileConfig
 from .errors import InputError, ModelStateError, ParityError
-from .execution.process_lock import DeviceLock, locked as alone
+from .execution.process_lock import DeviceLock
+from .execution.process_lock import locked as alone
+from .families import family_of
+from .families.english import check_text
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .parity import transcription as quality
 from .report import ExecutionReport, WarmupReport
@@ -364,7 +365,10 @@ class CompiledTTS(Proxy):
         earlier = self._components.report()
         try:
             with self._detached():
-                own["_components"], own["_earlier"] = ComponentSet(self.wrapped, family_of(type(self.wrapped)), self.config, self.timings), earlier
+                own["_components"], own["_earlier"] = (
+                    ComponentSet(self.wrapped, family_of(type(self.wrapped)), self.config, self.timings),
+                    earlier,
+                )
         except ModelStateError as error:  # somebody stands in front of a component, which can only stay then
             logger.warning("what was compiled in the background is not used: %s", error)
         own["_background"] = None

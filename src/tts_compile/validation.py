@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .audio.reading import Recording
+from .errors import InputError, ModelStateError
 from .families import family_of
 from .families.english import check_text
-from .errors import InputError, ModelStateError
 from .utils.arguments import checked_texts, finite_number
 
 

@@ -83,6 +83,19 @@ class NativeWeights(Protocol):
         """Return where the weights lie now, int64."""
 
 
+class NativeInputs(NamedTuple):
+    """The tensors of a native decoder's step."""
+
+    embeddings: tuple[Tensor, ...]  # of :meth:`NativeDecoder.embeddings`
+    tokens: Tensor  # int64 (utterances, count)
+    spoken: Tensor  # int64 (utterances,), as :meth:`Backbone.embed` takes it
+    tables: Tensor | None  # of :meth:`Backbone.tables`
+    positions: Tensor  # int64 (utterances * rows, count)
+    keys: Tensor  # of all layers
+    values: Tensor
+    addresses: Tensor  # of :class:`NativeWeights`
+
+
 class NativeDecoder(Protocol):
     """A pass over all layers as one C++ operator, for fp32 activations on a CPU.
 
@@ -112,33 +125,19 @@ class NativeDecoder(Protocol):
     def int8_bytes(self, weights: Any) -> int:
         """Return the size of that copy, up to its scales."""
 
-    def inputs(self, weights: Any) -> tuple[Tensor, ...]:
-        """Return the tensors that :meth:`step` reads besides those behind the addresses."""
+    def embeddings(self, weights: Any) -> tuple[Tensor, ...]:
+        """Return the tables that embed speech tokens."""
 
     def constants(self, weights: Any, native: Any) -> Any:
         """Return the numbers that are compiled into :meth:`step`."""
 
-    def step(
-        self,
-        constants: Any,
-        inputs: tuple[Tensor, ...],
-        tokens: Tensor,
-        spoken: Tensor,
-        tables: Tensor,
-        positions: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        addresses: Tensor,
-        rows: int,
-    ) -> Tensor:
+    def step(self, constants: Any, inputs: NativeInputs, rows: int) -> Tensor:
         """Return logits (utterances * rows, count, vocabulary) of speech tokens.
 
         Args:
-            constants, inputs: of the methods with these names.
-            tokens, spoken, positions, rows: as :meth:`Backbone.embed` takes them.
-            tables: of :meth:`Backbone.tables`.
-            keys, values: of all layers, written at the positions.
-            addresses: of :class:`NativeWeights`.
+            constants: of the method with this name.
+            inputs: of the step; keys and values are written at the positions.
+            rows: sequences of an utterance.
         """
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..execution.native import llama_decoder
 from ..execution.native.llama_decoder import Int8Matrix
-from .backbone import Cache, CacheShape, Where
+from .backbone import Cache, CacheShape, NativeInputs, Where
 
 
 class LayerWeights(NamedTuple):
@@ -204,31 +204,33 @@ class LlamaDecoder:
         matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
         return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
 
-    def inputs(self, weights: LlamaWeights) -> tuple[Tensor, ...]:
-        """Return the embeddings."""
+    def embeddings(self, weights: LlamaWeights) -> tuple[Tensor, Tensor]:
+        """Return the tables of speech tokens and speech positions."""
         return weights.embedding, weights.positions
 
     def constants(self, weights: LlamaWeights, native: llama_decoder.Weights) -> tuple[int, int, float]:
         """Return the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
         return native.inner, native.vocabulary, weights.constants
 
-    def step(
-        self,
-        constants: tuple[int, int, float],
-        inputs: tuple[Tensor, ...],
-        tokens: Tensor,
-        spoken: Tensor,
-        tables: Tensor,
-        positions: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        addresses: Tensor,
-        rows: int,
-    ) -> Tensor:
+    def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
         """Embed tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
-        x = embedded(*inputs, tokens, spoken, rows)
-        cos, sin = tables[:, positions]
-        return llama_decoder.decode(x, cos, sin, positions, keys, values, addresses, *constants)
+        embedding, speech_positions = inputs.embeddings
+        x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
+        assert inputs.tables is not None  # a Llama has some
+        cos, sin = inputs.tables[:, inputs.positions]
+        inner, vocabulary, eps = constants
+        return llama_decoder.decode(
+            x,
+            cos,
+            sin,
+            inputs.positions,
+            inputs.keys,
+            inputs.values,
+            addresses=inputs.addresses,
+            inner=inner,
+            vocabulary=vocabulary,
+            eps=eps,
+        )
 
 
 def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..components.compiled_component import CompiledComponent as EngineComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, T3Component
+from ..errors import InputError, TTSCompileError
 from ..families.english import text_tokens
 from ..families.family import SpeechCall
 from ..families.sampling import SamplingSettings
-from ..errors import InputError, TTSCompileError
 from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory, release_memory
 from .chunk import Chunk
@@ -127,7 +127,13 @@ class BatchJob:
                 except Exception as error:  # of this chunk; the tokenizer may be the user's own
                     self._failed(chunk, error)
                 else:
-                    requests.append(Request(chunk.index, SpeechCall(self._voice.t3, tokens, self._settings, BUDGET), chunk.random.generator))
+                    requests.append(
+                        Request(
+                            chunk.index,
+                            SpeechCall(self._voice.t3, tokens, self._settings, BUDGET),
+                            chunk.random.generator,
+                        )
+                    )
         return requests
 
     def _ready(self, spoken: list[tuple[Chunk, Tensor]], all_of_them: bool) -> list[list[tuple[Chunk, Tensor]]]:

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ...backbones.backbone import Backbone, NativeDecoder, NativeWeights, Weights, Where, at_positions, several
+from ...backbones.backbone import (
+    Backbone,
+    NativeDecoder,
+    NativeInputs,
+    NativeWeights,
+    Weights,
+    Where,
+    at_positions,
+    several,
+)
 from ..runtime import ComponentRuntime
 from .cache import KVCache, Part
 from .sampling import guide
@@ -145,12 +154,11 @@ class NativePass:
     def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
         self.calls = 0
         self._decoder = decoder
-        self._inputs: tuple[Tensor, ...] = ()
+        self._embeddings: tuple[Tensor, ...] = ()
         self._addresses = torch.empty(0, dtype=torch.int64)
 
-        def native_step(*arguments: Any) -> Tensor:
-            *others, cfg_weight, guided = arguments
-            return guide(decoder.step(constants, *others, 2 if guided else 1), cfg_weight, guided)
+        def native_step(inputs: NativeInputs, cfg_weight: Tensor, guided: bool) -> Tensor:
+            return guide(decoder.step(constants, inputs, 2 if guided else 1), cfg_weight, guided)
 
         self._step = runtime.region(name, native_step)
 
@@ -158,7 +166,7 @@ class NativePass:
         """Look up where the weights lie; return False where the native decoder cannot read them."""
         if not native.fit:
             return False
-        self._inputs = self._decoder.inputs(weights)
+        self._embeddings = self._decoder.embeddings(weights)
         self._addresses = native.addresses()
         return True
 
@@ -166,18 +174,17 @@ class NativePass:
         """Run the pass; see :class:`DecoderPass`."""
         self.calls += 1
         starts = torch.tensor(by_sequence(block.starts, cache))
-        logits: Tensor = self._step(
-            self._inputs,
-            several(block.tokens),
-            several(torch.tensor(block.spoken)),
-            cache.tables,
-            several(starts[:, None] + torch.arange(block.tokens.shape[1])),
-            cache.keys,
-            cache.values,
-            self._addresses,
-            cfg_weight,
-            cache.guided,
+        inputs = NativeInputs(
+            embeddings=self._embeddings,
+            tokens=several(block.tokens),
+            spoken=several(torch.tensor(block.spoken)),
+            tables=cache.tables,
+            positions=several(starts[:, None] + torch.arange(block.tokens.shape[1])),
+            keys=cache.keys,
+            values=cache.values,
+            addresses=self._addresses,
         )
+        logits: Tensor = self._step(inputs, cfg_weight, cache.guided)
         return logits
 
     @property
