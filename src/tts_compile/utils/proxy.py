@@ -1,4 +1,4 @@
-"""An object that stands in front of another, and belongs to it alone."""
+"""A proxy that forwards attributes to one wrapped object."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ..errors import ModelStateError
 
 
 class Delegate:
-    """Reads and writes of attributes that it does not have itself are the wrapped object's; it cannot be copied.
+    """A proxy whose other attributes are those of the wrapped object; it can be neither copied nor pickled.
 
-    Its own attributes go into ``vars(self)``: plain assignment would reach the wrapped object.
+    Names that the proxy has itself can be neither written nor deleted; its own code sets them in ``vars(self)``.
 
     Attributes:
         wrapped: the object.
@@ -24,16 +24,25 @@ class Delegate:
         return getattr(self.wrapped, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_own(name)
         setattr(self.wrapped, name, value)
 
     def __delattr__(self, name: str) -> None:
+        self._refuse_own(name)
         delattr(self.wrapped, name)
+
+    def _refuse_own(self, name: str) -> None:
+        if name in vars(self) or hasattr(type(self), name):
+            raise AttributeError(
+                f"{name!r} belongs to the handle and cannot be changed: for other settings, call restore() and "
+                f"compile_model() again; the model's own attribute of this name is handle.wrapped.{name}"
+            )
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(self.wrapped)})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the model is stock and has no handle.
+        """Returns None for the copy of a model, which is stock and has no handle.
 
         Raises:
             ModelStateError: when the handle itself is to be copied.
@@ -42,7 +51,7 @@ class Delegate:
             raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __copy__(self) -> None:
-        """A handle belongs to one model.
+        """Refuses to copy a handle.
 
         Raises:
             ModelStateError: always.
@@ -50,7 +59,7 @@ class Delegate:
         raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A handle belongs to one model in one process; ``config`` can be pickled and makes another one.
+        """Refuses to pickle a handle; its ``config`` can be pickled.
 
         Raises:
             ModelStateError: always.
