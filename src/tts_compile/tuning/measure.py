@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
-from .. import testing
 from ..api import as_stock
+from ..audio.synthetic_voice import make_reference_wav
 from ..bench.models import timed_call
 from ..components.component import Component, EagerComponent
-from ..components.component_set import ComponentSet as Assembly
+from ..components.component_set import ComponentSet
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason
+from ..families import Family, family_of
 from ..measuring.interleaved import alternate, seconds
 from ..measuring.stats import FEWEST, ratio_of_medians
-from ..parity import ComponentParity, Thresholds, Voice, compare
+from ..parity import ComponentParity, Thresholds, compare
 from ..parity.recorded_calls import Call, Methods, methods_of, recorded
-from ..timing.blocks import Stopwatch
+from ..timing.blocks import Stopwatch, Timings
 from ..validation import checked_inputs
 from . import store
 from .trial import COMPILED, STOCK, Trial, Tuning, best_of
@@ -82,13 +83,14 @@ def tune(
         raise InputError(f"budget must be positive or None, got {budget}")
     config = CompileConfig.from_env() if config is None else config
     with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
-        texts = checked_inputs(model, [TEXT] if texts is None else texts, recording)
-        key = store.key(model, config, texts, recording)
+        family = family_of(type(model))
+        texts = checked_inputs(model, family, [TEXT] if texts is None else texts, recording)
+        key = store.key(model, family, config, texts, recording)
         path = store.path(config, key)
         found = None if refresh else store.read(path, key, config)
         if found is not None and (found.complete or _no_more(budget, found.budget)):
             return found
-        tuning = _measured(model, texts, config, budget, repeats, seed, recording, step, key, str(path))
+        tuning = _measured(model, family, texts, config, budget, repeats, seed, recording, step, key, str(path))
     store.write(tuning)
     return tuning
 
@@ -100,6 +102,7 @@ def _no_more(budget: float | None, before: float | None) -> bool:
 
 def _measured(
     tts: Any,
+    family: Family,
     texts: Sequence[str],
     config: CompileConfig,
     budget: float | None,
@@ -110,21 +113,24 @@ def _measured(
     key: dict[str, Any],
     stored: str,
 ) -> Tuning:
-    device = next(tts.s3gen.parameters()).device
-    voice = Voice(tts)
+    device = family.device(tts)
     trials: list[Trial] = []
     chosen: dict[str, ComponentPolicy] = {}
-    with Stopwatch() as watch, tempfile.TemporaryDirectory(prefix="tts-compile-tuning-") as folder, voice.kept():
+    with (
+        Stopwatch() as watch,
+        tempfile.TemporaryDirectory(prefix="tts-compile-tuning-") as folder,
+        family.voice.kept(tts),
+    ):
 
         def spent() -> bool:
             return budget is not None and watch.seconds >= budget
 
-        path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
-        methods = _methods(tts, config)
-        with recorded(methods, device, tts) as calls:
+        path = str(recording or make_reference_wav(Path(folder) / "voice.wav", seconds=5))
+        methods = _methods(tts, family, config)
+        with recorded(tts, family, methods) as calls:
             step("stock: the voice")
-            voice.prepare(path)
-            for number, text in enumerate(texts if hasattr(tts, "t3") else [path]):
+            family.voice.prepare(tts, path)
+            for number, text in enumerate([path] if family.speech is None else texts):
                 step(f"stock: text {number + 1} of {len(texts)}")
                 torch.manual_seed(seed + number)
                 tts.generate(text)
@@ -132,8 +138,8 @@ def _measured(
             mine = [call for call in calls if call.component == name]
             if getattr(config, name).execution != "auto" or not mine:
                 continue
-            with voice.kept():
-                tried = _tried(tts, name, mine, config, repeats, str(device), spent, step)
+            with family.voice.kept(tts):
+                tried = _tried(tts, family, name, mine, config, repeats, str(device), spent, step)
             best = best_of(tried)
             trials += [dataclasses.replace(trial, kept=trial is best) for trial in tried]
             chosen[name] = best.policy
@@ -141,15 +147,15 @@ def _measured(
     return Tuning(config.replace(**chosen), tuple(trials), key, budget, complete, stored)
 
 
-def _methods(tts: Any, config: CompileConfig) -> Methods:
+def _methods(tts: Any, family: Family, config: CompileConfig) -> Methods:
     """Those that components would replace; made without what only compiled code needs."""
     eager = {
         name: dataclasses.replace(getattr(config, name), execution="eager", dtype="model")
         for name in COMPONENTS
         if getattr(config, name).execution != "stock"
     }
-    assembly = Assembly(tts, CompileConfig.off().replace(**eager))
-    return methods_of({name: assembly[name] for name in assembly})
+    components = ComponentSet(tts, family, CompileConfig.off().replace(**eager), Timings())
+    return methods_of({name: components[name] for name in components})
 
 
 def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict[str, ComponentPolicy]:
@@ -170,6 +176,7 @@ def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict
 
 def _tried(
     tts: Any,
+    family: Family,
     name: str,
     calls: Sequence[Call],
     config: CompileConfig,
@@ -205,7 +212,8 @@ def _tried(
         policies[way], first[way] = policy, 0.0
         try:
             # as this version would run it: there are no other weights than the model's
-            component = Assembly(tts, alone.replace(**{name: dataclasses.replace(policy, dtype="model")}))[name]
+            asked = alone.replace(**{name: dataclasses.replace(policy, dtype="model")})
+            component = ComponentSet(tts, family, asked, Timings())[name]
             parts.append(component)
             thresholds = Thresholds.of(component.dtype)
             parity, first[way] = timed_call(device, functools.partial(compare, component, calls, thresholds))
@@ -241,7 +249,7 @@ def _objections(component: Component, policy: ComponentPolicy, parity: Component
 
 def _stock(calls: Sequence[Call]) -> None:
     for call in calls:
-        call.stock()
+        call.repeat_stock()
 
 
 def _ours(component: Component, calls: Sequence[Call]) -> None:
@@ -250,7 +258,7 @@ def _ours(component: Component, calls: Sequence[Call]) -> None:
     try:
         component.attach()
         for call in calls:
-            call.again()
+            call.repeat()
     finally:
         component.detach()
 

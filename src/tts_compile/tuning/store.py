@@ -17,6 +17,7 @@ from ..audio.reading import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError
 from ..fallback import reason
+from ..families import Family
 from ..measuring import machine
 from ..measuring.stats import Ratio
 from ..utils import files
@@ -32,17 +33,18 @@ _FORMAT = 1  # of the files
 _ASKED = (*COMPONENTS, "memory_limit_gb", "compile_seconds")
 
 
-def key(tts: Any, config: CompileConfig, texts: Sequence[str], recording: str | Path | None) -> dict[str, Any]:
+def key(
+    tts: Any, family: Family, config: CompileConfig, texts: Sequence[str], recording: str | Path | None
+) -> dict[str, Any]:
     """What a choice belongs to."""
-    device = next(tts.s3gen.parameters()).device
+    device = family.device(tts)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_digest(cpu_name().encode())} {torch.get_num_threads()} threads"
     shapes = [
         f"{part}.{name} {tuple(weight.shape)} {weight.dtype}"
-        for part in ("t3", "s3gen", "ve")
-        if hasattr(tts, part)
+        for part in family.modules
         for name, weight in getattr(tts, part).named_parameters()
     ]
     return {
