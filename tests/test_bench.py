@@ -6,10 +6,10 @@ import mmap
 import numpy as np
 import pytest
 import torch
+from tts_compile.bench.section import as_json
 
 import tts_compile as tc
 from tts_compile.bench import fresh, models, t3
-from tts_compile.bench.section import as_json
 from tts_compile.measuring import machine
 from tts_compile.measuring.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
 from tts_compile.parity.metrics import lowest_db

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-
-import tts_compile as tc
-from tts_compile.bench import encoding, loading, report, soak, texts
 from tts_compile.bench.report import parts, reference, tables
 from tts_compile.bench.report.chunks import CHUNKS
 from tts_compile.bench.section import Section
-from tts_compile.bench.stages import STAGES
 from tts_compile.bench.texts import Spoken, TextsResult
+
+import tts_compile as tc
+from tts_compile.bench import encoding, loading, report, soak, texts
+from tts_compile.bench.stages import STAGES
 
 pytest.importorskip("chatterbox")
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tts_compile.bench.section import Result, Section
 
 import tts_compile as tc
 from tts_compile import cache, config
 from tts_compile.bench import plots
-from tts_compile.bench.section import Result, Section
 from tts_compile.cli import bench as commands
 from tts_compile.cli import doctor
 from tts_compile.cli import main as cli

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tts_compile.bench.child import Child
 
 import tts_compile as tc
 from tts_compile.bench import child, fresh, loading, startup
-from tts_compile.bench.child import Child
 
 GIB = 2**30
 

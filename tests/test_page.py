@@ -8,10 +8,10 @@ import re
 from typing import Any
 
 import pytest
+from tts_compile.bench.section import Result, Section, markdown
 
 from tts_compile.bench import page, plots
 from tts_compile.bench.plots import Lines, Plot, Ratios, Stages
-from tts_compile.bench.section import Result, Section, markdown
 from tts_compile.measuring.stats import Median, Ratio
 
 pytest.importorskip("matplotlib")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tts_compile.bench.report import parts
 
 import tts_compile as tc
 from tts_compile.bench import soak
-from tts_compile.bench.report import parts
 from tts_compile.bench.soak import Settings, SoakResult
 from tts_compile.measuring.stats import Ratio
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from tts_compile.bench.child import Child
 
 import tts_compile as tc
 from tts_compile.bench import models, synthesis
-from tts_compile.bench.child import Child
 from tts_compile.cli import main as cli
 from tts_compile.execution.native import build
 

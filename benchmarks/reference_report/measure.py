@@ -8,57 +8,48 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...api import compile_model
-from ...config import CompileConfig
-from ...errors import InputError
-from ...timing.blocks import Stopwatch
-from .. import encoding, loading, soak, texts
-from ..models import Progress, load
-from . import reference
-from .chunks import CHUNKS
-from .result import ReportResult
+import reference
+from chunks import CHUNKS
+from result import ReportResult
+from tts_compile.api import compile_model
+from tts_compile.bench import processes, soak, synthesis, voice
+from tts_compile.bench.models import load
+from tts_compile.bench.result import Repeated, option
+from tts_compile.config import CompileConfig
+from tts_compile.errors import InputError
+from tts_compile.measuring.progress import Progress
+from tts_compile.timing.blocks import Stopwatch
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Repeated):
+    """Settings of the report."""
 
-    Attributes:
-        repeats: of every alternation, that of the voice apart.
-        texts: of the six chunks, how many are measured; at least three, for real-time factors by length.
-        voice_runs: of each side.
-        voice_seconds: of the recordings.
-        batch: have ``generate_batch`` speak the chunks too.
-        first_call: make a call in every fresh process.
-        soak_calls: rounded up to whole rounds of twelve, of which memory needs three; 0 leaves them out.
-    """
-
-    device: str = "cpu"
-    repeats: int = 5
-    texts: int = reference.MEASURED
-    voice_runs: int = reference.VOICE_RUNS
-    voice_seconds: float = 10.0
-    batch: bool = True
-    first_call: bool = True
-    soak_calls: int = 36
-    seed: int = 0
+    texts: int = option(reference.MEASURED, "chunks to speak, of six", least=reference.MEASURED, most=len(CHUNKS))
+    tokens: int = option(125, "a synthetic model stops after about this many for 90 characters", least=8)
+    voice_runs: int = option(reference.VOICE_RUNS, "fresh processes of voice encoding, of each side", least=1)
+    voice_seconds: float = option(10.0, "of the recordings", least=1, most=600)
+    batch: bool = option(True, "leave generate_batch out")
+    call: bool = option(True, "leave the first call of fresh processes out")
+    soak_calls: int = option(36, "further calls for the stability table, in rounds of 12; 0 for none", least=0)
 
 
 def run(source: str, settings: Settings) -> ReportResult:
-    """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it.
+    """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`.
 
     Raises:
-        InputError: for fewer than three texts, or more than there are; for further calls that are compared with none.
+        InputError: for fewer than three texts, or more than there are; for a single round of further calls.
     """
-    if 0 < settings.soak_calls <= soak.ROUND:
-        raise InputError(f"soak_calls must be 0 or more than {soak.ROUND}: each round is compared with the first one")
-    if not reference.MEASURED <= settings.texts <= len(CHUNKS):
-        raise InputError(f"texts must be from {reference.MEASURED} to {len(CHUNKS)}, got {settings.texts}")
     s = settings
-    fresh = loading.Settings(s.device, s.repeats, loading.TEXT if s.first_call else None, s.seed)
-    spoken = texts.Settings(CHUNKS[: s.texts], s.device, s.repeats, s.seed, batch=s.batch)
-    voices = encoding.Settings(s.device, s.voice_runs, s.voice_seconds)
-    calls = soak.Settings(s.device, s.soak_calls, s.seed)
+    if 0 < s.soak_calls <= soak.ROUND:
+        raise InputError(f"soak_calls must be 0 or more than {soak.ROUND}: each round is compared with the first one")
+    if not reference.MEASURED <= s.texts <= len(CHUNKS):
+        raise InputError(f"texts must be from {reference.MEASURED} to {len(CHUNKS)}, got {s.texts}")
+    common = {"device": s.device, "seed": s.seed}
+    fresh = processes.LoadSettings(repeats=s.repeats, call=s.call, **common)
+    spoken = synthesis.Settings(repeats=s.repeats, texts=CHUNKS[: s.texts], batch=s.batch, **common)
+    voices = voice.Settings(repeats=s.voice_runs, seconds=s.voice_seconds, **common)
+    calls = soak.Settings(calls=s.soak_calls, **common)
     spent: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -69,20 +60,30 @@ def run(source: str, settings: Settings) -> ReportResult:
 
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-report-", ignore_cleanup_errors=True) as name,
-        Progress(fresh.steps + 1 + spoken.steps + voices.steps + calls.rounds) as progress,
+        Progress() as progress,
     ):
         folder = Path(name)
-        with part("loading"):  # first, while this process holds no model itself
-            loaded = loading.measure(source, fresh, progress)
-        with progress.step("loading"):
-            tts = load(source, s.device)
+        with part("loading"):  # first, with the voice, while this process holds no model itself
+            loaded = processes.run_load(source, fresh, progress)
+        with part("voice encoding"):
+            encoded = voice.run(source, voices, progress)
+        progress("loading")
+        tts = load(source, s.device)
         with compile_model(tts, CompileConfig.from_env().replace(cache_dir=str(folder / "cache"))) as fast:
             with part("text generation, its warm-up included"):
-                generated = texts.measure(fast, spoken, progress)
-            with part("voice encoding"):
-                encoded = encoding.measure(fast, voices, folder, progress)
+                generated = synthesis.measure(fast, spoken, progress)
             steady = None
             with part("stability"):
                 if s.soak_calls:
                     steady = soak.measure(fast, calls, folder, progress)
-            return ReportResult(s, loaded, generated, encoded, steady, spent, fast.report().to_dict())
+            return ReportResult(
+                settings=s,
+                loading=loaded,
+                generation=generated,
+                voice=encoded,
+                soak=steady,
+                spent=spent,
+                model=generated.model,
+                config=generated.config,
+                report=fast.report().to_dict(),
+            )

@@ -336,8 +336,12 @@ class LoadResult(ProcessResult):
     @property
     def gains(self) -> dict[str, Ratio]:
         """Returns how many times faster the compiled side is, where stock has such a stage."""
-        pairs = {name: [getattr(side, name) for side in self.sides.values()] for name in TITLES}
-        return {name: ratio_of_medians(*pair, seed=self.settings.seed) for name, pair in pairs.items() if all(pair)}
+        found = {}
+        for name in TITLES:
+            stock, compiled = (getattr(side, name) for side in self.sides.values())
+            if stock and compiled:
+                found[name] = ratio_of_medians(stock, compiled, seed=self.settings.seed)
+        return found
 
     def follows(self) -> dict[str, Any]:
         """Returns the gains, and each side under its name."""

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> Result:
     for path, _ in _targets(args):
         refuse_unwritable(path)
     subject = SUBJECTS[args.bench]
-    settings = options.read(args, subject.settings)
+    settings: Any = options.read(args, subject.settings)
     if subject.speech_tokens is None:
         return subject.run(settings)
     with checkpoint(args.model, args.size, args.seed, subject.speech_tokens(settings), args.checkpoint_dir) as source:

@@ -174,9 +174,7 @@ def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict
     return found
 
 
-def _tried(
-    tts: Any, name: str, calls: Sequence[Call], asked: _Asked, spent: Callable[[], bool]
-) -> list[Trial]:
+def _tried(tts: Any, name: str, calls: Sequence[Call], asked: _Asked, spent: Callable[[], bool]) -> list[Trial]:
     """Returns the trials of stock and of every candidate on the same calls, in turn."""
     config, device = asked.config, str(family_of(type(tts)).device(tts))
     sides: dict[str, Callable[[], None]] = {STOCK: functools.partial(_stock, calls)}
@@ -255,4 +253,3 @@ def _ours(component: Component, calls: Sequence[Call]) -> None:
             call.again()
     finally:
         component.detach()
-
