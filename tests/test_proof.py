@@ -21,7 +21,13 @@ STOCK = {"ran": "stock", "calls": 0, "note": "it has not been reached yet"}
 def report(changes: dict[str, dict[str, Any]] | None = None, **every: Any) -> dict[str, Any]:
     """Returns a report in which everything ran as it should, with changes to all components and to some."""
     rows = {
-        name: {"asked": "auto", "ran": "inductor" if name in COMPILED else "eager", "calls": 7, "fallbacks": []}
+        name: {
+            "asked": "auto",
+            "ran": "inductor" if name in COMPILED else "eager",
+            "calls": 7,
+            "compiled_calls": 7,
+            "fallbacks": [],
+        }
         for name in tc.config.COMPONENTS
     }
     return {"components": {name: {**row, **every, **(changes or {}).get(name, {})} for name, row in rows.items()}}
@@ -72,9 +78,7 @@ def test_every_fallback_is_a_shortfall() -> None:
 def test_the_demo_passes_only_where_everything_ran_compiled() -> None:
     spoken = demo.Spoken(tokens=5, t3_seconds=1.0, seconds=2.0, audio_seconds=3.0)
     result = demo.DemoResult(
-        text="A.",
-        seed=0,
-        model={},
+        settings=demo.Settings(),
         stock=spoken,
         compiled=spoken,
         tokens_identical=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from torch import Tensor
 from ..api import compile_model
 from ..audio.wav import write_wav
 from ..bench.models import describe, load
+from ..bench.result import Result, Row, Section, decibels, ran
 from ..bench.stages import watched
 from ..measuring.interleaved import timed_call
 from ..measuring.progress import Progress
-from ..measuring.proof import SPEAKING, shortfalls
 from ..measuring.stats import yes
 from ..parity.metrics import signal_to_error_db
-from ..utils.tables import format_table
 
 TEXT = "Hello there. This sentence is spoken twice, first by the stock model and then by the compiled one."
 
@@ -49,75 +47,69 @@ class Spoken:
         return {**asdict(self), **rates}
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the demo."""
+
+    device: str = "cpu"
+    text: str = TEXT
+    seed: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """The figures of the demo; :meth:`to_dict` is JSON-able, ``str()`` is the table.
+class DemoResult(Result):
+    """The figures of the demo.
 
     Attributes:
         signal_to_error_db: of the compiled wave against stock's; infinite for equal bits, None for other lengths.
         warmup_seconds: the cost of compiling, lower where the compile cache holds the code.
-        report: the execution report as plain values.
+        files: the two waves.
     """
 
-    text: str
-    seed: int
-    model: dict[str, Any]
+    subject = "demo"
+    title = "Stock and compiled"
+
     stock: Spoken
     compiled: Spoken
     tokens_identical: bool
     signal_to_error_db: float | None
     warmup_seconds: float
-    report: dict[str, Any]
     files: tuple[str, str]
 
     @property
-    def ran(self) -> dict[str, str]:
-        """Returns what each component ran as, by the report's counts."""
-        return {name: row["ran"] for name, row in self.report["components"].items()}
+    def kept(self) -> bool:
+        """Returns whether both sides spoke the same tokens."""
+        return self.tokens_identical
 
-    @property
-    def shortfalls(self) -> list[str]:
-        """Returns a sentence for each component that did not run as asked, and for each fallback."""
-        return shortfalls(self.report, SPEAKING)
+    def follows(self) -> dict[str, Any]:
+        """Returns rates of both sides, and what each component ran as."""
+        ran = {name: row["ran"] for name, row in self.report["components"].items()}
+        return {"stock": self.stock.to_dict(), "compiled": self.compiled.to_dict(), "ran": ran}
 
-    @property
-    def passed(self) -> bool:
-        """Returns whether both spoke the same tokens, and every component ran as asked."""
-        return self.tokens_identical and not self.shortfalls
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values; ``signal_to_error_db`` is None beside ``bit_identical``, as JSON has no infinity."""
-        plain = {**asdict(self), "stock": self.stock.to_dict(), "compiled": self.compiled.to_dict(), "ran": self.ran}
-        bit_identical = self.signal_to_error_db == math.inf
-        if bit_identical:
-            plain["signal_to_error_db"] = None
-        return {"passed": self.passed, "shortfalls": self.shortfalls, "bit_identical": bit_identical, **plain}
-
-    def __str__(self) -> str:
+    def sections(self) -> list[Section]:
+        """Returns one table."""
         stock, compiled = self.stock, self.compiled
-        ratio = self.signal_to_error_db
         identical = f"{yes(self.tokens_identical)} ({compiled.tokens} of {stock.tokens})"
-        fast = ", ".join(f"{name}: {how}" for name, how in self.ran.items() if how != "stock") or "nothing"
-        rows: list[tuple[str, ...]] = [
+        rows: list[Row] = [
             ("", "stock", "compiled"),
             ("T3, tokens/s", f"{stock.tokens_per_second:.1f}", f"{compiled.tokens_per_second:.1f}"),
             ("real-time factor", f"{stock.real_time_factor:.2f}", f"{compiled.real_time_factor:.2f}"),
             ("seconds", f"{stock.seconds:.2f}", f"{compiled.seconds:.2f}"),
             ("speech tokens identical", "", identical),
-            ("signal-to-error ratio", "", "lengths differ" if ratio is None else f"{ratio:.1f} dB"),
+            ("signal-to-error ratio", "", decibels(self.signal_to_error_db)),
             ("first-call cost, seconds", "", f"{self.warmup_seconds:.1f}"),
-            ("ran compiled", "", fast),
             ("wave file", *self.files),
         ]
-        return "\n".join([format_table(rows), *(f"\nFAILED: {line}" for line in self.shortfalls)])
+        return [Section(rows, [ran(self.report)])]
 
 
-def run(source: str, device: str, text: str, seed: int, out: Path) -> DemoResult:
-    """Speaks ``text`` on both sides and writes ``stock.wav`` and ``compiled.wav`` to ``out``."""
+def run(source: str, settings: Settings, out: Path) -> DemoResult:
+    """Speaks the text on both sides and writes ``stock.wav`` and ``compiled.wav`` to ``out``."""
+    text, seed = settings.text, settings.seed
     out.mkdir(parents=True, exist_ok=True)
     with Progress(4) as progress:
         progress("loading")
-        tts = load(source, device)
+        tts = load(source, settings.device)
         tts.generate("Hello.")  # not timed: reads the weights into memory and sets up libraries for both sides
         progress("speaking, stock")
         stock, stock_tokens, stock_wave = _speak(tts, tts, text, seed)
@@ -132,9 +124,9 @@ def run(source: str, device: str, text: str, seed: int, out: Path) -> DemoResult
         for name, samples in (("stock", stock_wave), ("compiled", wave))
     ]
     return DemoResult(
-        text=text,
-        seed=seed,
+        settings=settings,
         model=describe(tts),
+        config=fast.config.to_dict(),
         stock=stock,
         compiled=compiled,
         tokens_identical=stock_tokens == tokens,

@@ -24,7 +24,7 @@ from ..testing import SIZES
 from ..tuning import tune
 from ..utils.files import refuse_unwritable
 from . import bench as bench_commands
-from . import demo, doctor
+from . import demo, doctor, options
 
 _SPEECH_TOKENS = 60  # of a synthetic model
 
@@ -74,7 +74,7 @@ def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args) as source:
-        result = demo.run(source, args.device, args.text, args.seed, args.out)
+        result = demo.run(source, options.read(args, demo.Settings), args.out)
     return _Outcome(str(result), result.to_dict(), result.passed, shortfalls=result.shortfalls)
 
 
