@@ -20,7 +20,7 @@ from conftest import EAGER
 from speech import SHORT, Speech, random_states, seed_everything, speak, speak_stock
 from tts_compile.components.seam import Seam, attach_all, detach_all
 
-CONFIGS = {"eager": EAGER, "exact": tc.CompileConfig.exact(), "off": tc.CompileConfig.off()}
+CONFIGS = {"eager": EAGER, "t3 alone": tc.CompileConfig.off().replace(t3=EAGER.t3), "off": tc.CompileConfig.off()}
 
 
 def identities(*owners: Any) -> list[dict[str, int]]:
@@ -205,6 +205,25 @@ def test_attributes_are_the_wrapped_models(eager: Any, tts: Any) -> None:
         _ = eager.no_such_thing
     assert {"conds", "prepare_conditionals", "restore"} <= set(dir(eager))
     assert "ChatterboxTTS" in repr(eager)
+
+
+OWN_NAMES = sorted(name for name in {*dir(tc.CompiledTTS), *tc.CompiledTTS.__annotations__} if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_own_names_are_not_written_to_the_model(eager: Any, tts: Any, name: str) -> None:
+    """They would be set on the stock model, and reading them would give the handle's own again."""
+    before, own = dict(vars(tts)), getattr(eager, name)
+    with pytest.raises(AttributeError, match=name):
+        setattr(eager, name, None)
+    with pytest.raises(AttributeError, match=name):
+        delattr(eager, name)
+    assert vars(tts) == before
+    assert getattr(eager, name) == own
+
+
+def test_own_names_are_all_there() -> None:
+    assert {"wrapped", "config", "timings", "parity", "generate", "report", "restore", "stock"} <= set(OWN_NAMES)
 
 
 def test_prepare_conditionals_through_the_handle(eager: Any, tts: Any, tmp_path: Any) -> None:

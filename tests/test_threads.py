@@ -8,14 +8,13 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, components
 from speech import SHORT, TEXTS
 from tts_compile import background
 from tts_compile.execution.process_lock import Turn
@@ -64,8 +63,7 @@ def test_a_seed_is_its_threads_own(eager: tc.CompiledTTS) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tc.compile_model(tc.testing.load_checkpoint(checkpoint), EAGER)
+def test_two_models_take_turns(eager: tc.CompiledTTS, traced: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, most = [0], [0]
 
     def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -75,13 +73,11 @@ def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypa
         inside[0] -= 1
         return torch.zeros(1, 1)
 
-    for handle in (eager, other):
+    for handle in (eager, traced):
         monkeypatch.setattr(handle.wrapped, "generate", generate)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda handle: handle.generate(SHORT), [eager, other] * 3))
+        list(threads.map(lambda handle: handle.generate(SHORT), [eager, traced] * 3))
     assert most[0] == 1
-    monkeypatch.undo()
-    other.restore()
 
 
 @pytest.mark.parametrize("state", ["eager", "off", "restored"])
@@ -193,7 +189,7 @@ def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
             eager.warmup,
             lambda: eager.t3.inference(),
             lambda: eager.wrapped.s3gen.flow.inference(),
-            lambda: eager._components["t3"].warm_up(),
+            lambda: components(eager)["t3"].warm_up(),
         ):
             try:
                 call()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, components
 from speech import SHORT, random_states
 from tts_compile.sample_text import prose
 from tts_compile.warmup import SAMPLE_TOKENS, sample_texts
@@ -120,7 +120,7 @@ def test_nothing_is_spoken_where_there_is_nothing_to_see(
 
 def test_what_speaking_compiles_is_part_of_the_warm_up(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = tc.compile_model(tts, EAGER.replace(warmup_samples=1))
-    flow = fast._components["flow"]
+    flow = components(fast)["flow"]
     part = flow.parts[0]  # type: ignore[union-attr]
     monkeypatch.setattr(fast.wrapped.s3gen, "inference", _compiling(fast, part))
     fast.warmup()
