@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from speech import SHORT, TEXTS, Speech, speak, speak_stock
 from test_t3_identity import SETTINGS
 from tts_compile.bucketing import ChunkBucketer
 from tts_compile.components.t3 import engine, graph_loop
+from tts_compile.components.t3.cache import KVCache
 
 ONLY = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(execution="cuda_graph"))
 
@@ -107,12 +109,20 @@ def test_raise_means_raise(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_rng_state(state)
 
 
-def test_restore_gives_memory_back(graphed: tc.CompiledTTS, recorder: PretendRecorder) -> None:
-    speak(graphed, SHORT)
-    with graphed.stock():
+def test_restore_gives_memory_back(tts: Any, recorder: PretendRecorder) -> None:
+    def caches() -> int:
+        gc.collect()
+        return sum(isinstance(thing, KVCache) for thing in gc.get_objects())
+
+    before = caches()
+    handle = tc.compile_model(tts, ONLY)
+    speak(handle, SHORT)
+    with handle.stock():
         assert recorder.alive > 0
-    graphed.restore()
+        assert caches() > before
+    handle.restore()
     assert (recorder.alive, recorder.released > 0) == (0, True)
+    assert caches() == before
 
 
 def with_own_t3(tts: Any) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -447,22 +445,3 @@ def test_memory_keeps_what_was_used_last() -> None:
     assert memory.get("a") is not None
     memory.clear()
     assert memory.get("a") is None
-
-
-FRESH = """
-import sys, numpy, torch
-import tts_compile as tc
-tts = tc.testing.load_checkpoint(sys.argv[1])
-off, auto = tc.CompileConfig.off(), tc.ComponentPolicy()
-with tc.compile_model(tts, off.replace(reference=auto, voice_encoder=auto, watermark=auto)):
-    before = set(sys.modules)
-    tts.prepare_conditionals(sys.argv[2])
-    tts.watermarker.apply_watermark(numpy.ones(24000, dtype=numpy.float32), 24000)
-    print(*sorted(name for name in set(sys.modules) - before if name.startswith(("librosa", "numba", "sklearn"))))
-"""
-
-
-def test_the_first_voice_of_a_process_waits_for_no_library(checkpoint: Path, wavs: dict[str, Path]) -> None:
-    command = [sys.executable, "-c", FRESH, str(checkpoint), str(wavs["short"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == ""
