@@ -1,4 +1,4 @@
-"""``generate_batch``: every chunk as if it were spoken alone, whatever else is spoken."""
+"""``generate_batch``: every chunk as ``generate`` speaks it, whatever the other chunks are."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ T3_ONLY = tc.CompileConfig.off().replace(t3=QUICK)
 
 
 def alone(model: Any, spoken: Spoken, texts: list[str], seeds: list[int], **settings: Any) -> list[Any]:
-    """Speech tokens of each text by ``generate``."""
+    """Returns the speech tokens of each text by ``generate``."""
     spoken.clear()
     for text, seed in zip(texts, seeds):
         torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def alone(model: Any, spoken: Spoken, texts: list[str], seeds: list[int], **sett
 
 
 def together(model: Any, spoken: Spoken, texts: list[str], seeds: list[int], **options: Any) -> list[tuple[int, ...]]:
-    """Speech tokens of each text by ``generate_batch``, found again by what its wave says."""
+    """Returns the speech tokens of each text by ``generate_batch``, found by the number in its wave."""
     spoken.clear()
     waves = model.generate_batch(texts, seeds, **options)
     assert all(wave.dtype == torch.float32 and wave.ndim == 2 for wave in waves)
@@ -146,7 +146,7 @@ def test_mel_frames_that_fail_together_are_solved_alone(
 
 
 def test_waves_after_guesses(tts: Any) -> None:
-    """Random numbers that T3 has drawn too early are given back before flow and vocoder draw."""
+    """Random numbers that T3 has drawn too early are put back before flow and vocoder draw."""
     with tc.compile_model(tts, T3_ONLY) as handle:
         torch.manual_seed(5)
         expected = handle.generate(SHORT)
@@ -200,7 +200,7 @@ def test_long_texts_do_not_hold_the_others(
         Decoding, "advance", lambda self, alone: (passes.append(len(self.active)), advance(self, alone))
     )
     traced.generate_batch(CHUNKS, SEEDS, max_batch=3)
-    assert sum(passes) <= sum(lengths)  # nobody who has ended is decoded on
+    assert sum(passes) <= sum(lengths)  # no utterance that has ended is decoded further
     assert len(passes) <= sum(lengths) / 3 + max(lengths)
 
 
@@ -262,7 +262,7 @@ def test_what_is_not_finite_is_gone_with_its_chunk(
     if level == "graphs":
         request.getfixturevalue("recorder")
     policy = {"graphs": tc.ComponentPolicy(), "native": QUICK, "eager": EAGER.t3}[level]
-    letter = int(tts.tokenizer.text_to_tokens("W")[0, 0])  # of one text alone
+    letter = int(tts.tokenizer.text_to_tokens("W")[0, 0])  # which occurs in one text alone
     texts = ["We are lost. " * 6, *CHUNKS]  # in the first slot, which others get
     assert sum("W" in text for text in texts) == 1
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy)) as handle:
@@ -320,7 +320,7 @@ def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, silenced: S
     assert found == [
         ("memory", "2 at a time instead of 5"),
         ("memory", "1 at a time instead of 2"),
-        ("memory", "one by one what was spoken together: 4"),  # one was complete
+        ("memory", "one by one what was spoken together: 4"),  # one chunk was complete
         *[again, fallen] * 2,
         again,
         ("memory", fallen[1] + ", from now on: 3 failures"),
@@ -372,7 +372,7 @@ def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, silenced
 
 
 def failing_once_heard(patch: pytest.MonkeyPatch, spoken: Spoken, together_only: bool) -> None:
-    """T3's loop fails as soon as one chunk is complete; if need be, only where it speaks several."""
+    """Makes T3's loop fail once a chunk is complete; with ``together_only`` only while several are spoken."""
     advance = Decoding.advance
 
     def fail(self: Any, alone: bool = True) -> None:
@@ -384,7 +384,7 @@ def failing_once_heard(patch: pytest.MonkeyPatch, spoken: Spoken, together_only:
 
 
 def failing_prompt(patch: pytest.MonkeyPatch, handle: tc.CompiledTTS, at: int, error: Exception) -> None:
-    """Embedding a prompt fails once, at its ``at``-th call."""
+    """Makes the embedding of a prompt fail once, at its ``at``-th call."""
     kind = type(handle.t3)
     embed, calls = kind.prepare_input_embeds, []
 

@@ -1,4 +1,4 @@
-"""Keys, eviction, failures and turns of CUDA graphs, without a GPU."""
+"""Keys, eviction, failures and threads of CUDA graphs, without a GPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_a_function_changes_changes_once() -> None:
     for expected in (1, 2, 3):
         graphs.replay("a", step, changed=[count])
         assert count.item() == expected
-    assert WARM_UPS > 0  # without them the first assertion would hold by itself
+    assert WARM_UPS > 0  # without warm-ups the first assertion would always hold
 
 
 @given(keys=st.lists(st.integers(0, 6), max_size=40), ceiling=st.integers(1, 4))

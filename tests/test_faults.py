@@ -1,4 +1,4 @@
-"""Faults at every component, phase and kind of error: the model speaks on as stock does, and the report says why.
+"""Faults at every component, phase and kind of error: the model goes on as stock does, and the report has the reason.
 
 ``docs/reliability.md`` counts the cases.
 """
@@ -252,7 +252,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spoken(handle: Any, name: str, recording: Path) -> Any:
-    """What a component without an engine gives, as plain values."""
+    """Returns the result of a component without an engine, as plain values."""
     wave = np.sin(np.arange(24_000) / 20).astype(np.float32) * 0.1
     if name == "voice_encoder":
         return handle.ve.embeds_from_wavs([wave], sample_rate=16_000).tolist()
@@ -276,7 +276,7 @@ def test_components_without_an_engine(
         component = components(handle)[name]
         owner, inner_name = INNER[name]
         inner = getattr(owner, inner_name)
-        failing: list[bool] = []  # of the next calls of the inner function
+        failing: list[bool] = []  # taken off the end by each call of the inner function
 
         def broken(*args: Any, **kwargs: Any) -> Any:
             if failing and failing.pop():

@@ -1,4 +1,4 @@
-"""Measuring in fresh processes, and what is made of what they find."""
+"""The benchmarks that measure in fresh processes, and how they combine the figures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_side_loads_speaks_and_reports(checkpoint: Path, capsys: Any, monkeypa
 
 
 def pretended(side: str, cold: bool, failed: bool = False, calls: int = 1, missed: int = 0) -> Child:
-    """Of a compiled side that imports and calls faster, and loads slower."""
+    """Returns figures of a process; the compiled side imports and calls faster, and loads slower."""
     spent = {"imports": 4.0, "gap": 50.0, "load": 8.0, "gap2": 50.0, "compile": 0.0}
     first, steady = 2.0, 2.0
     if side == "compiled":
@@ -71,7 +71,7 @@ def pretended(side: str, cold: bool, failed: bool = False, calls: int = 1, misse
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, failed: int | None = None) -> loading.LoadingResult:
-    """With a failure in the process of that number, if any."""
+    """Runs the loading benchmark on made-up figures, with a failure in the process of that number, if any."""
     asked: list[str] = []
 
     def measure(source: str, side: str, **_: Any) -> Child:
@@ -118,7 +118,7 @@ def test_a_failure_of_any_compiled_process_is_one(monkeypatch: pytest.MonkeyPatc
 
 
 def started(monkeypatch: pytest.MonkeyPatch, **last: Any) -> startup.StartupResult:
-    """``last`` is of the last warm process."""
+    """Runs the startup benchmark on made-up figures; ``last`` changes those of the last warm process."""
     asked: list[tuple[str, str]] = []
 
     def measure(source: str, side: str, *, cache_dir: str, calls: int, **_: Any) -> Child:

@@ -126,7 +126,7 @@ def test_restore_gives_memory_back(tts: Any, recorder: PretendRecorder) -> None:
 
 
 def with_own_t3(tts: Any) -> Any:
-    """The model with a T3 of its own; the rest is shared."""
+    """Returns the model with a T3 of its own; the rest is shared."""
     copied = copy.copy(tts)
     copied.t3 = copy.deepcopy(tts.t3)
     return copied

@@ -57,7 +57,7 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     assert budget.spent >= 0.05
     for _ in range(2):
         assert torch.equal(second(torch.ones(4)), torch.full((4,), 2.0))
-    assert (first.compiled_calls, first.eager_calls) == (3, 0)  # what is compiled goes on being used
+    assert (first.compiled_calls, first.eager_calls) == (3, 0)  # compiled code is still used
     assert (second.compiled_calls, second.eager_calls, second.graphs) == (0, 2, 0)
     assert first(torch.ones(4, 4)).sum() == 32  # another shape would be another graph
     assert (first.graphs, first.eager_calls) == (1, 1)
@@ -126,7 +126,7 @@ def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) ->
     for row in rows:
         assert row.ran == "eager"
         assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
-    assert rows[0].graphs <= 1  # the one that spent it
+    assert rows[0].graphs <= 1  # the graph that spent the budget
     assert rows[1].graphs == 0
 
 
@@ -202,7 +202,7 @@ def test_the_machines_memory_as_a_last_level(
 
     for owner in (tts.t3, tts.s3gen.flow):
         stock_runs_short(owner)
-    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were elsewhere
+    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were on another device
     with tc.compile_model(tts, EAGER.replace(cpu_fallback=True)) as fast:
         for name in ("t3", "flow"):
             component = components(fast)[name]
@@ -285,7 +285,9 @@ def test_another_process_compiles_while_this_one_speaks(
         assert "calls ran eager while another process compiled" in row.note
         assert row.fallbacks == ()
     assert tts.t3.speech_head.weight.data_ptr() == before
-    assert list((cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("llama_decoder-*.so"))  # built over there
+    assert list(
+        (cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("llama_decoder-*.so")
+    )  # built by the other process
 
 
 def test_what_reaches_another_process_is_fit_to_be_compiled(
@@ -323,7 +325,7 @@ def test_what_is_not_compiled_in_another_process(tts: Any, caplog: pytest.LogCap
     elsewhere = types.SimpleNamespace(s3gen=nn.Linear(1, 1, device="meta"))
     assert background.start(elsewhere, config) is None
     assert caplog.text == ""
-    tts.t3.somebodys = lambda: None  # which cannot be pickled
+    tts.t3.somebodys = lambda: None  # a lambda cannot be pickled
     assert background.start(tts, config) is None
     assert "nothing is compiled in the background" in caplog.text
 
@@ -422,7 +424,7 @@ def test_a_model_that_is_not_compiled_leaves_no_process(
 
 
 class Ended:
-    """In place of another process that has come to its end, or has not yet."""
+    """A stand-in for the other process, which has ended or has not."""
 
     def __init__(self) -> None:
         self.running = False
@@ -438,7 +440,7 @@ class Ended:
 
 @pytest.fixture
 def switching(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A model that goes over to what was compiled as soon as that is allowed."""
+    """A model that uses the compiled code as soon as the stand-in has ended."""
     monkeypatch.setattr(background, "start", lambda *args: Ended())
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
     with tc.compile_model(tts, config) as fast:

@@ -1,4 +1,4 @@
-"""The gate lets a good component pass and stops a bad one: errors planted in compiled blocks, tokens and waves."""
+"""Parity finds errors that tests put into compiled blocks, tokens and waves, and passes a good component."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_tape_is_played_from_stocks_own_inputs_and_random_numbers(tape: list[C
 
 
 def _bias(traced: Any, name: str) -> Tensor:
-    """Of a block in the middle of what is traced."""
+    """Returns a bias of a block in the middle of the component."""
     copies = components(traced)[name].engine.copies.current()
     if name == "vocoder":
         bias: Tensor = copies.stages[1].residuals[0][0].kernel1[1]

@@ -36,7 +36,7 @@ samplings = st.builds(
 
 
 def stock_probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings) -> Tensor:
-    """The lines of ``T3.inference`` from penalty to softmax."""
+    """Repeats the lines of ``T3.inference`` from penalty to softmax."""
     from transformers.generation.logits_process import (
         MinPLogitsWarper,
         RepetitionPenaltyLogitsProcessor,

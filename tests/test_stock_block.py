@@ -1,4 +1,4 @@
-"""``with fast.stock() as tts``: stock inside, attached again outside."""
+"""``with fast.stock() as tts``: the model is stock inside the block and attached again after it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_compiled_again_inside_it(tts: Any) -> None:
     fast = tc.compile_model(tts, EAGER)
     with pytest.raises(tc.ModelStateError, match="compiled again") as caught, fast.stock():
         other = tc.compile_model(tts, tc.CompileConfig.off())
-    assert caught.value.__context__ is None  # it is said once
+    assert caught.value.__context__ is None  # the error is raised once
     assert tc.compile_model(tts, tc.CompileConfig.off()) is other
     other.restore()
 
@@ -97,7 +97,7 @@ TRACED = (str(Path(tc.__file__).parent), contextlib.__file__)
 
 
 def interrupted(number: int, action: Callable[[], object]) -> bool:
-    """Whether an interrupt at the ``number``-th line of this library or of contextlib came before the action ended."""
+    """Interrupts an action at the ``number``-th line of the library or of contextlib; False where it ended before."""
     seen = 0
 
     def trace(frame: Any, event: str, _: Any) -> Any:

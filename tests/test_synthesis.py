@@ -20,14 +20,14 @@ from tts_compile.execution.native import build
 
 pytest.importorskip("chatterbox")
 
-EAGER_BACKEND = tc.ComponentPolicy(backend="eager")  # dynamo without a compiler of its own
+EAGER_BACKEND = tc.ComponentPolicy(backend="eager")  # dynamo without inductor
 OFF = tc.CompileConfig.off()
 
 Call = Callable[[str], Tensor]
 
 
 class Bench(NamedTuple):
-    """Runs a benchmark of the shared model."""
+    """A benchmark that runs on the shared model."""
 
     run: Callable[..., synthesis.SynthesisResult]
     configure: Callable[[tc.CompileConfig], None]
@@ -50,7 +50,7 @@ def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 @pytest.fixture
 def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer of each kind, one solver step and one other length are enough to see what is called."""
+    """Cuts the model to a layer of each kind, and the benchmark to one solver step and one other length."""
     encoder, estimator = tts.s3gen.flow.encoder, tts.s3gen.flow.decoder.estimator
     stages = (estimator.down_blocks[0], estimator.mid_blocks[0], estimator.up_blocks[0])
     for owner, name in (
@@ -81,7 +81,7 @@ def pretend(
     vary: Callable[[], None] | None = None,
     tokens: list[tuple[int, ...]] | None = None,
 ) -> None:
-    """Have ``call`` measured in place of the flow."""
+    """Makes the benchmark measure ``call`` in place of the flow."""
     subject = synthesis._Subject(call, lambda made: made.shape[1] / 4, tokens=[] if tokens is None else tokens)
     subject.vary = vary
     monkeypatch.setattr(synthesis, "_flow", lambda tts, fast, settings: subject)
@@ -249,7 +249,7 @@ def test_a_small_bench_passes_and_ran_compiled(subject: str, bench: Bench, small
 
 @pytest.fixture
 def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random tokens that nobody hears; on the classes, as the benchmark itself listens on the instance."""
+    """Makes T3 return random tokens and S3Gen silence; on the classes, since the benchmark patches the instance."""
     monkeypatch.setattr(type(tts.t3), "inference", lambda self, **_: torch.randint(6561, (1, 12)))
     monkeypatch.setattr(
         type(tts.s3gen), "inference", lambda self, speech_tokens, ref_dict: (torch.zeros(1, 4800), None)

@@ -1,4 +1,4 @@
-"""The same tokens as stock, one for one, and the generator left where stock leaves it."""
+"""T3 against stock: equal tokens, one for one, and an equal state of the generator afterwards."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_budget_means_the_models_own(speaker: Any, stock_speech: Callable[...
 
 
 def test_initial_speech_tokens(speaker: Any, tts: Any) -> None:
-    initial = torch.arange(0, 6400, 64)[None].repeat(2, 1)  # enough of them to change what is said
+    initial = torch.arange(0, 6400, 64)[None].repeat(2, 1)  # enough of them to change the speech
     expected = speak_stock(tts, SHORT, max_new_tokens=12, initial_speech_tokens=initial)
     assert expected.tokens != speak_stock(tts, SHORT, max_new_tokens=12).tokens
     assert speak(speaker, SHORT, max_new_tokens=12, initial_speech_tokens=initial) == expected
@@ -102,14 +102,14 @@ def test_one_row_without_guidance_is_stocks_first_row(speaker: Any, stock_speech
 def test_generate_without_guidance_where_stock_breaks(
     speaker: Any, stock_speech: Callable[..., Speech], silent: Callable[[Any], list[tuple[int, ...]]]
 ) -> None:
-    heard = silent(speaker)
+    spoken = silent(speaker)
     for _ in range(2):
         torch.manual_seed(4)
         wave = speaker.generate(SHORT, cfg_weight=0)
         assert wave.dtype == torch.float32
         assert wave.ndim == 2
     expected = stock_speech(SHORT, 4, cfg_weight=0.0).tokens
-    assert heard == [tuple(token for token in expected if token < 6561)] * 2
+    assert spoken == [tuple(token for token in expected if token < 6561)] * 2
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 6])

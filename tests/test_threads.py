@@ -1,4 +1,4 @@
-"""Threads take turns, processes keep to themselves, and handles are not carried over."""
+"""One thread speaks at a time, forked processes are refused, and handles cannot be pickled."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from tts_compile.execution.process_lock import Turn
 def test_every_thread_hears_what_it_would_hear_alone(
     eager: tc.CompiledTTS, silent: Callable[[Any], list[tuple[int, ...]]]
 ) -> None:
-    heard = silent(eager)
+    spoken = silent(eager)
     wanted = {}
     texts = ["A", SHORT, "Who goes there?"]
     for seed, text in enumerate(texts):
         with eager.seeded(seed):
             eager.generate(text)
-        wanted[seed] = heard[-1]
+        wanted[seed] = spoken[-1]
     torch.manual_seed(1)
     eager.generate(texts[1])
-    assert heard[-1] == wanted[1]  # as by hand
+    assert spoken[-1] == wanted[1]  # as with torch.manual_seed
     state = torch.get_rng_state()
 
     def speak(number: int) -> tuple[int, tuple[int, ...]]:
         seed = number % len(texts)
         with eager.seeded(seed):
             eager.generate(texts[seed])
-            return seed, heard[-1]
+            return seed, spoken[-1]
 
     with ThreadPoolExecutor(4) as threads:
         for seed, tokens in threads.map(speak, range(9)):
@@ -244,8 +244,8 @@ def test_turns_nest() -> None:
 
 
 def test_long_texts_are_seeded_alike(eager: tc.CompiledTTS, silent: Callable[[Any], list[tuple[int, ...]]]) -> None:
-    heard = silent(eager)
+    spoken = silent(eager)
     with eager.seeded(3):
         eager.generate(TEXTS[120])
     eager.generate_batch([TEXTS[120]], seeds=[3])
-    assert heard[0] == heard[1]
+    assert spoken[0] == spoken[1]

@@ -21,12 +21,12 @@ from tts_compile.components.vocoder.engine import VocoderEngine
 from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity
 from tts_compile.parity import transcription as quality
 
-# Flow and vocoder speak by themselves, which is enough to be compared, and quick.
+# Flow and vocoder alone are enough to be compared, and quick.
 CONFIG = EAGER.replace(**dict.fromkeys(("t3", "voice_encoder", "reference"), tc.ComponentPolicy(execution="stock")))
 
 
 def found(failing: dict[str, str], wave: str = "") -> ParityReport:
-    """A report in which some components, or the wave, are not as stock's."""
+    """Returns a report in which some components, or the wave, differ from stock's."""
     parts = {
         name: ComponentParity("eager", 1, 0, (), (), True, (failing[name],) if name in failing else ())
         for name in ("t3", "flow", "vocoder")
@@ -94,7 +94,7 @@ def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[Parit
     planted(found({"t3": "other tokens"}))
     with tc.compile_model(tts, EAGER) as fast:
         assert fast.parity is None
-        assert tc.compile_model(tts, EAGER, validate=True) is fast  # now it is
+        assert tc.compile_model(tts, EAGER, validate=True) is fast  # now it is measured
         assert [event.phase for event in fast.report().components["t3"].fallbacks] == ["validate"]
         planted(found({"flow": "other frames"}))
         tc.compile_model(tts, EAGER, validate=True)
@@ -102,7 +102,7 @@ def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[Parit
 
 
 def test_what_is_left_must_speak_well_together(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A component that is wrong by itself may hide that the others are wrong together."""
+    """A component that is wrong alone may hide that the others are wrong together."""
 
     def measure(tts: Any, components: Any, *args: Any, **kwargs: Any) -> ParityReport:
         left = {name for name in ("t3", "flow", "vocoder") if components[name].seams}
@@ -173,7 +173,7 @@ def test_thresholds_follow_the_weights_that_are_read(tts: Any, monkeypatch: pyte
     monkeypatch.setattr(handle, "measure", measure)
     config = EAGER.replace(flow=tc.ComponentPolicy(execution="eager", dtype="bf16"))
     tc.validate(tts, config)
-    assert set(seen.values()) == {Thresholds.exact()}  # there are no others in this version
+    assert set(seen.values()) == {Thresholds.exact()}  # this version has no others
     monkeypatch.setattr(FlowComponent, "dtype", "bf16")
     tc.validate(tts, config)
     assert seen["flow"] == Thresholds.fast()

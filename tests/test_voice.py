@@ -1,4 +1,4 @@
-"""The reference voice: stock's values bit for bit, remembered, never shared, and kept when a new one is bad."""
+"""The reference voice: equal to stock's bit for bit, cached, never shared, and kept when a new recording is bad."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wavs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def stock_conds(tts: Any, source: Any, **settings: Any) -> Any:
-    """What the class's own method makes of it, with nothing attached."""
+    """Returns the voice that the class's own method makes of a recording, with nothing attached."""
     assert "embeds_from_wavs" not in vars(tts.ve)
     voice = tts.conds
     try:
@@ -110,7 +110,7 @@ def test_exaggeration_is_no_part_of_what_is_kept(voiced: Any, wavs: dict[str, Pa
 def test_changing_a_voice_in_place_changes_no_other(voiced: Any, wavs: dict[str, Path]) -> None:
     voiced.prepare_conditionals(wavs["short"])
     expected = {name: value.clone() for name, value in parts(voiced.conds).items() if value is not None}
-    for _ in range(2):  # the tensors that were computed, and those that were answered
+    for _ in range(2):  # the tensors that were computed, and those from the cache
         for value in parts(voiced.conds).values():
             if value is not None:
                 value.zero_()
@@ -141,7 +141,7 @@ def _exchanged(weight: Tensor) -> None:
 
 
 def _cast(weight: Tensor) -> None:
-    weight.data = (weight.data * 1.5).half().float()  # may well come to lie where the first one was
+    weight.data = (weight.data * 1.5).half().float()  # the new tensor may get the address of the first
 
 
 @pytest.mark.parametrize("change", [_written, _exchanged, _cast])
