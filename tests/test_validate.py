@@ -13,7 +13,7 @@ import torch
 
 import tts_compile as tc
 from conftest import EAGER
-from speech import SHORT, Speech, speak
+from speech import Speech
 from tts_compile import background, handle
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
