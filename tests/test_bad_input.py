@@ -1,4 +1,4 @@
-"""Bad input: a clear error before any work is lost, and a model that speaks as before."""
+"""Bad input: a clear error before any work is lost, and a model that gives the same results as before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speech import SHORT, Speech, speak, text_tokens
 
 @contextlib.contextmanager
 def unharmed(handle: Any, stock_speech: Callable[..., Speech]) -> Iterator[None]:
-    """The voice is the same object after the block, and the model speaks as stock does."""
+    """Checks after the block that the voice is the same object and the model gives stock's tokens."""
     voice, part = handle.conds, handle.conds.t3
     yield
     assert handle.conds is voice
@@ -51,7 +51,7 @@ def test_text(eager: Any, heard: list[Any], stock_speech: Callable[..., Speech])
     assert heard == []
 
 
-def test_empty_text_keeps_stocks_sentence(eager: Any, tts: Any, heard: list[Any]) -> None:
+def test_empty_text_becomes_stocks_sentence(eager: Any, tts: Any, heard: list[Any]) -> None:
     torch.manual_seed(0)
     eager.generate("")
     eager.restore()
@@ -197,7 +197,7 @@ def test_training_mode_of_the_token_loop(eager: Any, tts: Any, stock_speech: Cal
 
 @pytest.fixture
 def quick(tts: Any) -> tc.CompiledTTS:
-    """A compiled model whose counts nobody else reads."""
+    """A compiled model that no other test uses."""
     policy = tc.ComponentPolicy(execution="inductor", backend="eager")
     return tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy))
 
@@ -231,7 +231,7 @@ def test_non_finite_logits_only_where_they_are_reached(
     request: pytest.FixtureRequest, stock_speech: Callable[..., Speech], execution: str
 ) -> None:
     handle = request.getfixturevalue("quick" if execution == "inductor" else "eager")
-    speak(handle, SHORT, max_new_tokens=1)  # stock keeps what it makes of the voice at first, of these positions too
+    speak(handle, SHORT, max_new_tokens=1)  # stock caches embeddings with these positions
     positions = handle.t3.speech_pos_emb.emb.weight
     with torch.no_grad():
         good = positions[6].clone()

@@ -315,7 +315,7 @@ def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, silenced: S
     if not memory:
         assert found == [("compile", "inductor instead of cuda_graph")]
         return
-    again = ("memory", "cuda_graph again, with what could be given back")
+    again = ("memory", "cuda_graph again, after releasing memory")
     fallen = ("memory", "inductor instead of cuda_graph")
     assert found == [
         ("memory", "2 at a time instead of 5"),
@@ -667,7 +667,7 @@ class TestMemory:
         assert [event.action for event in traced.report().components["t3"].fallbacks] == [
             "1 at a time instead of 2",
             "one by one what was spoken together: 2",
-            *["inductor again, with what could be given back"] * 2,
+            *["inductor again, after releasing memory"] * 2,
         ]
 
     @pytest.mark.parametrize(("free", "most"), [(2**20, 1), (2**40, len(CHUNKS))])

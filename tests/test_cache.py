@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ from torch._inductor.runtime import cache_dir_utils
 
 import tts_compile as tc
 from tts_compile import _compat, cache
-from tts_compile.cache import folder as place
-from tts_compile.cache.machine import Machine, this_machine
+from tts_compile.cache.folder import MACHINE
+from tts_compile.cache.machine import OPERATORS, Machine, digest_of_operators, this_machine
 from tts_compile.errors import UnsafeFileError
 from tts_compile.utils import files
 
@@ -127,7 +128,7 @@ def test_a_folder_for_this_kind_of_machine(tmp_path: Path) -> None:
     assert folder == cache.folder(str(tmp_path / "a"))
     assert re.fullmatch(r"torch-\d+\.\d+\.\d+\w*-cpython-3\d+-[0-9a-f]{12}", folder.name)
     assert {path.stat().st_mode & 0o777 for path in (folder, folder.parent)} == {0o700}
-    assert Machine.from_dict(json.loads((folder / place.MACHINE).read_text())) == this_machine()
+    assert Machine.from_dict(json.loads((folder / MACHINE).read_text())) == this_machine()
 
 
 def test_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_what_is_for_readers_only_may_be_missing(
 def test_machines_differ_by_everything(field: str) -> None:
     other = dataclasses.replace(this_machine(), **{field: "another"})
     assert other.name != this_machine().name
-    assert "another there, " in other.differences(this_machine())
+    assert "another instead of " in other.differences(this_machine())
     assert this_machine().differences(this_machine()) == ""
 
 
@@ -162,10 +163,10 @@ def test_only_the_features_that_differ_are_named() -> None:
     here = dataclasses.replace(this_machine(), features="avx2 fma sse")
     there = dataclasses.replace(here, features="avx2 avx512f fma", torch="2.5.0 (a1)")
     assert there.differences(dataclasses.replace(here, torch="2.6.0 (b2)")) == (
-        "torch 2.5.0 (a1) there, 2.6.0 (b2) here; CPU features avx512f there, sse here"
+        "torch 2.5.0 (a1) instead of 2.6.0 (b2); CPU features avx512f instead of sse"
     )
     assert there.differences(dataclasses.replace(there, features="fma")) == (
-        "CPU features avx2 avx512f there, no others here"
+        "CPU features avx2 avx512f instead of none"
     )
 
 
@@ -184,6 +185,32 @@ def test_what_a_machine_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert look().compiler == str(tmp_path)
     monkeypatch.setattr(_compat, "cpp_compiler", lambda: None)
     assert look().compiler == "none"
+
+
+REGISTERS = re.compile(r'\bbuild\.register\(\s*"(\w+)\(')
+
+
+def test_machines_differ_by_every_file_that_defines_an_operator(tmp_path: Path) -> None:
+    package = Path(tc.__file__).parent
+    texts = {path.relative_to(package): path.read_text() for path in package.rglob("*.py")}
+    operators = {path: found for path, text in texts.items() if (found := REGISTERS.findall(text))}
+    assert {path.stem: [path.stem] for path in operators} == {path.stem: found for path, found in operators.items()}
+    assert {path.stem for path in operators} >= {"convolution", "llama_decoder", "transformer_block"}
+    definers = [path for path, text in texts.items() if path in operators or "torch.library." in text]
+    copied = shutil.copytree(package, tmp_path / "package")
+    folder = copied / OPERATORS.relative_to(package)
+    digests = {digest_of_operators(OPERATORS)}
+    assert digests == {digest_of_operators(folder), this_machine().operators}
+    for count, path in enumerate(definers, 2):
+        (copied / path).write_text(texts[path] + "# changed\n")
+        digests.add(digest_of_operators(folder))
+        assert len(digests) == count, f"a change of {path} does not change the digest"
+
+
+def test_without_the_operators_files_nothing_is_taken_for_valid(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(tc.CompilationError, match="no file that defines an operator"):
+            digest_of_operators(folder)
 
 
 def test_a_compiler_that_cannot_be_run_is_none() -> None:
@@ -207,16 +234,16 @@ def test_state(tmp_path: Path) -> None:
         (other / "ab").mkdir(parents=True)
         (other / "ab" / "x.so").write_bytes(bytes(2**20))
     plain = dataclasses.asdict(dataclasses.replace(this_machine(), torch="2.5.0 (abc)"))
-    (older / place.MACHINE).write_text(json.dumps(plain))
-    (nonsense / place.MACHINE).write_text("[]")
+    (older / MACHINE).write_text(json.dumps(plain))
+    (nonsense / MACHINE).write_text("[]")
     found = cache.state(str(tmp_path / "a"))
     assert found.folder == str(folder)
     assert {sort: getattr(found, sort).files for sort in SORTS} == SORTS
     assert str(found.generated) == "2 files, 0.0 MiB"
     assert found.generated.bytes == len(CARRIED["ab/cabc.cpp"]) + len(CARRIED["ab/cabc.so"])
     stale, strange = found.others
-    assert (stale.name, stale.kept) == (older.name, cache.Kept(1, 2**20))
-    assert stale.differs.startswith("torch 2.5.0 (abc) there")
+    assert (stale.name, stale.kept) == (older.name, cache.FileCount(1, 2**20))
+    assert stale.differs.startswith("torch 2.5.0 (abc) instead of ")
     assert "cannot be read" in strange.differs
     assert (f"- stale or foreign: {older.name}", f"1 files, 1.0 MiB: {stale.differs}") in found.rows()
 

@@ -24,7 +24,7 @@ import tts_compile as tc
 from test_cache import CARRIED, LEFT, fill
 from tts_compile import cache
 from tts_compile.cache import archive
-from tts_compile.cache import folder as place
+from tts_compile.cache.folder import MACHINE, kind_of
 from tts_compile.cache.machine import this_machine
 from tts_compile.utils import files
 
@@ -35,7 +35,7 @@ def held(cache_dir: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != place.MACHINE
+        if path.is_file() and path.name != MACHINE
     }
 
 
@@ -139,8 +139,8 @@ def test_every_byte_may_be_damaged(packed: bytes) -> None:
     for place_in_file in range(len(packed)):
         before, byte, after = packed[:place_in_file], packed[place_in_file], packed[place_in_file + 1 :]
         for damaged in (before, *(before + bytes([byte ^ bits]) + after for bits in (1, 0x80, 0xFF))):
-            with contextlib.suppress(archive._RefusedError):
-                assert archive._contents(damaged) == whole
+            with contextlib.suppress(archive.RefusedError):
+                assert archive.unpacked(damaged) == whole
 
 
 def repacked(packed: bytes, change: Callable[[dict[str, Any]], object], *more: tuple[zipfile.ZipInfo, bytes]) -> bytes:
@@ -165,15 +165,15 @@ def test_another_kind_of_machine(packed: bytes, refused: Callable[[bytes], str])
     def older(manifest: dict[str, Any]) -> None:
         manifest["machine"]["torch"] = "2.5.0 (abc)"
 
-    assert refused(repacked(packed, older)) == f"torch 2.5.0 (abc) there, {this_machine().torch} here"
+    assert refused(repacked(packed, older)) == f"torch 2.5.0 (abc) instead of {this_machine().torch}"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("format", 2, "format 2 there, 1 here"),
-        ("machine", {}, "which machine"),
-        ("machine", None, "which machine"),
+        ("format", 2, "format 2 instead of 1"),
+        ("machine", {}, "not described"),
+        ("machine", None, "not described"),
         ("sha256", [], "damaged"),
         ("sha256", {}, "not those of the manifest"),
         ("sha256", None, "damaged"),
@@ -205,11 +205,11 @@ def of_mode(name: str, mode: int) -> zipfile.ZipInfo:
 @pytest.mark.parametrize(
     ("info", "why"),
     [
-        *((zipfile.ZipInfo(name), "no name of a file") for name in ("../x", "/x", "a/../../x", "a/..")),
-        *((zipfile.ZipInfo(name), "no name of a file") for name in ("a//x", "./x", ".", "C:x", "a\\x", "a/")),
-        *((zipfile.ZipInfo(f"tts_compile/{name}"), "no compiled code") for name in ("tuned-1.json", "x.py")),
-        *((zipfile.ZipInfo(name), "no compiled code") for name in (place.MACHINE, "locks/x", ".x/x", "a/.x")),
-        *((of_mode("a/x", mode), "no regular file") for mode in (stat.S_IFLNK | 0o777, stat.S_IFDIR, stat.S_IFCHR)),
+        *((zipfile.ZipInfo(name), "not the name of a file") for name in ("../x", "/x", "a/../../x", "a/..")),
+        *((zipfile.ZipInfo(name), "not the name of a file") for name in ("a//x", "./x", ".", "C:x", "a\\x", "a/")),
+        *((zipfile.ZipInfo(f"tts_compile/{name}"), "not compiled code") for name in ("tuned-1.json", "x.py")),
+        *((zipfile.ZipInfo(name), "not compiled code") for name in (MACHINE, "locks/x", ".x/x", "a/.x")),
+        *((of_mode("a/x", mode), "not a regular file") for mode in (stat.S_IFLNK | 0o777, stat.S_IFDIR, stat.S_IFCHR)),
     ],
     ids=lambda given: given if isinstance(given, str) else f"{given.filename} {given.external_attr >> 28:o}",
 )
@@ -226,15 +226,15 @@ def test_too_much_is_refused_before_it_is_unpacked(
 ) -> None:
     bomb = repacked(packed, lambda _: None, (zipfile.ZipInfo("ab/zeros"), bytes(2**20)))
     assert len(bomb) < 2**12
-    monkeypatch.setattr(archive, "_LARGEST", 2**19)
+    monkeypatch.setattr(archive, "MAX_CONTENT", 2**19)
     read: list[str] = []
     read_one = zipfile.ZipFile.read
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, info: read.append(info.filename) or read_one(self, info))
     assert "GiB of compiled code" in refused(bomb)
     assert read == ["manifest.json"]
-    monkeypatch.setattr(archive, "_LONGEST_MANIFEST", 10)
+    monkeypatch.setattr(archive, "MAX_MANIFEST", 10)
     assert "manifest is too long" in refused(packed)
-    monkeypatch.setattr(archive, "_LARGEST", 10)
+    monkeypatch.setattr(archive, "MAX_CONTENT", 10)
     fill(tmp_path / "a", CARRIED)
     with pytest.raises(tc.CompilationError, match="GiB of compiled code"):
         tc.save_compile_cache(tmp_path / "x.zip", str(tmp_path / "a"))
@@ -246,7 +246,7 @@ def test_what_is_no_archive(packed: bytes, refused: Callable[[bytes], str]) -> N
     other = io.BytesIO()
     with zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("readme", "hello")
-    assert refused(other.getvalue()) == "it is no archive of compiled code"
+    assert refused(other.getvalue()) == "it is not an archive of compiled code"
     with zipfile.ZipFile(other, "a", zipfile.ZIP_DEFLATED) as made:
         made.writestr("manifest.json", "[]")
     assert "damaged" in refused(other.getvalue())
@@ -300,7 +300,7 @@ def test_what_refers_to_others_comes_later_and_whole(
     def noted(source: Path, target: Path) -> None:
         if target.suffix != ".json":
             assert Path(source).parent.name.startswith(".")  # torch reads every file in the folder of a graph
-            seen.append(str(cache.place.sort_of(PurePosixPath(target.relative_to(cache.folder(str(tmp_path / "b")))))))
+            seen.append(str(kind_of(PurePosixPath(target.relative_to(cache.folder(str(tmp_path / "b")))))))
         move(source, target)
 
     monkeypatch.setattr(archive.os, "replace", noted)

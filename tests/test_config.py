@@ -10,24 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_compile import CompileConfig, ComponentPolicy, ConfigError, TTSCompileError
-from tts_compile.config import COMPONENTS, DTYPES, EXECUTIONS, FALLBACKS
+from tts_compile.config import COMPONENTS, DTYPES, EXECUTIONS, SETTINGS
+from tts_compile.fallback import POLICIES
 
-policies = st.builds(
-    ComponentPolicy,
-    execution=st.sampled_from(EXECUTIONS),
-    backend=st.sampled_from(["inductor", "aot_eager"]),
-    mode=st.sampled_from(["default", "max-autotune"]),
-    dynamic=st.sampled_from([None, True, False]),
-    dtype=st.sampled_from(DTYPES),
-)
+VALUES = {
+    "execution": st.sampled_from(EXECUTIONS),
+    "backend": st.sampled_from(["inductor", "aot_eager"]),
+    "mode": st.sampled_from(["default", "max-autotune"]),
+    "dynamic": st.sampled_from([None, True, False]),
+    "dtype": st.sampled_from(DTYPES),
+    "draft_tokens": st.none() | st.integers(0, 7),
+    "fuse": st.sampled_from([None, True, False]),
+}
+# A value other than the default for each setting that some components do not have.
+CHANGED = {"backend": "aot_eager", "mode": "max-autotune", "dynamic": True, "draft_tokens": 5, "fuse": False}
 ladders = st.lists(st.integers(0, 2000), unique=True, max_size=6).map(
     lambda found: tuple(zip(sorted(found), sorted(found)[1:]))
 )
 configs = st.builds(
     CompileConfig,
-    **dict.fromkeys(COMPONENTS, policies),
+    **{name: st.builds(ComponentPolicy, **{s: VALUES[s] for s in SETTINGS[name]}) for name in COMPONENTS},
     buckets=ladders,
-    fallback=st.sampled_from(FALLBACKS),
+    fallback=st.sampled_from(POLICIES),
     warmup_samples=st.integers(0, 9),
     memory_limit_gb=st.none() | st.floats(0.5, 64),
     cache_dir=st.none() | st.just("cache"),
@@ -87,6 +91,7 @@ def test_all_mistakes_are_named_at_once() -> None:
                 "volcoder": {},
                 "t3": {"execution": "indutcor", "dtype": "fp8", "speed": 11},
                 "flow": 7,
+                "vocoder": {"draft_tokens": 5},
                 "fallback": "maybe",
                 "warmup_samples": -1,
                 "memory_limit_gb": float("nan"),
@@ -99,7 +104,8 @@ def test_all_mistakes_are_named_at_once() -> None:
     for part in ("volcoder", "'inductor'", "fp8", "speed", "flow", "maybe", "-1", "nan", "(200, 50)", "cache_dir"):
         assert part in message
     assert "ENABLE_TORCH_COMPILE" in message
-    assert len(caught.value.mistakes) == 11
+    assert "draft_tokens has no effect on vocoder, only on t3" in caught.value.mistakes
+    assert len(caught.value.mistakes) == 12
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,38 @@ def test_policy_values_out_of_range(changes: dict[str, Any]) -> None:
         ComponentPolicy(**changes)
 
 
+@pytest.mark.parametrize("setting", CHANGED)
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_setting_without_effect_on_its_component(name: str, setting: str) -> None:
+    policy = ComponentPolicy(**{setting: CHANGED[setting]})
+    ways = (
+        lambda: CompileConfig(**{name: policy}),
+        lambda: CompileConfig().replace(**{name: policy}),
+        lambda: CompileConfig.from_mapping({name: {setting: CHANGED[setting]}}),
+    )
+    if setting in SETTINGS[name]:
+        assert {getattr(make(), name) for make in ways} == {policy}
+        return
+    owners = ", ".join(owner for owner in COMPONENTS if setting in SETTINGS[owner])
+    for make in ways:
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert caught.value.mistakes == (f"{setting} has no effect on {name}, only on {owners}",)
+
+
+def test_every_setting_has_an_effect_on_some_component() -> None:
+    assert set().union(*SETTINGS.values()) == {field.name for field in dataclasses.fields(ComponentPolicy)}
+    fields = [field.name for field in dataclasses.fields(CompileConfig) if field.type == "ComponentPolicy"]
+    assert fields == list(COMPONENTS)
+
+
+def test_all_settings_without_effect_are_named_at_once() -> None:
+    policy = ComponentPolicy(backend="aot_eager", draft_tokens=0)
+    with pytest.raises(ConfigError) as caught:
+        CompileConfig(vocoder=policy, watermark=policy, fallback="maybe")
+    assert len(caught.value.mistakes) == 4
+
+
 def test_reference_report_settings() -> None:
     config = CompileConfig.from_mapping(
         {
@@ -144,7 +182,9 @@ def test_reference_report_settings() -> None:
         }
     )
     assert (config.t3.execution, config.t3.backend, config.t3.mode) == ("auto", "aot_eager", "reduce-overhead")
-    assert config.voice_encoder.execution == "stock"
+    assert (config.vocoder.backend, config.vocoder.mode) == ("aot_eager", "reduce-overhead")
+    assert config.voice_encoder == ComponentPolicy(execution="stock")  # which has nothing to compile
+    assert config.watermark == ComponentPolicy()
     assert config.buckets == ((10, 100), (100, 300), (300, 400))
 
 

@@ -180,5 +180,6 @@ def test_shapes_without_values_are_the_operators_own() -> None:
     x, packed = torch.randn(2, 4, 9).transpose(1, 2), convolution.pack(torch.randn(5, 4, 3))
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for residual in (None, torch.randn(2, 3, 5)):
-        arguments = (x, packed, torch.randn(5), 3, 1, 2, 3, residual)
-        torch.library.opcheck(torch.ops.tts_compile.convolve.default, arguments, test_utils=tests)
+        settings = {"rows": 3, "left": 1, "dilation": 2, "stride": 3, "residual": residual}
+        operator = torch.ops.tts_compile.convolution.default
+        torch.library.opcheck(operator, (x, packed, torch.randn(5)), settings, test_utils=tests)

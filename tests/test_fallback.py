@@ -1,4 +1,4 @@
-"""What runs after a failure, and the record of it."""
+"""A failing component runs at the next level, and the report records it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_note_leaves_the_level() -> None:
     assert datetime.fromisoformat(event.at).utcoffset() is not None
 
 
-def test_failing_backend_speaks_as_stock_and_says_so(tts: Any, stock_speech: Callable[..., Speech]) -> None:
+def test_failing_backend_gives_stocks_tokens_and_an_event(tts: Any, stock_speech: Callable[..., Speech]) -> None:
     fast = tc.compile_model(tts, config("test_broken"))
     for _ in range(2):
         assert speak(fast, SHORT) == stock_speech(SHORT)
@@ -140,7 +140,7 @@ def test_error_in_the_users_own_code_is_not_a_compile_failure(
 @pytest.mark.parametrize(
     "policy", [tc.ComponentPolicy(execution="cuda_graph"), tc.ComponentPolicy(execution="eager", dtype="fp16")]
 )
-def test_wish_that_cannot_be_granted_is_an_event(tts: Any, policy: tc.ComponentPolicy) -> None:
+def test_request_that_cannot_be_granted_is_an_event(tts: Any, policy: tc.ComponentPolicy) -> None:
     fast = tc.compile_model(tts, tc.CompileConfig(t3=policy))
     (event,) = fast.report().components["t3"].fallbacks
     assert event.phase == "attach"

@@ -1,11 +1,11 @@
-"""``FallbackManager.run`` on any callable: which level answers, what is undone, and what is written down."""
+"""``FallbackManager.run`` on any callable: the level that answers, the calls that undo, and the recorded events."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -30,14 +30,14 @@ RETRIED = ("memory", "gpu memory")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _memory_is_given_back_at_once() -> Iterator[None]:
+def _releasing_memory_costs_nothing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fallback, "release_memory", lambda: None)
         yield
 
 
-class Ways:
-    """For each level, what its attempts come to, one after the other; the last one repeats."""
+class Ways(Mapping[str, Callable[[int], str]]):
+    """A function for each level, whose attempts have the planned outcomes in turn; the last one repeats."""
 
     def __init__(self, outcomes: dict[str, list[str]]) -> None:
         self.attempts: list[str] = []
@@ -53,6 +53,12 @@ class Ways:
             return f"{level} {x}"
 
         return way
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outcomes)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
 
 
 outcomes = st.lists(st.sampled_from(["fine", *FAILURES]), min_size=1, max_size=3)
@@ -86,12 +92,12 @@ def test_the_first_level_that_succeeds_answers(plan: dict[str, list[str]]) -> No
     falls = [event.action for event in manager.events if " instead of " in event.action]
     used = list(dict.fromkeys(attempts))
     wanted = [f"{after} instead of {before}" for before, after in itertools.pairwise(used)]
-    assert falls == (wanted if expected else [])  # where all fail the caller is at fault, and nothing is said
+    assert falls == (wanted if expected else [])  # where all fail the arguments are at fault, and nothing is recorded
     assert all(event.phase != "compile" for event in manager.events)
 
 
 @given(st.integers(1, 3), st.lists(st.sampled_from(["fine", "failed", "callers"]), max_size=10))
-def test_the_fuse(most: int, calls: list[str]) -> None:
+def test_a_level_is_given_up_after_max_failures(most: int, calls: list[str]) -> None:
     manager = tc.FallbackManager("t3", ["fast", "plain"], max_failures=most)
     failed = 0
     for outcome in calls:
@@ -110,7 +116,7 @@ def test_the_fuse(most: int, calls: list[str]) -> None:
     assert len(blown) == (failed >= most)
 
 
-def test_what_was_given_up_stays_given_up() -> None:
+def test_a_level_stays_given_up() -> None:
     manager = tc.FallbackManager("t3", ["cuda_graph", "inductor", "eager", "stock"], max_failures=1)
 
     def broken() -> str:
@@ -119,20 +125,20 @@ def test_what_was_given_up_stays_given_up() -> None:
     def uncompilable() -> str:
         return manager.fall("compile", OSError("disk full"))  # in the middle of a call, as compiled functions do
 
-    assert manager.run({"cuda_graph": broken, "inductor": uncompilable}) == "eager"
+    assert manager.run({"cuda_graph": broken, "inductor": uncompilable, "eager": str, "stock": str}) == "eager"
     assert manager.level == "eager"
 
 
-def test_memory_is_given_back_by_us_and_then_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_released_by_the_component_and_then_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(fallback, "release_memory", lambda: done.append("torch's"))
-    manager = tc.FallbackManager("t3", ["fast", "plain"], release=lambda: done.append("ours"))
+    manager = tc.FallbackManager("t3", ["fast", "plain"], release=lambda: done.append("the component's"))
     assert manager.run(Ways({"fast": ["memory", "fine"], "plain": ["fine"]}), 1) == "fast 1"
-    assert done == ["ours", "torch's"]
+    assert done == ["the component's", "torch's"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_error_passes(error: type[BaseException]) -> None:
+def test_interrupts_are_raised(error: type[BaseException]) -> None:
     def stopped() -> None:
         raise error
 
@@ -143,7 +149,7 @@ def test_what_is_no_error_passes(error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [tc.InputError("no text"), tc.ModelStateError("in training mode")])
-def test_what_the_caller_has_been_told_is_not_tried_elsewhere(error: Exception) -> None:
+def test_errors_about_arguments_are_raised_at_once(error: Exception) -> None:
     def refused() -> None:
         raise error
 
@@ -154,19 +160,20 @@ def test_what_the_caller_has_been_told_is_not_tried_elsewhere(error: Exception) 
 
 
 @pytest.mark.parametrize("below", [["stock"], ["stock", "cpu"]])
-def test_stock_draws_nothing_from_what_is_not_finite(below: list[str]) -> None:
+def test_stock_does_not_run_after_non_finite_values(below: list[str]) -> None:
     def not_finite() -> None:
         raise NonFiniteError("nan")
 
     manager = tc.FallbackManager("t3", ["inductor", "eager", *below])
+    ways = {"inductor": not_finite, "cpu": lambda: pytest.fail("tried")}
     with pytest.raises(NonFiniteError):
-        manager.run({"inductor": not_finite, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
+        manager.run({**ways, "eager": not_finite, "stock": lambda: pytest.fail("tried")})
     assert manager.events == []
-    assert manager.run({"inductor": not_finite, "eager": lambda: 1, "stock": lambda: 2}) == 1
+    assert manager.run({**ways, "eager": lambda: 1, "stock": lambda: 2}) == 1
     assert [event.action for event in manager.events] == ["eager instead of inductor"]
 
 
-def test_our_own_word_comes_before_stocks() -> None:
+def test_the_first_error_of_this_library_is_raised() -> None:
     first = tc.CompilationError("no compiler")
 
     def refused() -> None:
@@ -181,7 +188,7 @@ def test_our_own_word_comes_before_stocks() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_what_a_failed_attempt_has_made_is_gone_before_the_next(failure: str) -> None:
+def test_objects_of_a_failed_attempt_are_freed_before_the_next(failure: str) -> None:
     made: list[weakref.ref[Ways]] = []
 
     def fast() -> bool:
@@ -194,13 +201,13 @@ def test_what_a_failed_attempt_has_made_is_gone_before_the_next(failure: str) ->
     assert tc.FallbackManager("t3", ["fast", "plain"]).run({"fast": fast, "plain": fast})
 
 
-def test_memory_that_runs_out_everywhere_is_an_error_with_the_numbers() -> None:
+def test_a_shortage_at_every_level_is_an_error_with_the_numbers() -> None:
     manager = tc.FallbackManager("flow", ["eager", "stock"])
     with pytest.raises(OutOfMemoryError, match=r"flow: out of memory.*GiB, .* of .* GiB are free") as caught:
         manager.run(Ways({"eager": ["memory"], "stock": ["gpu memory"]}), 1)
     assert isinstance(caught.value, MemoryError)
     assert [(event.phase, event.action) for event in manager.events] == [
-        ("memory", "eager again, with what could be given back")
+        ("memory", "eager again, after releasing memory")
     ]
 
 
@@ -221,6 +228,24 @@ def test_a_run_inside_a_run() -> None:
         manager.run(outer)
     assert inner.attempts == ["stock"]
     assert manager.level == "eager"
+
+
+@pytest.mark.parametrize("given", [{}, {"fast": None, "plain": lambda: 1}, {"fast": lambda: pytest.fail("ran")}])
+@pytest.mark.parametrize("policy", ["fallback", "raise"])
+def test_a_level_without_a_function_is_refused_before_anything_runs(given: dict[str, Any], policy: str) -> None:
+    manager = tc.FallbackManager("t3", ["fast", "plain"], policy)
+    missing = [level for level in manager.chain if given.get(level) is None]
+    with pytest.raises(tc.InputError, match=f"t3: there is no function for {', '.join(missing)}; ") as caught:
+        manager.run(given)
+    assert isinstance(caught.value, ValueError)
+    assert (manager.level, manager.events) == ("fast", [])
+
+
+@pytest.mark.parametrize("chain", [[], "fast", ["fast", ""], ["fast", None], ["fast", "plain", "fast"]])
+def test_a_chain_that_cannot_be_run(chain: Any) -> None:
+    with pytest.raises(tc.ConfigError, match="the chain of t3 must") as caught:
+        tc.FallbackManager("t3", chain, "rais", 0)
+    assert [mistake.split()[0] for mistake in caught.value.mistakes] == ["the", "policy", "max_failures"]
 
 
 def test_one_line_is_logged_for_each_event(caplog: pytest.LogCaptureFixture) -> None:

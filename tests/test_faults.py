@@ -119,7 +119,7 @@ def test_what_fails_while_it_runs(traced: Any, check: Check, name: str, error: s
     memory = "memory" in error
     with BREAKABLE.failing(CALLS[call], RUNNING[error]):
         check(traced, name)
-    again = ("memory", "inductor again, with what could be given back")
+    again = ("memory", "inductor again, after releasing memory")
     fell = ("call", "eager instead of inductor")
     assert events(traced, name) == [again if memory else fell]
     check(traced, name)
@@ -143,7 +143,7 @@ def test_memory_that_stays_short_falls_to_stock(
         found = events(traced, name)
         check(traced, name)
     assert found[:3] == [
-        ("memory", "inductor again, with what could be given back"),
+        ("memory", "inductor again, after releasing memory"),
         ("memory", "eager instead of inductor"),
         ("memory", "stock instead of eager"),
     ]
@@ -297,7 +297,7 @@ def test_components_without_an_engine(
                 assert answer() == expected
             assert answer() == expected
             assert not failing
-        again = ("memory", "eager again, with what could be given back")
+        again = ("memory", "eager again, after releasing memory")
         fell = ("call", "stock instead of eager")
         wanted = [] if error == "interrupt" else [again if "memory" in error else fell] * 2
         assert events(handle, name) == wanted

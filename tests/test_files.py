@@ -1,4 +1,4 @@
-"""Files are whole or not there; code is not loaded from where somebody else can write."""
+"""Files are complete or absent; code is not loaded from a folder that another user can write to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_write_leaves_the_earlier_content(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "kept.json"
     path.write_text("before")
 
@@ -73,7 +73,7 @@ def test_a_change_far_inside_breaks_the_seal(tmp_path: Path) -> None:
     assert not files.sealed(path)
 
 
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     with files.replaced(path) as first:
         with files.replaced(path) as second:
@@ -105,7 +105,7 @@ def test_a_folder_that_others_can_write_to(tmp_path: Path, mode: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
-def test_a_group_of_ones_own_name_is_no_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_of_the_users_name_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o770)
@@ -117,7 +117,7 @@ def test_a_group_of_ones_own_name_is_no_stranger(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users here")
-def test_whose_group_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_group_of_the_users_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import grp
     import pwd
 
@@ -143,7 +143,7 @@ def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         files.own_folder(tmp_path)
 
 
-def test_an_unsafe_cache_folder_means_eager_and_says_so(tts: Any, tmp_path: Path) -> None:
+def test_an_unsafe_cache_folder_means_eager_and_an_event(tts: Any, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     config = tc.CompileConfig(cache_dir=str(tmp_path))
     with tc.compile_model(tts, config) as fast:
@@ -157,7 +157,7 @@ def test_an_unsafe_cache_folder_means_eager_and_says_so(tts: Any, tmp_path: Path
 
 
 @pytest.mark.usefixtures("recorder")
-def test_an_unsafe_cache_folder_means_no_recordings_either(tts: Any, tmp_path: Path) -> None:
+def test_an_unsafe_cache_folder_means_no_captured_graphs(tts: Any, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with tc.compile_model(
         tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(), cache_dir=str(tmp_path))
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_damaged(checkpoint: Path, monkeyp
 
 
 class Harmful:
-    """What would leave a file behind if it were unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

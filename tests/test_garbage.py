@@ -1,4 +1,4 @@
-"""The collector rests only where it is meant to."""
+"""Garbage collection is paused only where it is meant to be."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ import pytest
 import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT
-from tts_compile.utils.gc_pause import made_to_stay, not_collected
+from tts_compile.utils.gc_pause import gc_paused
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_comes_back_as_it_was(enabled: bool) -> None:
+def test_the_collector_is_enabled_again_where_it_was(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     try:
-        with not_collected():
-            with not_collected():
+        with gc_paused():
+            with gc_paused():
                 assert not gc.isenabled()
             assert not gc.isenabled()
         assert gc.isenabled() == enabled
-        with pytest.raises(ZeroDivisionError), not_collected():
+        with pytest.raises(ZeroDivisionError), gc_paused():
             1 / 0  # noqa: B018
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
 
 
-def test_what_is_made_to_stay_is_old_at_once() -> None:
+def test_long_lived_objects_are_old_at_once() -> None:
     gc.collect()
-    with made_to_stay():
+    with gc_paused(long_lived=True):
         kept = [[] for _ in range(5000)]
     assert len(gc.get_objects(generation=2)) > 5000
     assert not any(item is kept for item in gc.get_objects(generation=0))
     assert gc.get_freeze_count() == 0
 
 
-def test_objects_that_somebody_keeps_from_the_collector_stay_there() -> None:
+def test_objects_frozen_by_another_caller_stay_frozen() -> None:
     gc.freeze()
     try:
         before = gc.get_freeze_count()
-        with made_to_stay():
+        with gc_paused(long_lived=True):
             pass
         assert gc.get_freeze_count() == before
     finally:
         gc.unfreeze()
 
 
-def test_it_rests_in_a_components_first_call_alone(
+def test_collection_is_paused_in_a_components_first_call_alone(
     tts: Any, silent: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent(tts)

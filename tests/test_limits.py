@@ -22,7 +22,7 @@ from conftest import EAGER, ENGINES, components
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
 from stages import FLOW, QUICK, Made, assert_alike
 from test_faults import EAGER_ONES
-from tts_compile import _compat, api, background, cache, handle
+from tts_compile import _compat, background, background_worker, cache, handle
 from tts_compile.components import compiled_component as engine_component
 from tts_compile.components import cpu_fallback
 from tts_compile.components.flow import FlowComponent
@@ -173,7 +173,7 @@ def test_no_recording_beyond_the_limit(tts: Any, recorder: Any, stock_speech: Ca
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         found = [(event.phase, event.action) for event in fast.report().components["t3"].fallbacks]
     assert found == [
-        ("memory", "cuda_graph again, with what could be given back"),
+        ("memory", "cuda_graph again, after releasing memory"),
         ("memory", "inductor instead of cuda_graph"),
     ]
     assert recorder.recorded == []
@@ -303,9 +303,9 @@ def test_what_reaches_another_process_is_fit_to_be_compiled(
     assert payload.stat().st_size < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
     with monkeypatch.context() as patch:
         warmed = types.SimpleNamespace(warmup=lambda: arrived.append("warmed up"))
-        patch.setattr(api, "compile_model", lambda *given: arrived.extend(given) or warmed)
+        patch.setattr(background_worker, "compile_model", lambda *given: arrived.extend(given) or warmed)
         patch.setattr(torch, "set_num_threads", arrived.append)
-        background.main(str(payload))
+        background_worker.main(str(payload))
     running.stop()
     threads, other, its_config, end = arrived
     assert (threads, end) == (torch.get_num_threads(), "warmed up")

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from tts_compile.components.t3.llama import decoder_layer, head
+from tts_compile.components.t3.weights import LayerWeights
 
 import tts_compile as tc
 from speech import Speech, speak, speak_stock
 from tts_compile import _compat
 from tts_compile.components.t3.cache import visible
-from tts_compile.components.t3.llama import decoder_layer, head
-from tts_compile.components.t3.weights import LayerWeights
 from tts_compile.execution.native import llama_decoder as native
 
 SHORT = "Hello there my good!"
@@ -90,10 +90,10 @@ class Decoder(NamedTuple):
             positions,
             self.keys,
             self.values,
-            weights.addresses(),
-            weights.inner,
-            weights.vocabulary,
-            EPS,
+            addresses=weights.addresses(),
+            inner=weights.inner,
+            vocabulary=weights.vocabulary,
+            eps=EPS,
         )
 
     def run_in_torch(self, x: Tensor, *starts: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The report says what the counts prove, and nothing when there is nothing to prove."""
+"""The report shows the execution that the counts prove, and stock where nothing has run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_table(fast: Any) -> None:
     assert lines[2].split()[:2] == ["t3", "auto"]
 
 
-def test_nothing_spoken_proves_nothing(tts: Any) -> None:
+def test_without_calls_the_report_says_stock(tts: Any) -> None:
     row = t3(tc.compile_model(tts, QUICK))
     assert (row.asked, row.ran, row.calls, row.compiled_calls) == ("inductor", "stock", 0, 0)
 
@@ -61,7 +61,7 @@ def test_seam_bypassed(tts: Any) -> None:
     assert (row.ran, row.calls, row.compiled_calls) == ("stock", 0, 0)
 
 
-def test_eager_run_says_eager(eager: Any) -> None:
+def test_eager_run_is_reported_as_eager(eager: Any) -> None:
     speak(eager, SHORT, max_new_tokens=3)
     row = t3(eager)
     assert (row.ran, row.compiled_calls) == ("eager", 0)
@@ -129,7 +129,7 @@ def test_warm_model_never_compiles_again(fast: Any) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_recompiling_after_the_warmup_shows(tts: Any) -> None:
+def test_recompiling_after_the_warmup_is_reported(tts: Any) -> None:
     fast = tc.compile_model(tts, QUICK)
     speak(fast, SHORT, max_new_tokens=4)
     torch._dynamo.reset()  # as if the shapes had not been seen

@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from tts_compile.timing import blocks as timing
-from tts_compile.timing import peak_memory as peak
-from tts_compile.timing.blocks import PHASES, Timings, mark_compile, timed
+from tts_compile.timing import Timings, blocks, mark_compile, peak_memory, timed
+from tts_compile.timing.blocks import PHASES
 from tts_compile.timing.summary import Stat, TimingRow
 
 
@@ -40,8 +39,16 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(timing, "_clock", clock)
+    monkeypatch.setattr(blocks, "read_clock", clock)
     return clock
+
+
+def no_block_is_open(clock: Clock) -> bool:
+    """Whether a block that belongs to the block around it measures nothing."""
+    before = clock.now
+    with timed("lone"):
+        pass
+    return clock.now == before
 
 
 def by_path(timings: Timings, phase: str = "steady") -> dict[tuple[str, ...], TimingRow]:
@@ -73,7 +80,7 @@ def test_counts_and_totals_are_the_models_for_any_nesting(trees: list[Any], keep
             seconds.setdefault(path, []).append(clock.now + clock.step - before)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "_clock", clock)
+        patch.setattr(blocks, "read_clock", clock)
         for tree in trees:
             play(tree, ())
     rows = timings.rows()
@@ -103,7 +110,6 @@ def test_rows_come_in_order_of_first_appearance(clock: Clock) -> None:
 
 def test_a_block_without_timings_around_it_measures_nothing(clock: Clock) -> None:
     with timed("lone") as block:
-        assert timing._innermost() is None
         block.audio_seconds = 1.0
     assert clock.now == 0
 
@@ -166,9 +172,7 @@ def test_phases_are_kept_apart(clock: Clock) -> None:
             pass
     with timed("speak", timings), timed("flow"):
         pass
-    counts = {
-        phase: {"/".join(path): row.count for path, row in by_path(timings, phase).items()} for phase in timing.PHASES
-    }
+    counts = {phase: {"/".join(path): row.count for path, row in by_path(timings, phase).items()} for phase in PHASES}
     assert counts == {
         "steady": {"speak": 1, "speak/flow": 2},
         "compile": {"speak": 1, "speak/t3": 1, "speak/t3/compile step": 1},
@@ -200,7 +204,7 @@ def test_what_ends_by_an_exception_has_failed(clock: Clock) -> None:
     assert set(by_path(timings, "failed")) == {("speak",), ("speak", "flow"), ("speak", "flow", "solver")}
     assert [row.count for row in timings.rows("failed")] == [0, 1, 1]
     assert by_path(timings, "compile")["speak",].count == 1
-    assert timing._innermost() is None
+    assert no_block_is_open(clock)
 
 
 def test_a_generator_closed_out_of_turn_leaves_no_block_behind(clock: Clock) -> None:
@@ -221,7 +225,7 @@ def test_a_generator_closed_out_of_turn_leaves_no_block_behind(clock: Clock) -> 
             pass
     assert ("root", "stream", "inside", "deep") in by_path(timings)
     assert ("root", "after") in by_path(timings)
-    assert timing._innermost() is None
+    assert no_block_is_open(clock)
 
 
 class Interrupted(Stat):
@@ -235,7 +239,7 @@ class Interrupted(Stat):
 
 
 def test_threads_are_counted_exactly_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "Stat", Interrupted)
+    monkeypatch.setattr(blocks, "Stat", Interrupted)
     timings, start = Timings(keep=10), threading.Barrier(8)
 
     def work() -> None:
@@ -338,7 +342,7 @@ def test_the_trace_nests_as_the_blocks_did(trees: list[Any]) -> None:
                 play(part)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "_clock", Clock())
+        patch.setattr(blocks, "read_clock", Clock())
         for tree in trees:
             play(tree)
     events = json.loads(json.dumps(timings.chrome_trace()))["traceEvents"]
@@ -354,7 +358,7 @@ def test_the_trace_nests_as_the_blocks_did(trees: list[Any]) -> None:
 
 
 class Device:
-    """Stands in for :class:`timing.CudaEvents`: work takes time on it that the host does not see."""
+    """Stands in for :class:`blocks.CudaEvents`: work takes time on it that the host does not see."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -388,7 +392,7 @@ class Event:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    monkeypatch.setattr(timing, "CudaEvents", lambda name: device)
+    monkeypatch.setattr(blocks, "CudaEvents", lambda name: device)
     return device
 
 
@@ -429,18 +433,18 @@ def test_events_are_resolved_when_they_are_read(clock: Clock, device: Device) ->
 
 
 def test_events_that_nobody_reads_do_not_pile_up(clock: Clock, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_WAITING", 3)
+    monkeypatch.setattr(blocks, "MAX_UNREAD", 3)
     timings = Timings("cuda")
     device.done = False
     for count in range(1, 9):
         with timed("speak", timings):
             device.now += 1
-        assert len(timings._waiting) == count
-        assert "synchronize" not in device.asked
+        assert device.asked == ["query"] * max(0, count - 3)
     device.done = True
     with timed("speak", timings):
         pass
-    assert len(timings._waiting) == 0
+    assert device.asked.count("elapsed_time") == 2 * 9  # all were read: when it began, and how long it took
+    assert "synchronize" not in device.asked
     assert timings.rows()[0].total == 8.0
 
 
@@ -460,7 +464,7 @@ class Mark:
 
 def test_each_block_has_the_peak_of_its_own_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = Mark()
-    monkeypatch.setattr(peak, "resident", lambda: peak.HighWater(lambda: mark.highest, mark.reset))
+    monkeypatch.setattr(peak_memory, "resident", lambda: peak_memory.PeakOfSpans(lambda: mark.highest, mark.reset))
     timings = Timings(memory=True)
     mark.use(900)
     mark.use(1)
@@ -484,7 +488,7 @@ def test_each_block_has_the_peak_of_its_own_time(clock: Clock, monkeypatch: pyte
 
 def test_overlapping_spans_do_not_take_each_others_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = Mark()
-    water = peak.HighWater(lambda: mark.highest, mark.reset)
+    water = peak_memory.PeakOfSpans(lambda: mark.highest, mark.reset)
     mark.use(10)
     first = water.open()
     mark.use(60)
@@ -496,14 +500,14 @@ def test_overlapping_spans_do_not_take_each_others_peak(monkeypatch: pytest.Monk
 
 
 def test_a_system_that_does_not_tell_gives_none(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peak, "resident", lambda: None)
+    monkeypatch.setattr(peak_memory, "resident", lambda: None)
     timings = Timings(memory=True)
     with timed("root", timings):
         pass
     assert timings.rows()[0].resident_peak is None
 
 
-@pytest.mark.skipif(peak.resident() is None, reason="no mark that can be reset")
+@pytest.mark.skipif(peak_memory.resident() is None, reason="no mark that can be reset")
 def test_resident_memory_is_the_systems() -> None:
     timings = Timings(memory=True)
     with timed("root", timings):
@@ -528,4 +532,13 @@ def test_it_needs_neither_torch_nor_the_rest() -> None:
         "print(sorted(n for n in sys.modules if n.startswith(('tts_compile.', 'torch', 'numpy'))))"
     )
     done = subprocess.run([sys.executable, "-c", script, *tc.__path__], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == str([f"tts_compile.{n}" for n in ("breakdown", "errors", "peak", "timing")]).split()
+    assert (
+        done.stdout.split()
+        == str(
+            [
+                "tts_compile.errors",
+                "tts_compile.timing",
+                *(f"tts_compile.timing.{n}" for n in ("blocks", "peak_memory", "summary")),
+            ]
+        ).split()
+    )

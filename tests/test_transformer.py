@@ -229,4 +229,4 @@ def test_shapes_without_values_are_the_operators_own() -> None:
     x, lengths = torch.randn(2, 64, 9).transpose(1, 2), torch.tensor([9, 2])
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     arguments = (x, lengths, packed.addresses(), 1, 64, EPS)
-    torch.library.opcheck(torch.ops.tts_compile.transform.default, arguments, test_utils=tests)
+    torch.library.opcheck(torch.ops.tts_compile.transformer_block.default, arguments, test_utils=tests)

@@ -1,4 +1,4 @@
-"""Every branch on what this torch, transformers or chatterbox offers, by feature and not by version."""
+"""Every branch on a feature of torch, transformers or chatterbox; the version is never looked at."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def compile_failures() -> tuple[type[BaseException], ...]:
-    """Exception types that mean "this could not be compiled", not "the arguments are at fault"."""
+    """Returns the types of exceptions by which torch reports that it could not compile a function."""
     from torch._dynamo import exc as dynamo
     from torch._inductor import exc as inductor
 
@@ -29,7 +29,7 @@ def compile_failures() -> tuple[type[BaseException], ...]:
 
 
 def is_compile_failure(error: BaseException) -> bool:
-    """Whether ``error`` comes from compiling; running out of memory while compiling does not count."""
+    """Returns whether ``error`` comes from compiling; a shortage of memory while compiling does not count."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (MemoryError, torch.cuda.OutOfMemoryError)):
@@ -39,32 +39,32 @@ def is_compile_failure(error: BaseException) -> bool:
 
 
 def dynamo_counters() -> Any:
-    """Torch's own counters, stable from 2.6 to 2.15: ``["stats"]["unique_graphs"]``, ``["graph_break"]``, ..."""
+    """Returns torch's counters, stable from 2.6 to 2.15: ``["stats"]["unique_graphs"]``, ``["graph_break"]``, ..."""
     from torch._dynamo.utils import counters
 
     return counters
 
 
 def graph_counts() -> tuple[int, int]:
-    """(graphs compiled, graph breaks) in this process so far."""
+    """Returns (graphs compiled, graph breaks) in this process so far."""
     counters = dynamo_counters()
     return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
 def graphs_in_cache() -> dict[str, int]:
-    """Of the graphs that inductor was asked for: in its cache on disk (``hit``), not yet, and never kept there."""
+    """Counts graphs that inductor found in its cache on disk (``hit``), compiled (``miss``) or never keeps there."""
     found = dynamo_counters()["inductor"]
     return {name: found[f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
 
 
 def no_new_graphs() -> AbstractContextManager[object]:
-    """Inside, what would have to be compiled runs eagerly; for the whole process."""
+    """Returns a context in which graphs that are not compiled yet run eagerly, in the whole process."""
     stance: AbstractContextManager[object] = torch.compiler.set_stance("eager_on_recompile")
     return stance
 
 
 def launch_settings() -> tuple[Any, ...]:
-    """What of torch's settings decides which kernels are launched on a GPU."""
+    """Returns the settings of torch that decide which kernels are launched on a GPU."""
     cudnn: Any = torch.backends.cudnn
     if hasattr(torch.backends, "fp32_precision"):  # the older settings raise once these are in use
         matmul: Any = torch.backends.cuda.matmul
@@ -75,7 +75,7 @@ def launch_settings() -> tuple[Any, ...]:
 
 
 def has_triton() -> bool:
-    """Whether inductor can generate kernels for the GPU of this machine; Triton's launchers need a C compiler."""
+    """Returns whether inductor can generate GPU kernels here; Triton's launchers need a C compiler."""
     from torch.utils._triton import has_triton as found
 
     compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
@@ -83,27 +83,27 @@ def has_triton() -> bool:
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that inductor would use on CPU, or None where it finds none that works."""
+    """Returns the C++ compiler that inductor uses on a CPU, or None where it finds none that works."""
     from torch._inductor import cpp_builder
 
     try:
         return str(cpp_builder.get_cpp_compiler())
-    except (RuntimeError, OSError):  # InvalidCxxCompiler, or a plain one on Windows; CXX names what cannot be run
+    except (RuntimeError, OSError):  # InvalidCxxCompiler, a RuntimeError on Windows; OSError where CXX cannot be run
         return None
 
 
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
-_TRITON = "TRITON_CACHE_DIR"  # which torch points into inductor's folder and leaves there
+_TRITON = "TRITON_CACHE_DIR"  # torch sets it to a folder inside inductor's, and does not reset it
 _cache_dirs = threading.Lock()
 _trusted: set[str] = set()  # folders, see trust_vectors
-_replaced: list[str | None] = []  # what was set before each block of using_cache_dir that is open
+_replaced: list[str | None] = []  # the earlier value, for each open block of using_cache_dir
 
 
 def inductor_cache_dir() -> str | None:
-    """The folder that the user has told inductor to use; None for torch's own choice.
+    """Returns the folder that the user has set for inductor; None where torch chooses it.
 
-    Torch writes its choice into the environment, where other processes inherit it, and so does
-    :func:`using_cache_dir` for the duration of its block.
+    The environment alone does not answer this: torch writes its choice into the environment, where other processes
+    inherit it, and :func:`using_cache_dir` replaces the value for the duration of its block.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -111,13 +111,13 @@ def inductor_cache_dir() -> str | None:
         path = _replaced[0] if _replaced else os.environ.get(_INDUCTOR)
     try:
         return None if path == default_cache_dir() else path
-    except (ImportError, KeyError, OSError):  # the user has no name, and so torch no choice
+    except (ImportError, KeyError, OSError):  # the user has no name, from which torch makes its choice
         return path
 
 
 @contextlib.contextmanager
 def using_cache_dir(path: str) -> Iterator[None]:
-    """Have torch keep compiled code under ``path`` for the duration of the block, for the whole process."""
+    """Makes torch keep compiled code under ``path`` for the duration of the block, in the whole process."""
     with _cache_dirs:
         before = {name: os.environ.get(name) for name in (_INDUCTOR, _TRITON)}
         _replaced.append(before[_INDUCTOR])
@@ -137,9 +137,9 @@ def using_cache_dir(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping_all_graphs() -> Iterator[None]:
-    """What later versions of torch keep by themselves, and 2.6 can: traced graphs, and calls that write to arguments.
+    """Makes torch 2.6 cache traced graphs, and graphs with calls that write to their arguments, as later versions do.
 
-    Without the second, a graph with such a call is compiled anew in every process.
+    Without the latter, a graph with such a call is compiled again in every process.
     """
     from torch._functorch import config as autograd
     from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2 as writing
@@ -158,31 +158,31 @@ def _keeping_all_graphs() -> Iterator[None]:
 
 
 def claimed_vectors() -> list[str]:
-    """The vector instructions that the processor names and torch can generate code for."""
+    """Returns the vector instructions that the processor lists and torch can generate code for, without a trial."""
     from torch._inductor import config, cpu_vec_isa
 
     settings: Any = config
     find: Any = cpu_vec_isa.valid_vec_isa_list
     with settings.patch({"cpp.vec_isa_ok": True}):
-        return [str(isa) for isa in find.__wrapped__()]  # past its memory, which is of those that were tried
+        return [str(isa) for isa in find.__wrapped__()]  # past its cache, which holds the result of the trials
 
 
 def tried_vectors() -> list[str]:
-    """Those that torch has tried, each in a process of its own."""
+    """Returns the vector instructions that torch has tried successfully, each in a process of its own."""
     from torch._inductor import cpu_vec_isa
 
     return [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list()]
 
 
 def vectors_are_known(path: str) -> bool:
-    """Whether nothing is to be tried for code under ``path``: they are trusted, or the user or torch knows better."""
+    """Returns whether torch tries no vector instructions for code under ``path``: trusted there, or set by the user."""
     from torch._inductor import config
 
     return path in _trusted or getattr(config.cpp, "vec_isa_ok", True) is not None
 
 
 def trust_vectors(path: str) -> None:
-    """Have :func:`using_cache_dir` take those that the processor names for working."""
+    """Makes :func:`using_cache_dir` use all vector instructions that the processor lists, without a trial."""
     _trusted.add(path)
 
 
@@ -194,11 +194,11 @@ def _trusting_vectors(path: str) -> Iterator[None]:
     from torch._inductor import config
 
     settings: Any = config
-    with settings.patch({"cpp.vec_isa_ok": True}):  # a part of torch's keys, so that it is the same in every process
+    with settings.patch({"cpp.vec_isa_ok": True}):  # part of torch's cache keys: equal in every process
         yield
 
 
 def has_global_forward_hooks() -> bool:
-    """Whether hooks stand in front of or behind every module's forward."""
+    """Returns whether global hooks run before or after the forward of every module."""
     module = torch.nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks)

@@ -10,7 +10,7 @@ import torch
 
 from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, ModelStateError, UnsupportedModelError
-from .execution.process_lock import alone
+from .execution.process_lock import locked as alone
 from .handle import HANDLE, CompiledTTS
 from .parity import ParityReport
 from .validation import check_mode

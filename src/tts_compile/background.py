@@ -1,4 +1,8 @@
-"""Compiling in another process, while this one goes on speaking."""
+"""Starts another process that compiles, so that this one can go on generating meanwhile.
+
+The code reaches this process through the cache folder. A thread of this process would be no alternative: in dynamo it
+sets the global random generators back to their state at its start, while other threads draw from them.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +27,17 @@ from .fallback import reason
 
 logger = logging.getLogger(__name__)
 
-# In dynamo a thread of this process would put the global generators back to where they stood when it began, under the
-# feet of whoever draws meanwhile. What another process compiles reaches this one through the cache on disk.
-_PARTS = ("t3", "s3gen")  # what is compiled
+_PARTS = ("t3", "s3gen")  # modules of the model that are compiled
 _NOTHING_TO_COMPILE = ("voice_encoder", "reference", "watermark")
+_WORKER = f"{__package__}.background_worker"  # by name: an import would be a circle
 
 
 class BackgroundCompilation:
     """A process that compiles for a model of the same shapes, into the cache folder of its configuration.
 
     Args:
-        tts: the model; its weights stay here.
-        config: what to compile.
+        tts: the model; its weights are not copied.
+        config: the configuration to compile.
     """
 
     def __init__(self, tts: Any, config: CompileConfig) -> None:
@@ -43,7 +46,7 @@ class BackgroundCompilation:
         config = config.replace(
             compile_in_background=False,
             fallback="raise",
-            cache_dir=str(cache.root(config.cache_dir)),  # whatever the environment says over there
+            cache_dir=str(cache.root(config.cache_dir)),  # overrules the environment of the other process
             **dict.fromkeys(_NOTHING_TO_COMPILE, stock),
         )
         payload = {
@@ -57,7 +60,7 @@ class BackgroundCompilation:
             _Pickler(file).dump(payload)
         self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(path)],
+            [sys.executable, "-m", _WORKER, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -66,13 +69,13 @@ class BackgroundCompilation:
 
     @property
     def running(self) -> bool:
-        """Whether it has not come to an end."""
+        """Whether the process has not ended yet."""
         return self._process.poll() is None
 
     def wait(self) -> None:
-        """Wait for the end, and log why it failed, if it did: what fails there fails here too, and is an event then.
+        """Waits until the process has ended and logs a failure; a second call does nothing.
 
-        Doing it twice is harmless.
+        A failure is only logged: the same compilation fails in this process too, where it becomes a fallback event.
         """
         status = self._process.wait()
         if self._log.closed:
@@ -84,7 +87,7 @@ class BackgroundCompilation:
             logger.warning("compiling in the background failed: %s", lines[-1] if lines else f"exit status {status}")
 
     def stop(self) -> None:
-        """End it, if need be, and clean up; doing it twice is harmless."""
+        """Ends the process if it still runs and removes its files; a second call does nothing."""
         if self.running:
             self._process.kill()
             self._process.wait()
@@ -93,7 +96,7 @@ class BackgroundCompilation:
 
 
 def _skeleton(module: nn.Module) -> nn.Module:
-    """The same module with parameters that have shapes and no values."""
+    """Returns a copy of the module whose parameters have shapes and no values."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in module.parameters()
@@ -102,12 +105,12 @@ def _skeleton(module: nn.Module) -> nn.Module:
     for part in skeleton.modules():  # transformers collects hidden states by hooks, which cannot be pickled
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
-        part._load_state_dict_pre_hooks.clear()  # weight norm's; it comes back with the norm
+        part._load_state_dict_pre_hooks.clear()  # those of weight norms; making the norm anew brings them back
     return skeleton
 
 
 class _Pickler(pickle.Pickler):
-    """Also pickles modules with weight norms, of which torch pickles the weights alone."""
+    """A pickler that also takes modules with weight norms, which torch refuses to pickle."""
 
     def reducer_override(self, obj: Any) -> Any:
         if not (isinstance(obj, nn.Module) and parametrize.is_parametrized(obj)):
@@ -123,6 +126,7 @@ class _Pickler(pickle.Pickler):
 def _with_norms(
     kind: type[nn.Module], state: dict[str, Any], weights: dict[str, tuple[int, nn.Parameter]]
 ) -> nn.Module:
+    """Makes the module that :class:`_Pickler` took apart."""
     module = kind.__new__(kind)
     vars(module).update(state)
     for name, (dim, weight) in weights.items():
@@ -132,50 +136,25 @@ def _with_norms(
     return module
 
 
-def _fleshed_out(module: nn.Module) -> nn.Module:
-    """Parameters of zeros, whose memory is not taken until it is written to."""
-
-    def values(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
-
-    module._apply(values)
-    return module
-
-
-def main(path: str) -> None:
-    """What the other process does."""
-    from .api import compile_model
-
-    payload = pickle.loads(Path(path).read_bytes())  # written by the parent into a folder of its own
-    torch.set_num_threads(payload["threads"])
-    tts = payload["class"].__new__(payload["class"])
-    for name, part in payload["parts"].items():
-        setattr(tts, name, _fleshed_out(part))
-    compile_model(tts, payload["config"]).warmup()
-
-
 def start(tts: Any, config: CompileConfig) -> BackgroundCompilation | None:
-    """Have another process compile, where that is wanted and there is something to: on a CPU."""
+    """Starts the process where the configuration asks for it and there is something to compile on a CPU."""
     device = next(tts.s3gen.parameters()).device
     if not (config.compile_in_background and device.type == "cpu" and _compiled(config)):
         return None
     try:
         return BackgroundCompilation(tts, config)
-    except Exception as error:  # a part that somebody has added cannot be copied or pickled
+    except Exception as error:  # somebody else's addition to the model may be impossible to copy or pickle
         logger.warning("nothing is compiled in the background: %s", reason(error))
         return None
 
 
 def meanwhile(config: CompileConfig) -> CompileConfig:
-    """The same without what would be compiled."""
+    """Returns the configuration to use until the process has ended: components that it compiles run eagerly."""
     eager = {name: dataclasses.replace(getattr(config, name), execution="eager") for name in _compiled(config)}
     return config.replace(**eager)
 
 
 def _compiled(config: CompileConfig) -> list[str]:
+    """Returns the names of the components that the configuration may compile."""
     names = [name for name in COMPONENTS if name not in _NOTHING_TO_COMPILE]
     return [name for name in names if getattr(config, name).execution in ("auto", "inductor")]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Buckets: the only place that decides which capacities shapes are rounded up to."""
+"""Buckets of lengths: the one place that decides which capacities shapes are rounded up to."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from .errors import ConfigError, InputError
-from .utils.arguments import as_list, is_int, whole_number
+from .splitting import split_text
+from .utils.arguments import as_list, is_int, mistaken_choice, raise_all, whole_number
 from .utils.tables import format_table
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 UNITS = ("chars", "words", "tokens", "frames")
 OVERFLOWS = ("extend", "error", "split")
 UNDERFLOWS = ("extend", "error")
 
 Range = tuple[int, int]
+Names = tuple[str, ...]
 
 
 def as_ranges(value: Any) -> Any:
-    """Lists become tuples, as TOML and JSON give them; anything else is left for the check to name.
+    """Turns lists, as TOML and JSON give them, into tuples; returns any other value as it is.
 
     >>> as_ranges([[50, 200], [200, 500]])
     ((50, 200), (200, 500))
@@ -39,27 +40,21 @@ def as_ranges(value: Any) -> Any:
 
 
 def is_range(value: Any) -> bool:
-    """Whether ``value`` is two ascending whole numbers, none negative."""
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(is_int(item) for item in value)
-        and 0 <= value[0] < value[1]
-    )
+    """Returns whether ``value`` is two ascending whole numbers from 0."""
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_int, value)) and 0 <= value[0] < value[1]
 
 
 def mistaken_ranges(ranges: Any) -> list[str]:
-    """Every mistake in ``ranges``, which must be a tuple of ascending (low, high) that touch; empty for none.
+    """Finds every mistake in ``ranges``, which must be a tuple of ascending (low, high) without gap or overlap.
 
     >>> mistaken_ranges(((50, 200), (250, 500)))
     ['gap between buckets (50, 200) and (250, 500)']
     """
     if not isinstance(ranges, tuple):
         return [f"buckets must be a tuple of (low, high) ranges, got {ranges!r}"]
-    sound = [is_range(item) for item in ranges]
-    mistakes = [f"bucket {item!r} must be two ascending whole numbers" for item, ok in zip(ranges, sound) if not ok]
-    for i, (left, right) in enumerate(itertools.pairwise(ranges)):
-        if sound[i] and sound[i + 1] and left[1] != right[0]:
+    mistakes = [f"bucket {item!r} must be two ascending whole numbers" for item in ranges if not is_range(item)]
+    for left, right in itertools.pairwise(ranges):
+        if is_range(left) and is_range(right) and left[1] != right[0]:
             kind = "gap" if left[1] < right[0] else "overlap"
             mistakes.append(f"{kind} between buckets ({left[0]}, {left[1]}) and ({right[0]}, {right[1]})")
     return mistakes
@@ -71,7 +66,7 @@ class _Piece(NamedTuple):
     capacity: int
     length: int
     item: Any
-    place: int  # of the item in the input
+    origin: int  # index of the item in the input
     part: int
 
 
@@ -81,10 +76,10 @@ class Batch:
 
     Attributes:
         bucket: the bucket's name.
-        capacity: what every item is to be padded to, in the bucketer's unit.
+        capacity: the length to pad every item to, in the bucketer's unit.
         items: the items, or pieces of them.
-        indices: for each, the place of its item in the input.
-        parts: for each, which piece of its item it is, from 0; 0 for whole items.
+        indices: for each, the index of its item in the input.
+        parts: for each, the number of the piece in its item, from 0; 0 for whole items.
     """
 
     bucket: str
@@ -96,16 +91,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class BucketStats:
-    """How lengths spread over buckets; ``str()`` is a table, :meth:`to_dict` is JSON-able.
+    """The spread of lengths over buckets; ``str()`` is a table, :meth:`to_dict` is JSON-able.
 
     Attributes:
-        counts: items in each bucket; every bucket is named.
-        shares: the same as shares of the total, 0 to 1.
-        total: items.
+        counts: number of items in each bucket; every bucket is named.
+        shares: each count as a share of the total, 0 to 1.
+        total: number of items.
         shortest, mean, longest: lengths in the bucketer's unit.
         padding_waste: the share of all positions that is padding once each item is padded to its capacity, 0 to 1.
-        shapes_before: different lengths.
-        shapes_after: different capacities.
+        shapes_before: number of different lengths.
+        shapes_after: number of different capacities.
         verdict: in the reference report's words: HIGH where the fullest bucket holds at least 80%, MEDIUM from 50%.
     """
 
@@ -121,27 +116,26 @@ class BucketStats:
     verdict: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes, as plain values."""
+        """Returns the attributes as plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
         rows = [(name, str(count), f"{self.shares[name]:.0%}") for name, count in self.counts.items()]
-        return "\n".join(
-            [
-                format_table([("bucket", "items", "share"), *rows]),
-                f"{self.total} items of {self.shortest} to {self.longest}, {self.mean:.0f} on average",
-                f"{self.shapes_before} lengths become {self.shapes_after} shapes, {self.padding_waste:.1%} padding",
-                self.verdict,
-            ]
-        )
+        lines = [
+            format_table([("bucket", "items", "share"), *rows]),
+            f"{self.total} items of {self.shortest} to {self.longest}, {self.mean:.0f} on average",
+            f"{self.shapes_before} lengths become {self.shapes_after} shapes, {self.padding_waste:.1%} padding",
+            self.verdict,
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class ChunkBucketer:
-    """Rounds lengths up to few capacities, so that code compiled for one shape serves many lengths.
+    """A ladder of few capacities that lengths are rounded up to, so that one compiled shape serves many lengths.
 
     A length belongs to the first bucket whose upper end is at least as large; that end is its capacity. So a range
-    leaves out its lower end, except that the first one holds it too.
+    excludes its lower end, except for the first range, which includes it.
 
     >>> bucketer = ChunkBucketer()
     >>> bucketer.bucket(137), bucketer.capacity(137)
@@ -150,13 +144,13 @@ class ChunkBucketer:
     (200, 500, 1000)
 
     Attributes:
-        ranges: (low, high) of each bucket, ascending, each beginning where the one before it ends.
+        ranges: (low, high) of each bucket, ascending; each begins where the previous one ends.
         names: one name for each bucket; None: short, medium and long for three buckets, else such as ``"50-200"``.
         unit: what lengths count: ``"chars"`` of a text, its ``"words"`` (between white space), or the ``"tokens"`` or
             ``"frames"`` of any sequence.
-        overflow: what becomes of lengths above the last range: ``"extend"`` goes on in multiples of its upper end,
+        overflow: the treatment of lengths above the last range: ``"extend"`` continues in multiples of its upper end,
             ``"error"`` refuses them, ``"split"`` lets :meth:`group` cut the item.
-        underflow: what becomes of lengths below the first range: ``"extend"`` counts them into the first bucket,
+        underflow: the treatment of lengths below the first range: ``"extend"`` counts them into the first bucket,
             ``"error"`` refuses them.
         rungs: the capacities.
 
@@ -165,7 +159,7 @@ class ChunkBucketer:
     """
 
     ranges: tuple[Range, ...] = ((50, 200), (200, 500), (500, 1000))
-    names: tuple[str, ...] | None = None
+    names: Names | None = None
     unit: str = "chars"
     overflow: str = "split"
     underflow: str = "extend"
@@ -175,53 +169,42 @@ class ChunkBucketer:
         object.__setattr__(self, "ranges", as_ranges(self.ranges))
         if isinstance(self.names, list):
             object.__setattr__(self, "names", tuple(self.names))
-        mistakes = self._mistakes()
-        if mistakes:
-            raise ConfigError(*mistakes)
-        object.__setattr__(self, "rungs", tuple(high for _, high in self.ranges))
-
-    def _mistakes(self) -> list[str]:
         mistakes = mistaken_ranges(self.ranges)
         if self.ranges == ():
             mistakes.append("buckets must hold at least one range")
         if self.names is not None:
             mistakes += self._mistaken_names(self.names)
         for name, choices in (("unit", UNITS), ("overflow", OVERFLOWS), ("underflow", UNDERFLOWS)):
-            value = getattr(self, name)
-            if value not in choices:
-                mistakes.append(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        return mistakes
+            mistakes += mistaken_choice(name, getattr(self, name), choices)
+        raise_all(mistakes)
+        object.__setattr__(self, "rungs", tuple(high for _, high in self.ranges))
 
     def _mistaken_names(self, names: Any) -> list[str]:
         if not isinstance(names, tuple):
             return [f"names must be a tuple of strings or None, got {names!r}"]
-        mistakes = []
         ranges = self.ranges if isinstance(self.ranges, tuple) else ()
-        if isinstance(self.ranges, tuple) and len(names) != len(ranges):
+        mistakes = []
+        if ranges and len(names) != len(ranges):
             mistakes.append(f"names must be one for each of {len(ranges)} buckets, got {len(names)}: {names!r}")
         for i, name in enumerate(names):
-            of = f" of bucket {ranges[i]!r}" if i < len(ranges) else ""
+            of_bucket = f" of bucket {ranges[i]!r}" if i < len(ranges) else ""
             if not isinstance(name, str) or not name:
-                mistakes.append(f"name{of} must be a non-empty string, got {name!r}")
+                mistakes.append(f"name{of_bucket} must be a non-empty string, got {name!r}")
             elif name in names[:i]:
-                mistakes.append(f"name{of} must differ from the others, got {name!r}")
+                mistakes.append(f"name{of_bucket} must differ from the others, got {name!r}")
         return mistakes
 
     @classmethod
     def from_ladder(
-        cls,
-        rungs: Iterable[int],
-        unit: str = "tokens",
-        overflow: str = "error",
-        names: tuple[str, ...] | None = None,
+        cls, rungs: Iterable[int], unit: str = "tokens", overflow: str = "error", names: Names | None = None
     ) -> Self:
-        """Buckets that end at each rung, the first from 0.
+        """Makes buckets that end at each rung, the first from 0.
 
         >>> ChunkBucketer.from_ladder((64, 100)).ranges
         ((0, 64), (64, 100))
 
         Raises:
-            ConfigError: when rungs are not ascending whole numbers from 1, and as for the class.
+            ConfigError: when rungs are not ascending whole numbers from 1, and for mistakes in the other arguments.
         """
         if not isinstance(rungs, Iterable):
             raise ConfigError(f"rungs must be a list of whole numbers, got {rungs!r}")
@@ -229,20 +212,15 @@ class ChunkBucketer:
 
     @classmethod
     def regular(
-        cls,
-        step: int,
-        last: int,
-        unit: str = "tokens",
-        overflow: str = "error",
-        names: tuple[str, ...] | None = None,
+        cls, step: int, last: int, unit: str = "tokens", overflow: str = "error", names: Names | None = None
     ) -> Self:
-        """Multiples of ``step`` up to the first that is at least ``last``.
+        """Makes buckets that end at the multiples of ``step`` up to the first that is at least ``last``.
 
         >>> ChunkBucketer.regular(step=64, last=250).rungs
         (64, 128, 192, 256)
 
         Raises:
-            ConfigError: when ``step`` or ``last`` is no whole number from 1, and as for the class.
+            ConfigError: when ``step`` or ``last`` is not a whole number from 1, and for mistakes in the others.
         """
         if not (is_int(step) and is_int(last) and step >= 1 and last >= 1):
             raise ConfigError(f"step and last must be whole numbers from 1, got {step!r} and {last!r}")
@@ -255,20 +233,20 @@ class ChunkBucketer:
         buckets: int = 8,
         unit: str = "tokens",
         overflow: str = "error",
-        names: tuple[str, ...] | None = None,
+        names: Names | None = None,
     ) -> Self:
-        """The buckets that pad ``lengths`` least in total; no other choice of as many pads less.
+        """Makes the buckets that pad ``lengths`` least in total; no other choice of as many buckets pads less.
 
         >>> ChunkBucketer.fit([3, 4, 4, 90, 100], buckets=2).rungs
         (4, 100)
 
         Args:
-            lengths: those to expect, in ``unit``; repeats count.
-            buckets: most buckets, at least 1; there are fewer where there are fewer different lengths.
-            unit, overflow, names: as for the class.
+            lengths: the lengths to expect, in ``unit``; repeats count.
+            buckets: upper limit on their number, at least 1; there are fewer where fewer lengths differ.
+            unit, overflow, names: attributes of the bucketer.
 
         Raises:
-            InputError: for no lengths, for one that is no whole number from 0, and for ``buckets`` below 1.
+            InputError: for no lengths, for one that is not a whole number from 0, and for ``buckets`` below 1.
         """
         found = [whole_number("a length", length, 0) for length in as_list("lengths", lengths)]
         if not found:
@@ -281,10 +259,10 @@ class ChunkBucketer:
         return cls.from_ladder(chosen, unit, overflow, names)
 
     def capacity(self, n: int) -> int:
-        """The smallest capacity that holds ``n``.
+        """Returns the smallest capacity that holds ``n``.
 
         Raises:
-            InputError: when ``n`` is no whole number from 0, or does not fit.
+            InputError: when ``n`` is not a whole number from 0, or does not fit.
         """
         n = whole_number("a length", n, 0)
         low, last = self.ranges[0][0], self.rungs[-1]
@@ -298,15 +276,15 @@ class ChunkBucketer:
         raise InputError(f"{n} {self.unit} do not fit the last bucket, which ends at {last}{hint}")
 
     def bucket(self, n: int) -> str:
-        """The name of the bucket that ``n`` belongs to; above the last range that of the last.
+        """Returns the name of the bucket that ``n`` belongs to; for a length above the last range, the last name.
 
         Raises:
-            InputError: as for :meth:`capacity`.
+            InputError: when ``n`` is not a whole number from 0, or does not fit.
         """
         return self._name(self.capacity(n))
 
     def group(self, items: Iterable[Any], max_batch: int | None = None) -> list[Batch]:
-        """Sort ``items`` into batches of one capacity each, shortest first; equal lengths keep their order.
+        """Sorts ``items`` into batches of one capacity each, shortest first; equal lengths keep their order.
 
         Where ``overflow`` is ``"split"``, items that are too long are cut to the last capacity or less: text counted
         in characters by :func:`~tts_compile.splitting.split_text`, in words between words, sequences anywhere.
@@ -318,7 +296,7 @@ class ChunkBucketer:
 
         Args:
             items: strings for the units chars and words, other sequences for tokens and frames.
-            max_batch: most items in a batch; None for no limit.
+            max_batch: upper limit on the items of a batch; None for no limit.
 
         Raises:
             InputError: for an item of a wrong type, or one that does not fit; it names the item's index.
@@ -327,39 +305,39 @@ class ChunkBucketer:
             max_batch = whole_number("max_batch", max_batch, 1)
         batches = []
         pieces = sorted(self._pieces(items), key=lambda piece: piece.length)
-        for capacity, same in itertools.groupby(pieces, key=lambda piece: piece.capacity):
-            alike = list(same)
-            most = max_batch or len(alike)
-            for start in range(0, len(alike), most):
-                _, _, found, indices, parts = zip(*alike[start : start + most])
+        for capacity, group in itertools.groupby(pieces, key=lambda piece: piece.capacity):
+            same = list(group)
+            most = max_batch or len(same)
+            for start in range(0, len(same), most):
+                _, _, found, indices, parts = zip(*same[start : start + most])
                 batches.append(Batch(self._name(capacity), capacity, found, indices, parts))
         return batches
 
     @staticmethod
     def restore_order(batches: Sequence[Batch], results: Sequence[Iterable[Any]]) -> list[Any]:
-        """Results in the order of the input; those of an item's pieces follow each other in reading order.
+        """Returns results in the order of the input; the results of an item's pieces follow each other.
 
         >>> batches = ChunkBucketer().group(["A longer text.", "Text."])
         >>> ChunkBucketer.restore_order(batches, [[item.upper() for item in batch.items] for batch in batches])
         ['A LONGER TEXT.', 'TEXT.']
 
         Args:
-            batches: as :meth:`group` returned them.
+            batches: the return value of :meth:`group`.
             results: for each batch, one result for each of its items.
 
         Raises:
-            InputError: when results are no lists, or more or fewer than items.
+            InputError: when results are not lists, or more or fewer than items.
         """
         rows = [as_list(f"results of batch {i}", row) for i, row in enumerate(as_list("results", results))]
         expected, got = [len(batch.items) for batch in batches], [len(row) for row in rows]
         if expected != got:
             raise InputError(f"batches hold {expected} items, but there are {got} results")
-        places = [place for batch in batches for place in zip(batch.indices, batch.parts)]
-        ordered = sorted(zip(places, itertools.chain.from_iterable(rows)), key=lambda pair: pair[0])
+        origins = [origin for batch in batches for origin in zip(batch.indices, batch.parts)]
+        ordered = sorted(zip(origins, itertools.chain.from_iterable(rows)), key=lambda pair: pair[0])
         return [result for _, result in ordered]
 
     def pad(self, sequences: Iterable[Sequence[int] | Tensor], pad_id: int = 0) -> tuple[Tensor, Tensor]:
-        """Pad sequences of whole numbers at their ends to the capacity of the longest, on the CPU.
+        """Pads sequences of whole numbers at their ends to the capacity of the longest, on the CPU.
 
         >>> padded, lengths = ChunkBucketer.from_ladder((4, 8)).pad([[1, 2, 3], [4]])
         >>> padded.tolist(), lengths.tolist()
@@ -371,32 +349,19 @@ class ChunkBucketer:
         Raises:
             InputError: for no sequences, for anything but whole numbers, and for a longest one that does not fit.
         """
-        import torch  # here, because sorting text needs none
-
-        rows = as_list("sequences", sequences)
+        rows = [_ids(i, row) for i, row in enumerate(as_list("sequences", sequences))]
         if not rows:
             raise InputError("pad needs at least one sequence")
         if not is_int(pad_id):
             raise InputError(f"pad_id must be a whole number, got {pad_id!r}")
-        found = []
-        for i, row in enumerate(rows):
-            try:
-                ids = torch.as_tensor(row)
-            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-                raise InputError(f"sequence {i} must hold whole numbers: {error}") from error
-            if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)):
-                raise InputError(f"sequence {i} must be a row of whole numbers, got {ids.dtype} {tuple(ids.shape)}")
-            if ids.dtype == torch.uint64 and bool((ids.to(torch.int64) < 0).any()):
-                raise InputError(f"sequence {i} holds numbers beyond int64")
-            found.append(ids)
-        lengths = [len(ids) for ids in found]
-        padded = torch.full((len(found), self.capacity(max(lengths))), pad_id, dtype=torch.int64)
-        for target, ids in zip(padded, found):
+        lengths = [len(ids) for ids in rows]
+        padded = torch.full((len(rows), self.capacity(max(lengths))), pad_id, dtype=torch.int64)
+        for target, ids in zip(padded, rows):
             target[: len(ids)] = ids
         return padded, torch.tensor(lengths)
 
     def stats(self, items: Iterable[Any]) -> BucketStats:
-        """How ``items`` spread over the buckets; the pieces of those that :meth:`group` would cut count as items.
+        """Counts ``items`` in each bucket; the pieces of those that :meth:`group` would cut count as items.
 
         >>> print(ChunkBucketer().stats(["a" * 90, "a" * 174]))
         bucket  items  share
@@ -409,7 +374,7 @@ class ChunkBucketer:
         HIGH - Excellent bucketing efficiency
 
         Raises:
-            InputError: for no items, and as for :meth:`group`.
+            InputError: for no items, for an item of a wrong type, and for one that does not fit.
         """
         pieces = self._pieces(items)
         if not pieces:
@@ -419,9 +384,10 @@ class ChunkBucketer:
         counts = {self._name(rung): 0 for rung in self.rungs}
         for capacity in capacities:
             counts[self._name(capacity)] += 1
+        shares = {name: count / len(pieces) for name, count in counts.items()}
         return BucketStats(
             counts=counts,
-            shares={name: count / len(pieces) for name, count in counts.items()},
+            shares=shares,
             total=len(pieces),
             shortest=min(lengths),
             mean=sum(lengths) / len(lengths),
@@ -429,20 +395,18 @@ class ChunkBucketer:
             padding_waste=(sum(capacities) - sum(lengths)) / sum(capacities),
             shapes_before=len(set(lengths)),
             shapes_after=len(set(capacities)),
-            verdict=_verdict(max(counts.values()) / len(pieces)),
+            verdict=_verdict(max(shares.values())),
         )
 
     def _name(self, capacity: int) -> str:
-        """The name of the bucket that pads to ``capacity``."""
+        """Returns the name of the bucket that pads to ``capacity``."""
         i = min(bisect.bisect_left(self.rungs, capacity), len(self.rungs) - 1)
         if self.names is not None:
             return self.names[i]
-        if len(self.ranges) == 3:
-            return ("short", "medium", "long")[i]
-        return "{}-{}".format(*self.ranges[i])
+        return ("short", "medium", "long")[i] if len(self.ranges) == 3 else "{}-{}".format(*self.ranges[i])
 
     def _pieces(self, items: Iterable[Any]) -> list[_Piece]:
-        """Every item, or its pieces, in the order of the input."""
+        """Returns every item, or its pieces, in the order of the input."""
         pieces = []
         for index, item in enumerate(as_list("items", items)):
             length = self._length(item, index)
@@ -472,9 +436,7 @@ class ChunkBucketer:
     def _split(self, item: Any) -> list[Any]:
         most = self.rungs[-1]
         if self.unit == "chars":
-            from .splitting import split_text
-
-            return split_text(item, max_chars=most) or [""]  # white space alone still has a place in the order
+            return split_text(item, max_chars=most) or [""]  # white space alone keeps its index in the input
         if self.unit == "words":
             words = list(re.finditer(r"\S+", item))
             runs = (words[i : i + most] for i in range(0, len(words), most))
@@ -482,8 +444,21 @@ class ChunkBucketer:
         return [item[i : i + most] for i in range(0, len(item), most)]
 
 
+def _ids(index: int, row: Any) -> Tensor:
+    """Returns a sequence of whole numbers as a tensor of one dimension; raises InputError for anything else."""
+    try:
+        ids = torch.as_tensor(row)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"sequence {index} must hold whole numbers: {error}") from error
+    if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)):
+        raise InputError(f"sequence {index} must be a row of whole numbers, got {ids.dtype} {tuple(ids.shape)}")
+    if ids.dtype == torch.uint64 and bool((ids.to(torch.int64) < 0).any()):
+        raise InputError(f"sequence {index} holds numbers beyond int64")
+    return ids
+
+
 def _verdict(largest_share: float) -> str:
-    """The reference report's words for the share of the fullest bucket."""
+    """Returns the reference report's words for the share of the fullest bucket."""
     if largest_share >= 0.8:
         return "HIGH - Excellent bucketing efficiency"
     if largest_share >= 0.5:
@@ -492,24 +467,24 @@ def _verdict(largest_share: float) -> str:
 
 
 def _least_padding(ends: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], buckets: int) -> list[int]:
-    """The ``buckets`` of ``ends``, the last among them, for which all lengths rounded up to them sum to least.
+    """Chooses the ``buckets`` of ``ends``, the last among them, that lengths round up to with the smallest sum.
 
-    Dynamic programming: ``least[j]`` is the smallest such sum for the first j lengths with as many buckets as there
-    were rounds; its last bucket holds lengths i to j, and costs the end of j for each of them.
+    Dynamic programming: after k rounds, ``least[j]`` is the smallest sum of the lengths 0 to j, rounded up to k
+    buckets. The last of them holds lengths i to j, and costs the end of j for each of them.
 
     Args:
         ends: int64 (m,), different lengths, ascending.
-        counts: int64 (m,), how often each occurs.
+        counts: int64 (m,), the number of occurrences of each.
         buckets: 1 to m.
     """
     m = len(ends)
     before = np.concatenate([[0], np.cumsum(counts)])
     least = ends * before[1:]  # one bucket for lengths 0 to j
-    firsts = []  # for each further bucket, (m,): where it begins when it ends at j
+    firsts = []  # for each further bucket, (m,): the length at which it begins when it ends at j
     for used in range(1, buckets):
         first = np.zeros(m, dtype=np.int64)
         following = np.zeros(m, dtype=np.int64)
-        for j in range(used, m):  # a row at a time: all of them together would be m * m numbers
+        for j in range(used, m):  # one row at a time: all rows together would be m * m numbers
             sums = least[used - 1 : j] + ends[j] * (before[j + 1] - before[used : j + 1])
             best = sums.argmin()
             first[j], following[j] = used + best, sums[best]

@@ -1,4 +1,4 @@
-"""What to run and how: one frozen configuration, checked once, here."""
+"""The frozen configuration of a compiled model; its values are checked here and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from .bucketing import Range, as_ranges, is_range, mistaken_ranges
 from .errors import ConfigError
-from .fallback import MAX_FAILURES
+from .fallback import MAX_FAILURES, POLICIES
 from .utils.arguments import is_int, is_number, mistaken_choice, raise_all, unknown_key
 
 if sys.version_info >= (3, 11):
@@ -27,34 +27,44 @@ else:
 _INDUCTOR_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 EXECUTIONS = ("auto", "stock", "eager", "inductor", "cuda_graph")
 DTYPES = ("model", "bf16", "fp16", "int8")
-FALLBACKS = ("fallback", "raise")
-COMPONENTS = ("t3", "flow", "vocoder", "voice_encoder", "reference", "watermark")
+
+# For each component, the settings that have an effect on it. An execution or a dtype that a component does not have is
+# a request that the report answers with an event, and not a mistake: both may depend on the machine.
+_EVERY = ("execution", "dtype")
+_COMPILED = (*_EVERY, "backend", "mode", "dynamic")
+SETTINGS = {
+    "t3": (*_COMPILED, "fuse", "draft_tokens"),
+    "flow": (*_COMPILED, "fuse"),
+    "vocoder": _COMPILED,
+    "voice_encoder": _EVERY,
+    "reference": _EVERY,
+    "watermark": _EVERY,
+}
+COMPONENTS = tuple(SETTINGS)
 
 _REFERENCE_RANGES = ("CHUNK_BUCKET_SHORT_RANGE", "CHUNK_BUCKET_MEDIUM_RANGE", "CHUNK_BUCKET_LONG_RANGE")
-REFERENCE_SETTINGS = (
-    "ENABLE_TORCH_COMPILE",
-    "COMPILE_VOICE_ENCODER",
-    "COMPILE_TTS_DECODER",
-    "TORCH_COMPILE_BACKEND",
-    "TORCH_COMPILE_MODE",
-    "ENABLE_CHUNK_SIZE_BUCKETING",
-    *_REFERENCE_RANGES,
-)
+_REFERENCE_TEXTS = {"TORCH_COMPILE_BACKEND": "backend", "TORCH_COMPILE_MODE": "mode"}
+_REFERENCE_SWITCHES = {
+    "ENABLE_TORCH_COMPILE": COMPONENTS,
+    "COMPILE_VOICE_ENCODER": ("voice_encoder",),
+    "COMPILE_TTS_DECODER": ("t3",),
+}
+REFERENCE_SETTINGS = (*_REFERENCE_SWITCHES, *_REFERENCE_TEXTS, "ENABLE_CHUNK_SIZE_BUCKETING", *_REFERENCE_RANGES)
 
 
 @dataclass(frozen=True)
 class ComponentPolicy:
-    """How one component runs.
+    """The execution of one component; a setting that its component does not have must keep its default.
 
     Attributes:
-        execution: ``"auto"`` (the best that works here), ``"stock"``, ``"eager"`` (the library's own loop without
+        execution: ``"auto"`` (the fastest that works here), ``"stock"``, ``"eager"`` (the library's own loop without
             compiling), ``"inductor"`` or ``"cuda_graph"``.
         backend: the ``torch.compile`` backend used for ``"inductor"`` execution.
         mode: the ``torch.compile`` mode.
         dynamic: the ``torch.compile`` setting for shapes; None leaves the choice to the component.
         dtype: ``"model"`` keeps the model's own; others store weights in lower precision.
-        draft_tokens: tokens that T3 guesses ahead with an int8 copy of itself and verifies in its own dtype, so that
-            the result is the same; 0 switches guessing off, None leaves the number to the component.
+        draft_tokens: the number of tokens that an int8 copy of T3 drafts and T3 verifies in one pass; the result does
+            not depend on it. 0 switches drafting off, None leaves the number to the component.
         fuse: whether the kernels inside a CUDA graph come from ``torch.compile``; None: where it can generate them.
     """
 
@@ -67,9 +77,6 @@ class ComponentPolicy:
     fuse: bool | None = None
 
     def __post_init__(self) -> None:
-        raise_all(self._mistakes())
-
-    def _mistakes(self) -> list[str]:
         mistakes = mistaken_choice("execution", self.execution, EXECUTIONS)
         mistakes += mistaken_choice("dtype", self.dtype, DTYPES)
         mistakes += [
@@ -86,30 +93,47 @@ class ComponentPolicy:
             mistakes.append(f"mode must be one of {', '.join(_INDUCTOR_MODES)} for inductor, got {self.mode!r}")
         if self.draft_tokens is not None and not (is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):
             mistakes.append(f"draft_tokens must be a whole number from 0 to 7 or None, got {self.draft_tokens!r}")
-        return mistakes
+        raise_all(mistakes)
+
+    def without_effect(self, component: str) -> list[str]:
+        """Returns a mistake for each setting that is not at its default and has no effect on ``component``.
+
+        >>> ComponentPolicy(draft_tokens=5).without_effect("vocoder")
+        ['draft_tokens has no effect on vocoder, only on t3']
+        """
+        return [
+            f"{setting.name} has no effect on {component}, only on "
+            + ", ".join(name for name, settings in SETTINGS.items() if setting.name in settings)
+            for setting in dataclasses.fields(self)
+            if setting.name not in SETTINGS[component] and getattr(self, setting.name) != setting.default
+        ]
 
 
 @dataclass(frozen=True)
 class CompileConfig:
-    """Everything :func:`tts_compile.compile_model` can be told.
+    """All settings of :func:`tts_compile.compile_model`.
 
     Attributes:
         t3, flow, vocoder, voice_encoder, reference, watermark: a policy for each component.
         buckets: ranges of chunk lengths in characters, ascending; empty switches bucketing off.
         fallback: ``"fallback"`` runs the next safe level after a failure, ``"raise"`` raises.
-        max_failures: so many failures of a component at a level, and it stays at the next safe one for good.
-        warmup_samples: built-in texts of which a warm-up speaks the beginning; their lengths spread over the buckets.
-        memory_limit_gb: upper limit in GiB on what the process holds on the model's device; None for no limit. What the
-            library could do without is not taken beyond it: copies, recordings, places in a batch.
-        compile_seconds: budget for compiling, all components together; None for any. Once it is spent, what is not
-            compiled yet runs eagerly.
-        compile_in_background: on a CPU, have another process compile while this one speaks eagerly, and switch between
-            two utterances.
-        cpu_fallback: for a model on a GPU, a last level after stock: stock on a copy of the component in the machine's
-            memory. Its random numbers, and so its results, are a CPU's.
-        cache_dir: folder for compiled code, with a folder in it for each kind of machine; None takes what the
-            environment has as ``TTS_COMPILE_CACHE_DIR`` or, set by the user, as ``TORCHINDUCTOR_CACHE_DIR``, or
-            ``tts_compile`` in the user's cache folder.
+        max_failures: after this many failures at a level, the component stops using it.
+        warmup_samples: number of built-in texts that a warm-up begins to synthesize; their lengths spread over the
+            buckets.
+        memory_limit_gb: upper limit in GiB on the memory that the process holds on the model's device; None for no
+            limit. Optional memory is not allocated beyond it: copies of weights, CUDA graphs, slots of a batch.
+        compile_seconds: time for compiling, all components together; None for no limit. Once it is spent, functions
+            that are not compiled yet run eagerly.
+        compile_in_background: on a CPU, another process compiles while this one runs eagerly; the model switches to the
+            compiled functions between two utterances.
+        cpu_fallback: for a model on a GPU, a last level after stock that runs stock on a copy of the component on the
+            CPU. It draws a CPU's random numbers, so its results differ.
+        cache_dir: folder for compiled code, with a subfolder for each kind of machine. None takes
+            ``TTS_COMPILE_CACHE_DIR`` from the environment or, where the user has set it, ``TORCHINDUCTOR_CACHE_DIR``,
+            or else ``tts_compile`` in the user's cache folder.
+
+    Raises:
+        ConfigError: lists every value out of range, and every setting without effect on its component.
     """
 
     t3: ComponentPolicy = ComponentPolicy()
@@ -118,7 +142,7 @@ class CompileConfig:
     voice_encoder: ComponentPolicy = ComponentPolicy()
     reference: ComponentPolicy = ComponentPolicy()
     watermark: ComponentPolicy = ComponentPolicy()
-    buckets: tuple[Range, ...] = field(default=((50, 200), (200, 500), (500, 1000)))
+    buckets: tuple[Range, ...] = ((50, 200), (200, 500), (500, 1000))
     fallback: str = "fallback"
     max_failures: int = MAX_FAILURES
     warmup_samples: int = 3
@@ -130,17 +154,19 @@ class CompileConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "buckets", as_ranges(self.buckets))  # lists, as TOML and JSON give them
-        mistakes = [
-            f"{name} must be a ComponentPolicy, got {type(getattr(self, name)).__name__}"
-            for name in COMPONENTS
-            if not isinstance(getattr(self, name), ComponentPolicy)
-        ]
-        mistakes += mistaken_choice("fallback", self.fallback, FALLBACKS)
+        mistakes = []
+        for name in COMPONENTS:
+            policy = getattr(self, name)
+            if isinstance(policy, ComponentPolicy):
+                mistakes += policy.without_effect(name)
+            else:
+                mistakes.append(f"{name} must be a ComponentPolicy, got {type(policy).__name__}")
+        mistakes += mistaken_choice("fallback", self.fallback, POLICIES)
         mistakes += mistaken_ranges(self.buckets)
-        if not is_int(self.warmup_samples) or self.warmup_samples < 0:
-            mistakes.append(f"warmup_samples must be a whole number from 0, got {self.warmup_samples!r}")
-        if not is_int(self.max_failures) or self.max_failures < 1:
-            mistakes.append(f"max_failures must be a whole number from 1, got {self.max_failures!r}")
+        for name, least in (("warmup_samples", 0), ("max_failures", 1)):
+            number = getattr(self, name)
+            if not is_int(number) or number < least:
+                mistakes.append(f"{name} must be a whole number from {least}, got {number!r}")
         for name in ("memory_limit_gb", "compile_seconds"):
             limit = getattr(self, name)
             if limit is not None and not (is_number(limit) and math.isfinite(limit) and limit > 0):
@@ -156,25 +182,25 @@ class CompileConfig:
 
     @classmethod
     def exact(cls) -> Self:
-        """The default: the model's own dtype, equal tokens under equal seeds."""
+        """Returns the default: the model's own dtype, equal tokens under equal seeds."""
         return cls()
 
     @classmethod
     def fast(cls) -> Self:
-        """Asks for bfloat16 weights in T3; this version has none, so T3 keeps the model's dtype and reports it."""
+        """Requests bfloat16 weights in T3; this version has none: T3 keeps the model's dtype and reports an event."""
         return cls(t3=ComponentPolicy(dtype="bf16"))
 
     @classmethod
     def off(cls) -> Self:
-        """Every component stays stock."""
+        """Returns the configuration that leaves every component stock."""
         stock = ComponentPolicy(execution="stock")
         return cls(**dict.fromkeys(COMPONENTS, stock))  # type: ignore[arg-type]
 
     @classmethod
     def from_env(cls) -> Self:
-        """The exact preset, or what ``TTS_COMPILE``, ``TTS_COMPILE_CONFIG`` and ``TTS_COMPILE_CACHE_DIR`` say.
+        """Reads the variables ``TTS_COMPILE``, ``TTS_COMPILE_CONFIG`` and ``TTS_COMPILE_CACHE_DIR``.
 
-        The file is TOML, or JSON where its name ends in ``.json``.
+        The file is TOML, or JSON where its name ends in ``.json``. Where none is set, the result is the exact preset.
         """
         if switched_off_by_env():
             return cls.off()
@@ -185,19 +211,19 @@ class CompileConfig:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
-        """Read a TOML file; its tables and keys are those of :meth:`from_mapping`.
+        """Reads a TOML file with the keys of :meth:`from_mapping`, each component in a table of its own.
 
         Raises:
-            ConfigError: for what cannot be read, and as :meth:`from_mapping`.
+            ConfigError: for a file that cannot be read or parsed, and for every mistake in its settings.
         """
         return cls.from_mapping(_parsed(path, "TOML", tomllib.loads))
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
-        """Read a JSON file: what :meth:`to_dict` gives, or what :func:`tts_compile.autotune` has stored.
+        """Reads a JSON file: the output of :meth:`to_dict`, or a choice that :func:`tts_compile.autotune` has stored.
 
         Raises:
-            ConfigError: as :meth:`from_toml`.
+            ConfigError: for a file that cannot be read or parsed, and for every mistake in its settings.
         """
         content = _parsed(path, "JSON", json.loads)
         if isinstance(content, dict) and isinstance(content.get("config"), dict):
@@ -206,57 +232,61 @@ class CompileConfig:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Build a configuration from field names, nested per component, and the reference report's settings.
+        """Builds a configuration from field names, nested per component, and the reference report's settings.
 
         >>> CompileConfig.from_mapping({"t3": {"execution": "eager"}}).t3.execution
         'eager'
         >>> CompileConfig.from_mapping({"COMPILE_TTS_DECODER": False}).t3.execution
         'stock'
 
-        Where both name the same thing, the field name wins.
+        Where a field name and a setting of the reference report contradict each other, the field name wins.
 
         Raises:
-            ConfigError: lists every unknown key, with the nearest known one, and every value out of range.
+            ConfigError: lists every unknown key, with the nearest known one, every value out of range, and every
+                setting without effect on its component.
         """
         if not isinstance(mapping, Mapping):
             raise ConfigError(f"expected a mapping, got {type(mapping).__name__}")
-        fields = [f.name for f in dataclasses.fields(cls)]
-        known = [*fields, *REFERENCE_SETTINGS]
+        known = [*(f.name for f in dataclasses.fields(cls)), *REFERENCE_SETTINGS]
+        settings = [f.name for f in dataclasses.fields(ComponentPolicy)]
         mistakes = [unknown_key(key, known) for key in mapping if key not in known]
-        policies, others, found = _from_reference({k: v for k, v in mapping.items() if k in REFERENCE_SETTINGS})
+        policies, fields, found = _from_reference({k: v for k, v in mapping.items() if k in REFERENCE_SETTINGS})
         mistakes += found
+        fields |= {k: v for k, v in mapping.items() if k in known and k not in (*REFERENCE_SETTINGS, *COMPONENTS)}
         for name in COMPONENTS:
             given = mapping.get(name, {})
             if isinstance(given, ComponentPolicy):
-                policies[name] = dataclasses.asdict(given)
-            elif isinstance(given, Mapping):
-                settings = [f.name for f in dataclasses.fields(ComponentPolicy)]
-                mistakes += [f"{name}: {unknown_key(key, settings)}" for key in given if key not in settings]
-                policies[name] |= {key: value for key, value in given.items() if key in settings}
-            else:
+                fields[name] = given
+                continue
+            if not isinstance(given, Mapping):
                 mistakes.append(f"{name} must be a table of settings, got {given!r}")
-        built: dict[str, Any] = {}
-        for name, policy in policies.items():
+                continue
+            mistakes += [f"{name}: {unknown_key(key, settings)}" for key in given if key not in settings]
             try:
-                built[name] = ComponentPolicy(**policy)
+                fields[name] = ComponentPolicy(
+                    **policies[name] | {key: value for key, value in given.items() if key in settings}
+                )
             except ConfigError as error:
                 mistakes += [f"{name}: {mistake}" for mistake in error.mistakes]
-        others |= {key: value for key, value in mapping.items() if key in fields and key not in COMPONENTS}
         try:
-            config = cls(**others)
+            config = cls(**fields)
         except ConfigError as error:
             mistakes += error.mistakes
         raise_all(mistakes)
-        return config.replace(**built)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain, JSON-able values; :meth:`from_mapping` of them gives an equal configuration."""
+        """Returns plain, JSON-able values, from which :meth:`from_mapping` makes an equal configuration."""
         plain = dataclasses.asdict(self)
         plain["buckets"] = [list(r) for r in self.buckets]
         return plain
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed.
+
+        Raises:
+            ConfigError: lists every unknown field or, where all are known, every mistake in the new values.
+        """
         known = [f.name for f in dataclasses.fields(self)]
         raise_all([unknown_key(key, known) for key in changes if key not in known])
         return dataclasses.replace(self, **changes)
@@ -267,44 +297,43 @@ def _parsed(path: str | Path, kind: str, parse: Callable[[str], Any]) -> Any:
         return parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # those of both parsers, and text that is no UTF-8
-        raise ConfigError(f"{path} is no valid {kind}: {error}") from error
+    except (ValueError, RecursionError) as error:  # of either parser, and of text that is not UTF-8
+        raise ConfigError(f"{path} is not valid {kind}: {error}") from error
 
 
 def switched_off_by_env() -> bool:
-    """Whether ``TTS_COMPILE`` is set to 0, false, no or off."""
+    """Returns whether ``TTS_COMPILE`` is set to 0, false, no or off."""
     return os.environ.get("TTS_COMPILE", "").strip().lower() in ("0", "false", "no", "off")
 
 
 def _from_reference(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
-    """Translate the reference report's settings: (policies, other fields, mistakes)."""
+    """Translates the reference report's settings into settings of each component and fields.
+
+    Returns:
+        (settings of each component, fields, mistakes).
+    """
+    policies: dict[str, dict[str, Any]] = {name: {} for name in COMPONENTS}
     mistakes = []
     for key, value in settings.items():
         if key in _REFERENCE_RANGES:
             if not is_range(value):
                 mistakes.append(f"{key} must be two ascending whole numbers, got {value!r}")
-        elif key in ("TORCH_COMPILE_BACKEND", "TORCH_COMPILE_MODE"):
+        elif key in _REFERENCE_TEXTS:
             if not isinstance(value, str) or not value:
                 mistakes.append(f"{key} must be a non-empty string, got {value!r}")
         elif not isinstance(value, bool):
             mistakes.append(f"{key} must be true or false, got {value!r}")
     if mistakes:
-        return {name: {} for name in COMPONENTS}, {}, mistakes
+        return policies, {}, mistakes
 
-    shared = {}
-    if "TORCH_COMPILE_BACKEND" in settings:
-        shared["backend"] = settings["TORCH_COMPILE_BACKEND"]
-    if "TORCH_COMPILE_MODE" in settings:
-        shared["mode"] = settings["TORCH_COMPILE_MODE"]
-    policies: dict[str, dict[str, Any]] = {name: dict(shared) for name in COMPONENTS}
-    switches = {"COMPILE_VOICE_ENCODER": ("voice_encoder",), "COMPILE_TTS_DECODER": ("t3",)}
-    for key, names in {**switches, "ENABLE_TORCH_COMPILE": COMPONENTS}.items():
+    for key, setting in _REFERENCE_TEXTS.items():
+        for name in COMPONENTS:
+            if key in settings and setting in SETTINGS[name]:
+                policies[name][setting] = settings[key]
+    for key, names in _REFERENCE_SWITCHES.items():
         if settings.get(key) is False:
             for name in names:
                 policies[name]["execution"] = "stock"
-
-    others: dict[str, Any] = {}
     defaults = CompileConfig().buckets
     ranges = [settings.get(key, default) for key, default in zip(_REFERENCE_RANGES, defaults)]
-    others["buckets"] = ranges if settings.get("ENABLE_CHUNK_SIZE_BUCKETING", True) else ()
-    return policies, others, []
+    return policies, {"buckets": ranges if settings.get("ENABLE_CHUNK_SIZE_BUCKETING", True) else ()}, []

@@ -1,21 +1,19 @@
-"""One family of errors; each is also the built-in type that Python users expect."""
+"""The errors of this library; each is also the built-in type that Python users expect."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .parity import ParityReport
-
 
 class TTSCompileError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """The base of every error that this library raises on purpose."""
 
 
 class ConfigError(TTSCompileError, ValueError):
-    """Settings are unknown or out of range; ``mistakes`` lists every one found, and so does the message."""
+    """Unknown settings, or values out of range; ``mistakes`` lists every one found, and so does the message."""
 
     def __init__(self, *mistakes: str) -> None:
         super().__init__("; ".join(mistakes))
@@ -23,15 +21,15 @@ class ConfigError(TTSCompileError, ValueError):
 
 
 class InputError(TTSCompileError, ValueError):
-    """Text, voice or sampling settings that the model cannot speak with."""
+    """An argument that cannot be used, such as a text, a voice or a sampling setting."""
 
 
 class CheckpointError(InputError):
     """Files from which a model cannot be loaded; the message lists everything that is wrong with them.
 
     Attributes:
-        folder: where they are.
-        model: the name of the class that they are no files of.
+        folder: the checkpoint's folder.
+        model: the name of the class that was to be loaded.
         problems: one sentence for each file, or tensor of a file, that is missing, damaged or does not fit.
     """
 
@@ -46,27 +44,27 @@ class CheckpointError(InputError):
 
 
 class ModelStateError(TTSCompileError, RuntimeError):
-    """The model is in a state in which it cannot be compiled or cannot speak."""
+    """A state of the model in which it cannot be compiled or run."""
 
 
 class NonFiniteError(ModelStateError):
-    """The model has computed what is not finite."""
+    """Values computed by the model that are not finite."""
 
 
 class OutOfMemoryError(TTSCompileError, MemoryError):
-    """Memory has run out at every level; the message has the numbers."""
+    """A shortage of memory at every level; the message has the numbers."""
 
 
 class UnsupportedModelError(TTSCompileError, TypeError):
-    """The object is no model that this library knows; the message names those that it does."""
+    """An object that is not a supported model; the message names the supported ones."""
 
 
 class BatchError(TTSCompileError, RuntimeError):
-    """Some chunks of a batch failed; the others are in ``results``.
+    """The failure of some chunks of a batch; the other chunks are in ``results``.
 
     Attributes:
-        results: a wave for each text, in input order; None where it failed.
-        errors: by the index of the text.
+        results: a wave for each text, in input order; None for a chunk that failed.
+        errors: the error of each failed chunk, by the index of its text.
     """
 
     def __init__(self, message: str, results: list[Tensor | None], errors: dict[int, Exception]) -> None:
@@ -79,21 +77,21 @@ class BatchError(TTSCompileError, RuntimeError):
 
 
 class CompilationError(TTSCompileError, RuntimeError):
-    """A component could not be compiled and its policy forbids falling back."""
+    """A component that cannot be compiled, where the policy forbids falling back."""
 
 
 class UnsafeFileError(CompilationError):
-    """Compiled code is not loaded from where another user could have written it."""
+    """Compiled code in a file or folder that another user can write to; it is not loaded."""
 
 
 class ParityError(TTSCompileError, RuntimeError):
-    """A compiled model does not give what stock gives, and its policy forbids falling back.
+    """A compiled model whose results differ from stock's, where the policy forbids falling back.
 
     Attributes:
-        report: the comparison.
+        report: the comparison, a :class:`tts_compile.ParityReport`.
     """
 
-    def __init__(self, message: str, report: ParityReport) -> None:
+    def __init__(self, message: str, report: Any) -> None:
         super().__init__(message, report)
         self.report = report
 

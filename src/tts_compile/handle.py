@@ -19,19 +19,21 @@ from typing_extensions import Self
 from . import background
 from .batch import BatchProgress, delivered
 from .batch import speak as speak_batch
-from .components.compiled_component import EngineComponent
-from .components.component_set import Assembly
+from .components.compiled_component import CompiledComponent as EngineComponent
+from .components.component_set import ComponentSet
 from .components.seam import not_its_own
-from .components.t3 import check_text
 from .config import CompileConfig
 from .errors import InputError, ModelStateError, ParityError
-from .execution.process_lock import Turn, alone
+from .execution.process_lock import DeviceLock
+from .execution.process_lock import locked as alone
+from .families import family_of
+from .families.english import check_text
 from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
 from .parity import transcription as quality
 from .report import ExecutionReport, WarmupReport
 from .timing.blocks import Timings, timed
 from .utils.arguments import checked_seeds, checked_texts
-from .utils.proxy import Delegate
+from .utils.proxy import Proxy
 from .utils.random_state import RandomNumbers
 from .validation import check_request, check_settings, check_voice, checked_inputs
 from .warmup import sample_texts, warm_up
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 HANDLE = "_tts_compile_handle"  # the attribute of a compiled model
 
 
-class CompiledTTS(Delegate):
+class CompiledTTS(Proxy):
     """A stock model with fast components attached; made by :func:`tts_compile.compile_model`.
 
     Attributes that it does not have itself are the wrapped model's, read and written. As a context manager it
@@ -66,7 +68,7 @@ class CompiledTTS(Delegate):
         own["parity"] = None
         own["timings"] = Timings(next(tts.s3gen.parameters()).device)
         own["_earlier"] = {}
-        own["_process"] = Turn()
+        own["_process"] = DeviceLock(torch.device("cpu"))
         own["_attached"] = False
         own["_suspended"] = False
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
@@ -74,8 +76,8 @@ class CompiledTTS(Delegate):
         own["_background"] = background.start(tts, config)
         try:
             first = background.meanwhile(config) if own["_background"] else config
-            own["_components"] = Assembly(tts, first, self.timings)
-            own["_turn"] = own["_components"].turn
+            own["_components"] = ComponentSet(tts, family_of(type(tts)), first, self.timings)
+            own["_turn"] = own["_components"].lock
             self._attach()
         except BaseException:
             if own["_background"] is not None:
@@ -363,7 +365,10 @@ class CompiledTTS(Delegate):
         earlier = self._components.report()
         try:
             with self._detached():
-                own["_components"], own["_earlier"] = Assembly(self.wrapped, self.config, self.timings), earlier
+                own["_components"], own["_earlier"] = (
+                    ComponentSet(self.wrapped, family_of(type(self.wrapped)), self.config, self.timings),
+                    earlier,
+                )
         except ModelStateError as error:  # somebody stands in front of a component, which can only stay then
             logger.warning("what was compiled in the background is not used: %s", error)
         own["_background"] = None

@@ -1,4 +1,4 @@
-"""What was asked, what ran, and the proof."""
+"""Reports: the requested execution of each component, the execution that ran, and the counts that prove it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .utils.tables import format_table
 
 @dataclass(frozen=True)
 class ComponentReport:
-    """One component's row.
+    """The row of one component.
 
     Attributes:
         asked: the policy's execution.
-        ran: ``"stock"``, ``"eager"``, ``"inductor"`` or ``"cuda_graph"``: what the counts prove, not what was
-            planned. A compiled component counts as compiled only while all its calls were.
-        calls: steps (T3) or calls that the component was asked for.
-        compiled_calls: those counted inside compiled code or by replayed CUDA graphs.
-        graphs: graphs that torch compiled for it, and CUDA graphs that were recorded.
-        graph_breaks: graph breaks while doing so.
-        recompiles_after_warmup: graphs compiled or recorded after the warm-up, or after the first utterance where
-            there was none.
+        ran: ``"stock"``, ``"eager"``, ``"inductor"`` or ``"cuda_graph"``, by the counts. A component counts as compiled
+            only while all its calls ran compiled.
+        calls: number of steps (T3) or calls.
+        compiled_calls: number of calls counted inside compiled code or by replayed CUDA graphs.
+        graphs: number of graphs that torch compiled for it, and of captured CUDA graphs.
+        graph_breaks: number of graph breaks in them.
+        recompiles_after_warmup: number of graphs compiled or captured after the warm-up or, without a warm-up, after
+            the first utterance.
         fallbacks: every event, oldest first.
-        note: a sentence where the row needs one.
+        note: a sentence that explains the row, or an empty string.
     """
 
     asked: str
@@ -38,26 +38,26 @@ class ComponentReport:
     note: str = ""
 
     def meanwhile(self, asked: str) -> ComponentReport:
-        """The same for as long as another process compiles what was asked for."""
+        """Returns the row with the requested execution, for the time in which another process compiles it."""
         if asked == self.asked:
             return self
         return replace(self, asked=asked, note="; ".join(filter(None, [self.note, "another process is compiling"])))
 
     def after(self, earlier: ComponentReport, when: str) -> ComponentReport:
-        """The same, with a word about what ran before the component was exchanged, and its events."""
+        """Returns the row with the events of the component that this one has replaced, and a note on its calls."""
         notes = [self.note, f"{earlier.calls} calls ran {earlier.ran} {when}" if earlier.calls else ""]
         return replace(self, fallbacks=earlier.fallbacks + self.fallbacks, note="; ".join(filter(None, notes)))
 
 
 @dataclass(frozen=True)
 class ExecutionReport:
-    """What ran so far; ``str()`` is a table, :meth:`to_dict` is JSON-able."""
+    """The executions so far; ``str()`` is a table, :meth:`to_dict` is JSON-able."""
 
     attached: bool
     components: dict[str, ComponentReport]
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"attached": bool, "components": {name: {...}}}`` of plain values."""
+        """Returns ``{"attached": bool, "components": {name: {...}}}`` of plain values."""
         return {"attached": self.attached, "components": {k: asdict(v) for k, v in self.components.items()}}
 
     def __str__(self) -> str:
@@ -76,13 +76,13 @@ class ExecutionReport:
 
 @dataclass(frozen=True)
 class WarmupReport:
-    """What a warm-up did; ``str()`` is a table.
+    """The times and graphs of a warm-up; ``str()`` is a table.
 
     Attributes:
-        seconds: of compiling, or of finding what was compiled before, for each component.
-        graphs: that torch compiled, or that were recorded, for each component, in this process so far.
-        texts: how many were spoken, or begun.
-        speaking: seconds of that.
+        seconds: time for compiling each component, or for loading its compiled code.
+        graphs: number of graphs compiled or captured for each component in this process so far.
+        texts: number of texts that were synthesized, at least their beginning.
+        speaking: seconds for those texts.
         total: all seconds.
     """
 

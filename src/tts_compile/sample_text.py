@@ -10,5 +10,5 @@ _PROSE = TEXT + (
 
 
 def prose(length: int, start: int = 0) -> str:
-    """A text of ``length`` characters, from another place of the same one for another ``start``."""
+    """Returns ``length`` characters of the built-in text, repeated as needed, from character ``start`` on."""
     return (_PROSE * (2 + (start + length) // len(_PROSE)))[start:][:length]

@@ -1,4 +1,4 @@
-"""Cutting text into chunks that a model can speak at once, at places where a speaker would pause."""
+"""Cuts text into chunks of limited length, at the ends of sentences where possible."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _ZERO_WIDTH_JOINER = "\u200d"
 
 
 def split_text(text: str, max_chars: int = 300, language: str = "en") -> list[str]:
-    r"""Cut ``text`` into chunks of whole sentences, as many to a chunk as fit.
+    r"""Cuts ``text`` into chunks of whole sentences, as many to a chunk as fit.
 
     >>> split_text("Mr. Smith went home. It rained.", max_chars=20)
     ['Mr. Smith went home.', 'It rained.']
     >>> split_text("One.\n\nTwo, three.")
     ['One.', 'Two, three.']
 
-    A blank line ends a chunk. A sentence that is too long is cut where, in this order, it can be: after a sentence
-    quoted in it, after a clause (at a comma, semicolon, colon or dash), at white space, between characters. The last
-    parts no combining mark, variation selector, skin tone, zero-width joiner or closing punctuation from the character
-    before it and no surrogate pair, unless what belongs together is longer than a chunk; flags and Hangul written in
-    jamo may be cut.
+    A blank line ends a chunk. A sentence that is too long is cut at the first possible point of this list: after a
+    sentence quoted in it, after a clause (at a comma, semicolon, colon or dash), at white space, between characters. A
+    cut between characters separates no combining mark, variation selector, skin tone, zero-width joiner or closing
+    punctuation from the character before it and no surrogate pair, unless these together are longer than a chunk; flags
+    and Hangul written in jamo may be cut.
 
     Args:
         text: any string; lone surrogates too.
-        max_chars: most characters (code points) in a chunk, at least 1.
-        language: ISO 639 code, whose abbreviations and full stops count; an unknown one is read as English.
+        max_chars: upper limit on the characters (code points) of a chunk, at least 1.
+        language: ISO 639 code, which selects abbreviations and full stops; English rules apply to an unknown one.
 
     Returns:
-        Slices of ``text`` in its order, none empty or white space alone. What they leave out is white space.
+        Slices of ``text`` in its order, none empty or white space alone. They leave out white space alone.
 
     Raises:
-        InputError: for anything but text, a whole number from 1 and a language code.
+        InputError: lists every argument that is not a text, a whole number from 1 or a language code.
     """
     mistakes = []
     if not isinstance(text, str):
@@ -59,7 +59,7 @@ def split_text(text: str, max_chars: int = 300, language: str = "en") -> list[st
 
 
 def _chunks(text: str, max_chars: int, language: str) -> Iterator[str]:
-    """Chunks of one paragraph, which neither begins nor ends with white space."""
+    """Yields the chunks of one paragraph, which neither begins nor ends with white space."""
     if len(text) <= max_chars:
         yield text
         return
@@ -67,7 +67,7 @@ def _chunks(text: str, max_chars: int, language: str) -> Iterator[str]:
     quoted = [end for end in _sentence_ends(_QUOTE.sub(" ", text), language) if not _QUOTE.match(text, end)]
     clauses = [match.end() for match in _CLAUSE_END.finditer(text)]
     words = [match.end() for match in _WORD_END.finditer(text)]
-    # A mark alone, such as a dash between spaces, is nothing to speak: it stays with the word before it if it can.
+    # A chunk of punctuation alone cannot be spoken: a dash between spaces stays with the word before it where it fits.
     best = [[end for end in ends if _WORD_AHEAD.match(text, end)] for ends in (sentences, quoted, clauses, words)]
     kinds = [[0, *ends] for ends in (*best, words)]
     start = 0
@@ -83,10 +83,10 @@ def _chunks(text: str, max_chars: int, language: str) -> Iterator[str]:
 
 
 def _sentence_ends(text: str, language: str) -> list[int]:
-    """Ascending positions just behind the last character of each sentence."""
-    import sentencex  # here, so that only those who split text load it
+    """Returns ascending positions just behind the last character of each sentence."""
+    import sentencex  # here, so that importing the library does not load it
 
-    # sentencex 1.0.32 cannot encode surrogates, and panics at "M\u00a0.": an initial before white space beyond ASCII.
+    # sentencex 1.0.32 cannot encode surrogates, and panics at "M\u00a0.": an initial before non-ASCII white space.
     plain = _SURROGATE.sub("\ufffd", re.sub(r"\s", " ", text))
     ends, position = [], 0
     for sentence in sentencex.segment(language, plain):
@@ -97,11 +97,12 @@ def _sentence_ends(text: str, language: str) -> list[int]:
 
 
 def _character_end(text: str, start: int, limit: int) -> int:
-    """The last position up to ``limit`` that parts nothing that belongs together, or else ``limit``."""
+    """Returns the last position up to ``limit`` between characters that may be separated, or else ``limit``."""
     return next((end for end in range(limit, start, -1) if not _joined(text[end - 1], text[end])), limit)
 
 
 def _joined(left: str, right: str) -> bool:
+    """Returns whether two neighbouring characters must stay in one chunk."""
     return (
         unicodedata.category(right) in ("Mn", "Mc", "Me", "Pe", "Pf", "Po")  # marks, closing punctuation
         or _ZERO_WIDTH_JOINER in (left, right)

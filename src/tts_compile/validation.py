@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .audio.reading import Recording
-from .components.t3 import SAMPLING, SamplingSettings, check_text
 from .errors import InputError, ModelStateError
+from .families import family_of
+from .families.english import check_text
 from .utils.arguments import checked_texts, finite_number
 
 
@@ -43,9 +44,7 @@ def checked_inputs(tts: Any, texts: Iterable[str], recording: object = None) -> 
 
 def check_settings(tts: Any, given: dict[str, Any]) -> None:
     """The same for everything but the text."""
-    settings = SamplingSettings(**{name: given[name] for name in SAMPLING})
-    if settings.cfg_weight < 0:
-        raise InputError(f"cfg_weight must be at least 0, got {settings.cfg_weight}")
+    family_of(type(tts)).speech.settings(given)
     finite_number("exaggeration", given["exaggeration"])
     check_voice(tts, given["audio_prompt_path"])
     check_mode(tts)

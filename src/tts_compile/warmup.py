@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from .bucketing import Range
-from .components.component_set import Assembly
+from .components.component_set import ComponentSet as Assembly
 from .components.seam import Seam
 from .report import WarmupReport
 from .sample_text import prose

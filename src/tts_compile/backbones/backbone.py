@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Where(NamedTuple):
@@ -31,12 +31,16 @@ class CacheShape(NamedTuple):
 
 
 class Cache(Protocol):
-    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same layer by layer."""
+    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same tensors layer by layer."""
 
-    keys: Tensor
-    values: Tensor
-    layer_keys: Sequence[Tensor]
-    layer_values: Sequence[Tensor]
+    @property
+    def keys(self) -> Tensor: ...
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def layer_keys(self) -> Sequence[Tensor]: ...
+    @property
+    def layer_values(self) -> Sequence[Tensor]: ...
 
 
 class Weights(Protocol):
@@ -79,6 +83,19 @@ class NativeWeights(Protocol):
         """Return where the weights lie now, int64."""
 
 
+class NativeInputs(NamedTuple):
+    """The tensors of a native decoder's step."""
+
+    embeddings: tuple[Tensor, ...]  # of :meth:`NativeDecoder.embeddings`
+    tokens: Tensor  # int64 (utterances, count)
+    spoken: Tensor  # int64 (utterances,), as :meth:`Backbone.embed` takes it
+    tables: Tensor | None  # of :meth:`Backbone.tables`
+    positions: Tensor  # int64 (utterances * rows, count)
+    keys: Tensor  # of all layers
+    values: Tensor
+    addresses: Tensor  # of :class:`NativeWeights`
+
+
 class NativeDecoder(Protocol):
     """A pass over all layers as one C++ operator, for fp32 activations on a CPU.
 
@@ -86,7 +103,8 @@ class NativeDecoder(Protocol):
         max_rows: sequences times new positions, at most.
     """
 
-    max_rows: int
+    @property
+    def max_rows(self) -> int: ...
 
     def applies(self, model: Any) -> bool:
         """Return whether the operator is made for a model of these sizes, dtype and device."""
@@ -107,33 +125,19 @@ class NativeDecoder(Protocol):
     def int8_bytes(self, weights: Any) -> int:
         """Return the size of that copy, up to its scales."""
 
-    def inputs(self, weights: Any) -> tuple[Tensor, ...]:
-        """Return the tensors that :meth:`step` reads besides those behind the addresses."""
+    def embeddings(self, weights: Any) -> tuple[Tensor, ...]:
+        """Return the tables that embed speech tokens."""
 
     def constants(self, weights: Any, native: Any) -> Any:
         """Return the numbers that are compiled into :meth:`step`."""
 
-    def step(
-        self,
-        constants: Any,
-        inputs: tuple[Tensor, ...],
-        tokens: Tensor,
-        spoken: Tensor,
-        tables: Tensor,
-        positions: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        addresses: Tensor,
-        rows: int,
-    ) -> Tensor:
+    def step(self, constants: Any, inputs: NativeInputs, rows: int) -> Tensor:
         """Return logits (utterances * rows, count, vocabulary) of speech tokens.
 
         Args:
-            constants, inputs: of the methods with these names.
-            tokens, spoken, positions, rows: as :meth:`Backbone.embed` takes them.
-            tables: of :meth:`Backbone.tables`.
-            keys, values: of all layers, written at the positions.
-            addresses: of :class:`NativeWeights`.
+            constants: of the method with this name.
+            inputs: of the step; keys and values are written at the positions.
+            rows: sequences of an utterance.
         """
 
 
@@ -144,10 +148,17 @@ class Backbone(Protocol):
         native: its native decoder; None where there is none.
     """
 
-    native: NativeDecoder | None
+    @property
+    def native(self) -> NativeDecoder | None: ...
 
     def weights(self, model: Any) -> Any:
         """Return the tensors of a speech model where they are; see :class:`Weights`."""
+
+    def modules(self, model: Any) -> Sequence[nn.Module]:
+        """Return the modules whose tensors the functions read instead of calling them."""
+
+    def harmless_hook(self, hook: Any) -> bool:
+        """Return whether a forward hook of these modules changes nothing."""
 
     def unsupported(self, model: Any) -> str | None:
         """Return why these functions would not compute what the model's modules compute, or None."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..execution.native import llama_decoder
 from ..execution.native.llama_decoder import Int8Matrix
-from .backbone import Cache, CacheShape, Where
+from .backbone import Cache, CacheShape, NativeInputs, Where
 
 
 class LayerWeights(NamedTuple):
@@ -66,8 +66,10 @@ class LlamaWeights(NamedTuple):
 class Llama:
     """The step of a T3 with a Llama backbone."""
 
-    def __init__(self) -> None:
-        self.native = LlamaDecoder()
+    @property
+    def native(self) -> LlamaDecoder:
+        """Return the native decoder."""
+        return LlamaDecoder()
 
     def weights(self, model: Any) -> LlamaWeights:
         """Return the parameters of a stock ``T3`` where they are: no memory is taken."""
@@ -95,6 +97,14 @@ class Llama:
             cache=CacheShape(len(layers), config.num_attention_heads, head_dim),
             constants=config.rms_norm_eps,
         )
+
+    def modules(self, model: Any) -> list[torch.nn.Module]:
+        """Return backbone, head and embeddings."""
+        return [model.tfmr, model.speech_head, model.speech_emb, model.speech_pos_emb]
+
+    def harmless_hook(self, hook: Any) -> bool:
+        """Return whether transformers registered the hook: it collects hidden states and changes nothing."""
+        return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
         """Return why reading the weights would not compute what the modules compute: linear layers of another kind."""
@@ -194,31 +204,33 @@ class LlamaDecoder:
         matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
         return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
 
-    def inputs(self, weights: LlamaWeights) -> tuple[Tensor, ...]:
-        """Return the embeddings."""
+    def embeddings(self, weights: LlamaWeights) -> tuple[Tensor, Tensor]:
+        """Return the tables of speech tokens and speech positions."""
         return weights.embedding, weights.positions
 
     def constants(self, weights: LlamaWeights, native: llama_decoder.Weights) -> tuple[int, int, float]:
         """Return the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
         return native.inner, native.vocabulary, weights.constants
 
-    def step(
-        self,
-        constants: tuple[int, int, float],
-        inputs: tuple[Tensor, ...],
-        tokens: Tensor,
-        spoken: Tensor,
-        tables: Tensor,
-        positions: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        addresses: Tensor,
-        rows: int,
-    ) -> Tensor:
+    def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
         """Embed tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
-        x = embedded(*inputs, tokens, spoken, rows)
-        cos, sin = tables[:, positions]
-        return llama_decoder.decode(x, cos, sin, positions, keys, values, addresses, *constants)
+        embedding, speech_positions = inputs.embeddings
+        x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
+        assert inputs.tables is not None  # a Llama has some
+        cos, sin = inputs.tables[:, inputs.positions]
+        inner, vocabulary, eps = constants
+        return llama_decoder.decode(
+            x,
+            cos,
+            sin,
+            inputs.positions,
+            inputs.keys,
+            inputs.values,
+            addresses=inputs.addresses,
+            inner=inner,
+            vocabulary=vocabulary,
+            eps=eps,
+        )
 
 
 def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..components.flow import FlowComponent
-from ..components.t3 import SAMPLING, SamplingSettings, T3Component, check_text
+from ..components.t3 import T3Component
+from ..families import family_of
+from ..families.english import check_text
 from ..timing.blocks import Stopwatch
 from ..utils.random_state import RandomNumbers
 from .chunk import Chunk, delivered
@@ -56,7 +58,7 @@ def speak(
         alone = functools.partial(generate, **{**given, "audio_prompt_path": None})
         rest = chunks
         if t3 is not None:
-            settings = SamplingSettings(**{name: given[name] for name in SAMPLING})
+            settings = family_of(type(tts)).speech.settings(given)
             rest = BatchJob(tts, t3, flow, chunks, settings, max_batch, shown).run()
         _in_a_row(rest, alone, shown)
     return chunks

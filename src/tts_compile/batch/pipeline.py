@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components.compiled_component import EngineComponent
+from ..components.compiled_component import CompiledComponent as EngineComponent
 from ..components.flow import FlowComponent
-from ..components.t3 import Request, SamplingSettings, T3Component, text_tokens
+from ..components.t3 import Request, T3Component
 from ..errors import InputError, TTSCompileError
+from ..families.english import text_tokens
+from ..families.family import SpeechCall
+from ..families.sampling import SamplingSettings
 from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory, release_memory
 from .chunk import Chunk
@@ -62,6 +65,10 @@ class BatchJob:
         self._marking: list[tuple[Chunk, Future[Tensor]]] = []
 
     def run(self) -> list[Chunk]:
+        with self._t3.runtime.lock(), self._t3.runtime.entered():
+            return self._run()
+
+    def _run(self) -> list[Chunk]:
         """Give every chunk its wave or its error.
 
         Returns:
@@ -77,7 +84,7 @@ class BatchJob:
         left: list[Chunk] = []
         try:
             with timed("t3"):
-                batch = self._t3.batch(requests, self._voice.t3, self._settings, BUDGET, self._max_batch)
+                batch = self._t3.schedule(requests, self._max_batch)
         except TTSCompileError:
             raise
         except Exception as error:
@@ -120,7 +127,13 @@ class BatchJob:
                 except Exception as error:  # of this chunk; the tokenizer may be the user's own
                     self._failed(chunk, error)
                 else:
-                    requests.append(Request(chunk.index, tokens, chunk.random.generator))
+                    requests.append(
+                        Request(
+                            chunk.index,
+                            SpeechCall(self._voice.t3, tokens, self._settings, BUDGET),
+                            chunk.random.generator,
+                        )
+                    )
         return requests
 
     def _ready(self, spoken: list[tuple[Chunk, Tensor]], all_of_them: bool) -> list[list[tuple[Chunk, Tensor]]]:

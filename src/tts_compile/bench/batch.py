@@ -20,7 +20,7 @@ from ..api import compile_model
 from ..batch.pipeline import FLOW_GROUP
 from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
-from ..components.t3.scheduler import Batch
+from ..components.t3.scheduler import Scheduler as Batch
 from ..config import CompileConfig
 from ..handle import CompiledTTS
 from ..measuring import interleaved as alternation

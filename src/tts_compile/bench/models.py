@@ -17,9 +17,9 @@ from unittest import mock
 import torch
 
 from .. import testing
-from ..components.t3 import text_tokens
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
+from ..families.english import text_tokens
 from ..loading import load_model, load_pretrained
 from ..timing.blocks import Stopwatch
 

@@ -1,14 +1,14 @@
-"""Compiled code on disk: where it is kept, what it is valid for, and how it moves to another machine."""
+"""Compiled code on disk: its folder, the machines it is valid for, and archives of it for other machines."""
 
 from .archive import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
-from .contents import CacheState, Kept, OtherCache, state
+from .contents import CacheState, FileCount, OtherCache, state
 from .cpu_isa import know_vectors
 from .folder import OURS, folder, made, root, using_cache
 
 __all__ = [
     "OURS",
     "CacheState",
-    "Kept",
+    "FileCount",
     "LoadedCache",
     "OtherCache",
     "SavedCache",

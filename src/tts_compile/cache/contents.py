@@ -1,4 +1,4 @@
-"""What lies in the folder for compiled code."""
+"""Counts the files in the cache folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .folder import MACHINE, folder, found, root
+from .folder import MACHINE, compiled_files, folder, root
 from .machine import Machine, this_machine
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Files of one sort: how many, and their bytes; ``str()`` is a phrase."""
+class FileCount:
+    """The number of files of one kind and their size; ``str()`` is a phrase such as ``"2 files, 0.1 MiB"``."""
 
     files: int = 0
     bytes: int = 0
@@ -24,45 +24,45 @@ class Kept:
 
 @dataclass(frozen=True)
 class OtherCache:
-    """A folder that this machine has no use for: it is stale, or of another machine.
+    """A folder that this machine does not use: it is out of date, or another machine has written it.
 
     Attributes:
-        name: of the folder.
-        differs: in what, in words.
-        kept: everything in it.
+        name: name of the folder.
+        differs: the differences to this machine, in words.
+        kept: number and size of all files in it.
     """
 
     name: str
     differs: str
-    kept: Kept
+    kept: FileCount
 
 
 @dataclass(frozen=True)
 class CacheState:
-    """What lies in the folder for compiled code, and beside it.
+    """The files in the cache folder.
 
     Attributes:
-        folder: for this kind of machine; it may not be there yet.
-        machine: the kind.
+        folder: the folder for this kind of machine; it may not exist yet.
+        machine: this kind of machine.
         graphs: FX graphs that inductor has compiled.
-        autograd: traced functions, as AOTAutograd leaves them.
-        generated: what inductor has generated for the graphs, as source and as libraries.
+        autograd: traced functions that AOTAutograd has stored.
+        generated: code that inductor has generated for the graphs, as source and as libraries.
         native: libraries of this package.
-        choices: of autotune.
+        choices: settings that autotune has chosen.
         others: folders for other kinds of machines.
     """
 
     folder: str
     machine: Machine
-    graphs: Kept
-    autograd: Kept
-    generated: Kept
-    native: Kept
-    choices: Kept
+    graphs: FileCount
+    autograd: FileCount
+    generated: FileCount
+    native: FileCount
+    choices: FileCount
     others: tuple[OtherCache, ...]
 
     def rows(self) -> list[tuple[str, str]]:
-        """For a table."""
+        """Returns the rows of a table."""
         titles = {
             "graphs": "FX graphs",
             "autograd": "traced functions",
@@ -71,38 +71,42 @@ class CacheState:
             "choices": "autotune's choices",
         }
         rows = [("compile cache", self.folder)]
-        rows += [(f"- {title}", str(getattr(self, sort))) for sort, title in titles.items()]
+        rows += [(f"- {title}", str(getattr(self, kind))) for kind, title in titles.items()]
         return rows + [(f"- stale or foreign: {o.name}", f"{o.kept}: {o.differs}") for o in self.others]
 
 
 def state(cache_dir: str | None = None) -> CacheState:
-    """Look at the folder for compiled code; writes nothing."""
-    place = folder(cache_dir)
+    """Counts the files in the cache folder; writes nothing."""
+    cache_folder = folder(cache_dir)
     sizes: dict[str, list[int]] = {}
-    for path, sort in found(place):
-        sizes.setdefault(sort, []).append(_size(place / path))
-    sorts = ("graphs", "autograd", "generated", "native", "choices")
-    kept = {sort: _kept(sizes.get(sort, ())) for sort in sorts}
-    others = (_other(path.parent) for path in sorted(root(cache_dir).glob(f"*/{MACHINE}")) if path.parent != place)
-    return CacheState(str(place), this_machine(), **kept, others=tuple(others))
+    for path, kind in compiled_files(cache_folder):
+        sizes.setdefault(kind, []).append(_size(cache_folder / path))
+    kinds = ("graphs", "autograd", "generated", "native", "choices")
+    counts = {kind: _count(sizes.get(kind, ())) for kind in kinds}
+    others = (
+        _other(path.parent) for path in sorted(root(cache_dir).glob(f"*/{MACHINE}")) if path.parent != cache_folder
+    )
+    return CacheState(str(cache_folder), this_machine(), **counts, others=tuple(others))
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # gone meanwhile
+    except OSError:  # somebody has removed it
         return 0
 
 
-def _kept(sizes: Iterable[int]) -> Kept:
+def _count(sizes: Iterable[int]) -> FileCount:
     sizes = list(sizes)
-    return Kept(len(sizes), sum(sizes))
+    return FileCount(len(sizes), sum(sizes))
 
 
-def _other(place: Path) -> OtherCache:
+def _other(cache_folder: Path) -> OtherCache:
     try:
-        machine = Machine.from_dict(json.loads((place / MACHINE).read_text(encoding="utf-8")))
+        machine = Machine.from_dict(json.loads((cache_folder / MACHINE).read_text(encoding="utf-8")))
         differs = machine.differences(this_machine())
     except (OSError, ValueError) as error:
         differs = f"{MACHINE} cannot be read: {error}"
-    return OtherCache(place.name, differs, _kept(_size(place / path) for path, _ in found(place)))
+    return OtherCache(
+        cache_folder.name, differs, _count(_size(cache_folder / path) for path, _ in compiled_files(cache_folder))
+    )

@@ -1,4 +1,4 @@
-"""Which vector instructions work: tried once for each folder, and not in every process."""
+"""Finds out once for each cache folder which vector instructions work, instead of once in every process."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ logger = logging.getLogger(__name__)
 
 
 def know_vectors(cache_dir: str | None = None) -> None:
-    """Have torch generate code for the vector instructions that were found to work, without trying them again.
+    """Makes torch use the vector instructions that were found to work, without trying them again.
 
-    Torch starts a process for each kind, which imports torch: two seconds in every process that compiles for a CPU. It
-    goes on doing so where one of those that the processor names does not work.
+    Torch tries each kind in a process of its own that imports torch, which takes two seconds in every process that
+    compiles for a CPU. Where a kind that the processor names does not work, torch goes on trying.
     """
-    place = folder(cache_dir)
-    if _compat.vectors_are_known(str(place)):
+    cache_folder = folder(cache_dir)
+    if _compat.vectors_are_known(str(cache_folder)):
         return
-    claimed, kept = _compat.claimed_vectors(), place / VECTORS
+    claimed, stored = _compat.claimed_vectors(), cache_folder / VECTORS
     try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        found = json.loads(stored.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         try:
             with using_cache(cache_dir):
                 found = _compat.tried_vectors()
         except Exception as error:
             if _compat.is_compile_failure(error):
-                return  # which compiling meets again, where it is handled
+                return  # compiling fails in the same way and handles it
             raise
         try:
-            with files.replaced(kept) as beside:
+            with files.replaced(stored) as beside:
                 beside.write_text(json.dumps(found) + "\n", encoding="utf-8")
         except OSError as error:
-            logger.warning("%s cannot be written: %s", kept, reason(error))
+            logger.warning("%s cannot be written: %s", stored, reason(error))
     if found == claimed:
-        _compat.trust_vectors(str(place))
+        _compat.trust_vectors(str(cache_folder))

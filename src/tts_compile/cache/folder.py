@@ -1,4 +1,4 @@
-"""Where compiled code is kept: a folder that lasts, and in it one for each kind of machine."""
+"""The folder for compiled code: a permanent one, with a subfolder for each kind of machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from .machine import this_machine
 
 logger = logging.getLogger(__name__)
 
-MACHINE = "machine.json"  # what the folder's name is a digest of
+MACHINE = "machine.json"  # the kind of machine; the folder's name holds a digest of it
 VECTORS = "vectors.json"  # the vector instructions that were found to work
-OURS = "tts_compile"  # native libraries and autotune's choices; everything beside it is torch's
+OURS = "tts_compile"  # subfolder for native libraries and autotune's choices; torch writes everything else
 
 
 def root(cache_dir: str | None = None) -> Path:
-    """The folder that holds one for each kind of machine.
+    """Returns the folder that holds a subfolder for each kind of machine.
 
-    ``cache_dir``, or what the environment has as ``TTS_COMPILE_CACHE_DIR`` or, set by the user, as
-    ``TORCHINDUCTOR_CACHE_DIR``, or ``tts_compile`` where the user's caches are.
+    The first of these that is set names it: ``cache_dir``, the environment variable ``TTS_COMPILE_CACHE_DIR``, the
+    environment variable ``TORCHINDUCTOR_CACHE_DIR`` as the user has set it, and ``tts_compile`` in the user's cache
+    folder.
     """
     chosen = cache_dir or os.environ.get("TTS_COMPILE_CACHE_DIR") or _compat.inductor_cache_dir()
     if chosen:
@@ -35,40 +36,40 @@ def root(cache_dir: str | None = None) -> Path:
 
 
 def folder(cache_dir: str | None = None) -> Path:
-    """The folder for this kind of machine, which may not be there yet."""
+    """Returns the folder for this kind of machine, which may not exist yet."""
     return root(cache_dir) / this_machine().name
 
 
 def made(cache_dir: str | None = None) -> Path:
-    """The folder for this kind of machine, made for its owner alone where it is missing.
+    """Returns the folder for this kind of machine; makes it if it is missing, for its owner alone.
 
     Raises:
         UnsafeFileError: when another user can write to it.
         CompilationError: when it cannot be made.
     """
     files.own_folder(root(cache_dir))
-    place = files.own_folder(folder(cache_dir))
-    about = place / MACHINE
+    cache_folder = files.own_folder(folder(cache_dir))
+    about = cache_folder / MACHINE
     if not about.exists():
         try:
             with files.replaced(about) as beside:
                 beside.write_text(json.dumps(dataclasses.asdict(this_machine()), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:  # which is for readers only
+        except OSError as error:  # no code depends on the file
             logger.warning("%s cannot be written: %s", about, error)
-    return place
+    return cache_folder
 
 
 def using_cache(cache_dir: str | None = None) -> AbstractContextManager[None]:
-    """Inside, torch keeps what it compiles in the folder for this kind of machine."""
+    """Makes torch store compiled code in the folder for this kind of machine, inside a ``with`` block."""
     return _compat.using_cache_dir(str(folder(cache_dir)))
 
 
-def sort_of(path: PurePosixPath) -> str | None:
-    """What a file in such a folder is, by its path there; None for locks, and what is not whole yet.
+def kind_of(path: PurePosixPath) -> str | None:
+    """Returns the kind of a file by its path in such a folder; None for locks and incomplete files.
 
-    ``"graphs"`` (FX graphs with what is generated for them), ``"autograd"`` (what AOTAutograd makes of traced
-    functions), ``"generated"`` (C++, Python and kernels, as source and as libraries), ``"native"`` (this library's), or
-    ``"choices"`` (autotune's).
+    The kinds are ``"graphs"`` (FX graphs with the code generated for them), ``"autograd"`` (functions that AOTAutograd
+    has traced), ``"generated"`` (C++, Python and kernels, as source and as libraries), ``"native"`` (libraries of this
+    package) and ``"choices"`` (settings that autotune has chosen).
     """
     first = path.parts[0]
     if (
@@ -82,11 +83,11 @@ def sort_of(path: PurePosixPath) -> str | None:
     return {"fxgraph": "graphs", "aotautograd": "autograd", "locks": None}.get(first, "generated")
 
 
-def found(place: Path) -> list[tuple[PurePosixPath, str]]:
-    """Every file in such a folder that is of some sort, with the sort, in the order of names."""
+def compiled_files(cache_folder: Path) -> list[tuple[PurePosixPath, str]]:
+    """Returns every file in such a folder that has a kind, with its kind, in the order of names."""
     paths = [
-        PurePosixPath(Path(parent, name).relative_to(place).as_posix())
-        for parent, _, names in os.walk(place)  # which passes over what cannot be read
+        PurePosixPath(Path(parent, name).relative_to(cache_folder).as_posix())
+        for parent, _, names in os.walk(cache_folder)  # skips folders that cannot be read
         for name in names
     ]
-    return [(path, sort) for path in sorted(paths) if (sort := sort_of(path))]
+    return [(path, kind) for path in sorted(paths) if (kind := kind_of(path))]

@@ -1,4 +1,4 @@
-"""What compiled code is valid for."""
+"""The kind of machine that compiled code is valid for."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from typing import Any
 import torch
 
 from .. import _compat
+from ..errors import CompilationError
 from ..utils.device import cpu_name
 
+OPERATORS = Path(__file__).parents[1] / "execution" / "native"  # every file that registers an operator lies in it
 _TITLES = {"cpu": "CPU", "features": "CPU features", "compiler": "C++ compiler", "installed": "installed in"}
-_SECONDS = 60
+_COMPILER_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A kind of machine: code that was compiled on one serves on all of the same kind.
+    """A kind of machine: compiled code can be used on every machine of one kind.
 
-    GPUs are no part of it, since torch's own keys name the device.
+    GPUs are not part of it, since torch's own keys name the device.
 
     Attributes:
-        torch: its version and revision.
-        python: the tag of its byte code.
-        architecture: of the processor.
-        cpu: its name.
-        features: instructions that it offers; ``-march=native`` means all of them.
-        compiler: the C++ compiler's path and version.
+        torch: version and revision of torch.
+        python: the tag of Python's byte code.
+        architecture: the processor's architecture.
+        cpu: the processor's name.
+        features: instructions that the processor offers; ``-march=native`` uses all of them.
+        compiler: path and version of the C++ compiler.
         installed: the folders of torch and of Python's headers, which torch's keys for C++ contain.
-        operators: a digest of the room that defines this library's operators. Torch knows them by their names only.
+        operators: a digest of the files that define this library's operators; torch's keys contain their names only.
     """
 
     torch: str
@@ -53,40 +55,40 @@ class Machine:
 
     @classmethod
     def from_dict(cls, plain: Any) -> Machine:
-        """What ``dataclasses.asdict`` gives of one.
+        """Makes a machine from the result of ``dataclasses.asdict``.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: for any other value.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(plain, dict) or set(plain) != names or any(not isinstance(v, str) for v in plain.values()):
-            raise ValueError("it does not say for which machine it is")
+            raise ValueError("the kind of machine is not described")
         return cls(**plain)
 
     @functools.cached_property
     def name(self) -> str:
-        """For a folder: what a reader wants to know first, and a digest of everything."""
+        """The name of the machine's folder: versions for the reader and a digest of all attributes."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
         release = self.torch.split("+")[0].split(" ")[0]
         return f"torch-{release}-{self.python}-{digest[:12]}"
 
     def differences(self, here: Machine) -> str:
-        """In what another machine differs from the one ``here``, in words; empty for one of the same kind."""
+        """Returns the differences to another machine, ``here``, in words; an empty text for one of the same kind."""
         found = []
         for field in dataclasses.fields(self):
-            there, ours = getattr(self, field.name), getattr(here, field.name)
-            if there == ours:
+            value, expected = getattr(self, field.name), getattr(here, field.name)
+            if value == expected:
                 continue
-            if field.name == "features":  # hundreds
-                more, fewer = (set(a.split()) - set(b.split()) for a, b in ((there, ours), (ours, there)))
-                there, ours = (" ".join(sorted(names)) or "no others" for names in (more, fewer))
-            found.append(f"{_TITLES.get(field.name, field.name)} {there} there, {ours} here")
+            if field.name == "features":  # hundreds: only those that differ
+                more, fewer = (set(a.split()) - set(b.split()) for a, b in ((value, expected), (expected, value)))
+                value, expected = (" ".join(sorted(names)) or "none" for names in (more, fewer))
+            found.append(f"{_TITLES.get(field.name, field.name)} {value} instead of {expected}")
         return "; ".join(found)
 
 
 @functools.cache
 def this_machine() -> Machine:
-    """The one that this process runs on; neither compiles anything nor touches a GPU."""
+    """Returns the kind of machine that this process runs on; compiles nothing and uses no GPU."""
     cpu = cpu_name().splitlines()
     features = [line for line in cpu if line.lower().startswith(("flags", "features"))]
     revision = getattr(torch.version, "git_version", None) or "unknown"
@@ -98,7 +100,7 @@ def this_machine() -> Machine:
         features=" ".join(sorted({name for line in features for name in line.partition(":")[2].split()})),
         compiler=_compiler(),
         installed=f"{Path(torch.__file__).parent} {sysconfig.get_path('include')}",
-        operators=_operators(),
+        operators=digest_of_operators(OPERATORS),
     )
 
 
@@ -114,7 +116,7 @@ def _compiler() -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_SECONDS,
+            timeout=_COMPILER_SECONDS,
             env={**os.environ, "LC_ALL": "C"},
         )
     except (OSError, subprocess.SubprocessError):
@@ -122,9 +124,17 @@ def _compiler() -> str:
     return f"{path} {(done.stdout or done.stderr).partition(chr(10))[0].strip()}".strip()
 
 
-def _operators() -> str:
+def digest_of_operators(folder: Path) -> str:
+    """Returns a digest of the files that define this library's operators.
+
+    Raises:
+        CompilationError: when the folder holds no Python file; with a constant digest, code compiled for other versions
+            of the operators would be loaded.
+    """
+    sources = sorted(folder.rglob("*.py"))
+    if not sources:
+        raise CompilationError(f"{folder} holds no file that defines an operator")
     digest = hashlib.sha256()
-    room = Path(__file__).parents[1] / "execution"
-    for path in sorted(room.rglob("*.py")):
-        digest.update(path.relative_to(room).as_posix().encode() + path.read_bytes())
+    for path in sources:
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -10,7 +10,7 @@ import torch
 
 from .. import _compat, cache
 from ..cache import CacheState
-from ..components.t3.component import CPU_GUESSES
+from ..components.t3.component import CPU_DRAFT_TOKENS
 from ..config import COMPONENTS, CompileConfig, switched_off_by_env
 from ..errors import UnsafeFileError
 from ..measuring import machine
@@ -125,5 +125,5 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
         return Plan("inductor", f"{asked}; on the GPU only")
     native = f"fp32 on a CPU: native {_NATIVE[name]} built by {compiler}"
     if name == "t3":
-        native += f", {CPU_GUESSES if policy.draft_tokens is None else policy.draft_tokens} tokens guessed ahead"
+        native += f", {CPU_DRAFT_TOKENS if policy.draft_tokens is None else policy.draft_tokens} tokens guessed ahead"
     return Plan("inductor", f"{asked}; {native}")

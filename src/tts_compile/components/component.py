@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ..config import CompileConfig
 from ..fallback import FallbackManager
 from ..report import ComponentReport
-from ..timing.blocks import Timings, timed
+from ..timing.blocks import timed
+from .runtime import Runtime
 from .seam import Seam, attach_all, detach_all, not_its_own
 
 T = TypeVar("T")
@@ -48,19 +48,19 @@ class StockComponent:
     """A component that stays as ``chatterbox-tts`` ships it, by choice or because nothing else fits the model.
 
     Args:
-        name: the component's.
-        config: with its policy.
-        missing: why there is nothing to accelerate, if that is so.
-        failed: the phase in which that was found to be so, where it is a failure rather than how the model is.
+        name: of the component.
+        runtime: of the model.
+        missing: why there is nothing to accelerate, where that is so.
+        failed: the phase in which a failure was found; empty where the model has nothing to accelerate.
     """
 
     dtype = "model"
     stock_calls = 0
 
-    def __init__(self, name: str, config: CompileConfig, missing: str = "", failed: str = "") -> None:
-        self._asked = getattr(config, name).execution
+    def __init__(self, name: str, runtime: Runtime, missing: str = "", failed: str = "") -> None:
+        self._asked = getattr(runtime.config, name).execution
         self._missing = missing
-        self.fallback = FallbackManager(name, ["stock"], config.fallback)
+        self.fallback = FallbackManager(name, ["stock"], runtime.config.fallback)
         if failed or self._asked not in ("stock", "auto"):
             self.fallback.note(failed or "attach", missing, "stock")
 
@@ -91,10 +91,9 @@ class EagerComponent:
     """A component that does stock's work with less around it; there is nothing in it to compile.
 
     Args:
-        name: the component's.
-        config: with its policy.
+        name: of the component.
+        runtime: of the model.
         nothing_to_compile: why that is so.
-        timings: where its calls are timed.
 
     Attributes:
         seams: the methods that it replaces.
@@ -104,11 +103,10 @@ class EagerComponent:
 
     dtype = "model"  # this version has no other weights
 
-    def __init__(
-        self, name: str, config: CompileConfig, nothing_to_compile: str, timings: Timings | None = None
-    ) -> None:
+    def __init__(self, name: str, runtime: Runtime, nothing_to_compile: str) -> None:
+        config = runtime.config
         policy = getattr(config, name)
-        self._timed = timed(name, timings)
+        self._timed = timed(name, runtime.timings)
         self._asked = policy.execution
         self.fallback = FallbackManager(
             name, ["eager", "stock"], config.fallback, config.max_failures, release=self.release

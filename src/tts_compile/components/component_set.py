@@ -1,4 +1,4 @@
-"""The components of one model, and what they have in common."""
+"""All components of one model, attached and detached together."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 from ..config import COMPONENTS, CompileConfig
 from ..errors import UnsupportedModelError
-from ..execution.process_lock import Turn, alone
+from ..execution.process_lock import locked
 from ..fallback import reason
+from ..families.family import Family
 from ..report import ComponentReport
 from ..timing.blocks import Timings
-from .compiled_component import EngineComponent
+from .compiled_component import CompiledComponent
 from .component import Component, StockComponent
 from .flow import FlowComponent
-from .runtime import Shared
+from .runtime import Runtime
 from .seam import attach_all, detach_all
 from .t3 import T3Component
 from .vocoder import VocoderComponent
@@ -23,29 +24,31 @@ from .voice import ReferenceComponent, VoiceEncoderComponent
 from .watermark import WatermarkComponent
 
 
-class Assembly:
-    """Every component of a model, attached and detached together.
+class ComponentSet:
+    """Every component of a model.
 
-    A component that fails to be made or attached stays stock, unless the policy is to raise.
+    A component that cannot be made or attached stays stock, unless the policy is to raise.
 
     Args:
         tts: the stock model.
+        family: of the model.
         config: what to run and how.
-        timings: where calls are timed; None keeps them for nobody.
+        timings: where calls are timed.
 
     Attributes:
-        turn: entered for whole utterances, which take turns: torch's generators are global, and compiling is for one
-            thread at a time.
+        runtime: of the model.
+        lock: entered for whole utterances: torch's generators are global, and compiling is for one thread at a time.
     """
 
-    def __init__(self, tts: Any, config: CompileConfig, timings: Timings | None = None) -> None:
-        self._config = config
-        device = next(tts.s3gen.parameters()).device
-        shared = Shared.of(device, config, timings or Timings(device))
-        self._components = {name: self._made(name, maker) for name, maker in _makers(tts, config, shared).items()}
-        self.turn: Callable[[], AbstractContextManager[None]] = shared.graphs.turn if shared.graphs else Turn()
+    def __init__(self, tts: Any, family: Family, config: CompileConfig, timings: Timings) -> None:
+        self.runtime = runtime = Runtime(family.device(tts), config, timings)
+        makers = _makers(tts, family, runtime)
+        self._components = {
+            name: self._made(name, makers.get(name, f"{type(tts).__name__} has no {name}")) for name in COMPONENTS
+        }
+        self.lock: Callable[[], AbstractContextManager[None]] = runtime.lock
         if all(isinstance(component, StockComponent) for component in self._components.values()):
-            self.turn = alone  # nothing but stock
+            self.lock = lambda: locked(runtime.device)  # a fork does no harm to stock
 
     def __getitem__(self, name: str) -> Component:
         return self._components[name]
@@ -54,34 +57,34 @@ class Assembly:
         return iter(self._components)
 
     @property
-    def engines(self) -> dict[str, EngineComponent]:
-        """The components that may compile something."""
-        return {name: part for name, part in self._components.items() if isinstance(part, EngineComponent)}
+    def engines(self) -> dict[str, CompiledComponent]:
+        """Return the components that may compile something."""
+        return {name: part for name, part in self._components.items() if isinstance(part, CompiledComponent)}
 
     def attach(self) -> None:
-        """All or none."""
-        attach_all([_Place(self, name) for name in self._components])
+        """Attach all components, or none."""
+        attach_all([_Member(self, name) for name in self._components])
 
     def detach(self) -> None:
-        """All or none."""
+        """Detach all components, or none."""
         detach_all(self._components.values())
 
     def attach_one(self, name: str) -> None:
-        """Attach a component, or stock in its place."""
+        """Attach a component, or leave it to stock where that fails."""
         try:
             self._components[name].attach()
         except Exception as error:
             self._components[name] = self._stock(name, error)
 
     def give_up(self, name: str, why: str) -> None:
-        """Put stock in the place of an attached component that does not give what stock gives."""
+        """Leave an attached component to stock for good, since its results differ from stock's."""
         component = self._components[name]
         component.detach()
         component.release()
-        self._components[name] = StockComponent(name, self._config, why, failed="validate")
+        self._components[name] = StockComponent(name, self.runtime, why, failed="validate")
 
     def release(self) -> None:
-        """Give back the memory that only a compiled model needs, as far as that works: the model is stock already."""
+        """Give back the memory that only a compiled model needs; record what cannot be given back."""
         for component in self._components.values():
             try:
                 component.release()
@@ -89,51 +92,53 @@ class Assembly:
                 component.fallback.record("restore", reason(error), "what was kept is not given back")
 
     def report(self) -> dict[str, ComponentReport]:
-        """A row for each."""
+        """Return a row for each component."""
         return {name: component.report() for name, component in self._components.items()}
 
     def _made(self, name: str, maker: Callable[[], Component] | str) -> Component:
         if isinstance(maker, str):
-            return StockComponent(name, self._config, maker)
-        if getattr(self._config, name).execution == "stock":
-            return StockComponent(name, self._config)
+            return StockComponent(name, self.runtime, maker)
+        if getattr(self.runtime.config, name).execution == "stock":
+            return StockComponent(name, self.runtime)
         try:
             return maker()
         except UnsupportedModelError as error:
-            return StockComponent(name, self._config, str(error))
+            return StockComponent(name, self.runtime, str(error))
         except Exception as error:
             return self._stock(name, error)
 
     def _stock(self, name: str, error: Exception) -> Component:
-        """In place of a component that has failed: better than no model."""
-        if self._config.fallback == "raise":
+        """Return a stock component in place of one that has failed."""
+        if self.runtime.config.fallback == "raise":
             raise error
-        return StockComponent(name, self._config, reason(error), failed="attach")
+        return StockComponent(name, self.runtime, reason(error), failed="attach")
 
 
-class _Place:
-    """Of a component in its assembly."""
+class _Member:
+    """One component of a set, which attaches it or leaves it to stock."""
 
-    def __init__(self, assembly: Assembly, name: str) -> None:
-        self._assembly = assembly
+    def __init__(self, components: ComponentSet, name: str) -> None:
+        self._components = components
         self._name = name
 
     def attach(self) -> None:
-        self._assembly.attach_one(self._name)
+        self._components.attach_one(self._name)
 
     def detach(self) -> None:
-        self._assembly[self._name].detach()
+        self._components[self._name].detach()
 
 
-def _makers(tts: Any, config: CompileConfig, shared: Shared) -> dict[str, Callable[[], Component] | str]:
-    """For each component what makes it, or why there is none."""
-    makers: dict[str, Callable[[], Component]] = {
-        "flow": lambda: FlowComponent(tts.s3gen, config, shared),
-        "vocoder": lambda: VocoderComponent(tts.s3gen, config, shared),
-        "reference": lambda: ReferenceComponent(tts, config, shared.timings),
-        "watermark": lambda: WatermarkComponent(tts.watermarker, config, shared.timings),
-    }
-    if hasattr(tts, "t3"):  # a voice converter has neither
-        makers["t3"] = lambda: T3Component(tts.t3, config, shared)
-        makers["voice_encoder"] = lambda: VoiceEncoderComponent(tts.ve, config, shared.timings)
-    return {name: makers.get(name, f"{type(tts).__name__} has no {name}") for name in COMPONENTS}
+def _makers(tts: Any, family: Family, runtime: Runtime) -> dict[str, Callable[[], Component]]:
+    """Return what makes each component that the family has."""
+    makers: dict[str, Callable[[], Component]] = {}
+    if (speech := family.speech) is not None:
+        makers["t3"] = lambda: T3Component(tts, family, speech, runtime)
+    if (s3gen := family.synthesis.attribute) is not None:
+        makers["flow"] = lambda: FlowComponent(getattr(tts, s3gen), family, runtime)
+        makers["vocoder"] = lambda: VocoderComponent(getattr(tts, s3gen), family, runtime)
+        makers["reference"] = lambda: ReferenceComponent(tts, family, runtime)
+    if (encoder := family.voice_encoder) is not None:
+        makers["voice_encoder"] = lambda: VoiceEncoderComponent(getattr(tts, encoder), runtime)
+    if (watermarker := family.watermarker) is not None:
+        makers["watermark"] = lambda: WatermarkComponent(getattr(tts, watermarker), runtime)
+    return makers

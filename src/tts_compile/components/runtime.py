@@ -1,39 +1,172 @@
-"""What the components of one model have in common."""
+"""The surroundings of compiled code: device, cache folder, lock, captured graphs, limits and timings of one model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .. import _compat, cache
 from ..config import CompileConfig
-from ..execution import cuda_graph
+from ..errors import CompilationError
+from ..execution import CompileOptions, Region, cuda_graph
 from ..execution.compile_budget import CompileBudget
-from ..execution.cuda_graph import GraphCache
+from ..execution.cuda_graph import GraphCache, Replays
 from ..execution.memory_limit import MemoryLimit
+from ..execution.operators import NativeOperators, Operators, TorchOperators
+from ..execution.process_lock import DeviceLock
+from ..fallback import FallbackManager
 from ..timing.blocks import Timings
 
+CPU = torch.device("cpu")
 
-@dataclass(frozen=True)
-class Shared:
-    """What they share.
+
+class Runtime:
+    """Everything that the components of one model share.
+
+    Args:
+        device: of the model.
+        config: what to run and how.
+        timings: where calls are timed.
 
     Attributes:
-        graphs: recordings; None where there are none.
-        budget: of time for compiling.
-        memory: what may be taken of it.
-        timings: where their calls are timed.
+        lock: entered for every call of a component.
+        graphs: captured graphs; None where nothing is captured.
+        memory: the limit on memory.
     """
 
-    graphs: GraphCache | None
-    budget: CompileBudget
-    memory: MemoryLimit
-    timings: Timings
-
-    @classmethod
-    def of(cls, device: torch.device, config: CompileConfig, timings: Timings) -> Shared:
-        """For a model on a device."""
+    def __init__(self, device: torch.device, config: CompileConfig, timings: Timings) -> None:
+        self.device = device
+        self.config = config
+        self.timings = timings
+        self.memory = MemoryLimit(device, config.memory_limit_gb)
+        self._device_lock = DeviceLock(device)
+        self._budget = CompileBudget(config.compile_seconds)
         recorder = cuda_graph.recorder_for(device)
-        memory = MemoryLimit(device, config.memory_limit_gb)
-        graphs = GraphCache(recorder, memory=memory) if recorder else None
-        return cls(graphs, CompileBudget(config.compile_seconds), memory, timings)
+        self.graphs = GraphCache(recorder, self._device_lock, memory=self.memory) if recorder else None
+        self.lock = self.graphs.turn if self.graphs else self._device_lock
+
+    def component(self, name: str, captures: bool, release: Callable[[], object]) -> ComponentRuntime:
+        """Return one component's view.
+
+        Args:
+            name: of the component.
+            captures: whether it captures CUDA graphs where there are some.
+            release: gives back memory that can be spared.
+        """
+        return ComponentRuntime(self, name, self.graphs if captures else None, release)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Prepare torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
+
+        Torch cannot compile views of an operator's result in inference mode
+        (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
+        """
+        with torch.inference_mode(mode=False), torch.no_grad(), cache.using_cache(self.config.cache_dir):
+            yield
+
+
+class ComponentRuntime:
+    """One component's view of the runtime, and the only maker of regions.
+
+    Args:
+        runtime: of the model.
+        name: of the component.
+        graphs: for its captured graphs; None where it captures none.
+        release: gives back memory that can be spared.
+
+    Attributes:
+        fallback: the component's levels.
+        backend: of ``torch.compile``.
+    """
+
+    def __init__(self, runtime: Runtime, name: str, graphs: GraphCache | None, release: Callable[[], object]) -> None:
+        config = runtime.config
+        policy = getattr(config, name)
+        fuse = graphs is not None and (_compat.has_triton() if policy.fuse is None else policy.fuse)
+        self.name = name
+        self.device = runtime.device
+        self.config = config
+        self.timings = runtime.timings
+        self.memory = runtime.memory
+        self.graphs = graphs
+        self.lock = runtime.lock
+        self.entered = runtime.entered
+        self.backend = policy.backend
+        self._budget = runtime._budget
+        self._options = CompileOptions(policy.backend, policy.mode, policy.dynamic, fuse)
+        levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
+        if graphs is not None and policy.execution in ("auto", "cuda_graph"):
+            levels.insert(0, "cuda_graph")
+        levels.append("stock")
+        if config.cpu_fallback and runtime.device != CPU:
+            levels.append("cpu")
+        self.fallback = FallbackManager(name, levels, config.fallback, config.max_failures, release=release)
+        if levels[0] != "eager":
+            try:
+                cache.made(config.cache_dir)
+            except CompilationError as error:
+                while self.fallback.level != "eager":
+                    self.fallback.fall("compile", error)
+        if policy.execution == "cuda_graph" and graphs is None:
+            self.fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
+        if policy.dtype != "model":
+            self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
+
+    @property
+    def captures(self) -> bool:
+        """Whether calls run as captured graphs now."""
+        return self.fallback.level == "cuda_graph"
+
+    def region(self, name: str, function: Callable[..., Any]) -> Region:
+        """Return a function that runs compiled at the component's level ``"inductor"``."""
+        return Region(name, function, self.fallback, self.device, self._options, self._budget)
+
+    def replays(self) -> Replays | None:
+        """Return the component's captured graphs; None where it captures none."""
+        return Replays(self.graphs, self.device) if self.graphs is not None else None
+
+    def drop_graphs(self, condition: Callable[[Any], bool] = lambda _: True) -> None:
+        """Give back captured graphs of the component, whose names come first in their keys."""
+        if self.graphs is not None:
+            self.graphs.drop(lambda key: key[0] == self.name and condition(key))
+
+    def native(self, load: Callable[[str | None], object], instead: str) -> bool:
+        """Load a native operator where the component compiles; record an event where it cannot be built.
+
+        Args:
+            load: builds it if need be, in a cache folder.
+            instead: what runs without it; for the event.
+
+        Returns:
+            Whether it is loaded.
+        """
+        if self.fallback.level != "inductor":
+            return False
+        try:
+            load(self.config.cache_dir)
+        except CompilationError as error:
+            self.fallback.note("compile", str(error), instead)
+            return False
+        return True
+
+    def operators(self, parameters: Iterable[Tensor], fit: bool) -> Operators:
+        """Return native operators for fp32 on a CPU, where they can be built; torch's own otherwise.
+
+        Args:
+            parameters: of the stock module.
+            fit: whether the native operators are made for its sizes.
+        """
+        fit = fit and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
+        if fit and self.native(NativeOperators.load, "torch's own products and attention"):
+            return NativeOperators()
+        return TorchOperators()
+
+    def try_vector_instructions(self) -> None:
+        """Look up which vector instructions work, before inductor generates C++ for the first time."""
+        if self.fallback.level == "inductor" and self.backend == "inductor" and self.device == CPU:
+            cache.know_vectors(self.config.cache_dir)

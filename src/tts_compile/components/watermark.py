@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..audio.reading import resample
-from ..config import CompileConfig
 from ..errors import InputError, UnsupportedModelError
-from ..timing.blocks import Timings
 from .component import EagerComponent
+from .runtime import Runtime
 from .seam import own_method
 
 
 class WatermarkComponent(EagerComponent):
-    """Replaces ``tts.watermarker.apply_watermark`` by the same with the resampling done around it.
+    """A component that replaces ``tts.watermarker.apply_watermark`` and resamples around it.
 
     perth resamples to its own rate and back through librosa, whose imports the first utterance would wait for.
 
@@ -25,9 +24,9 @@ class WatermarkComponent(EagerComponent):
         UnsupportedModelError: for a watermarker that is not perth's network.
     """
 
-    def __init__(self, watermarker: Any, config: CompileConfig, timings: Timings | None = None) -> None:
+    def __init__(self, watermarker: Any, runtime: Runtime) -> None:
         reason = "it takes a hundredth of an utterance's time: there is nothing to gain from compiling it"
-        super().__init__("watermark", config, reason, timings)
+        super().__init__("watermark", runtime, reason)
         self._watermarker = watermarker
         if not hasattr(watermarker, "perth_net"):
             raise UnsupportedModelError(f"a {type(watermarker).__name__} has no network to prepare a wave for")

@@ -1,10 +1,10 @@
-"""What may not change under code that keeps what it read of modules, or reads weights instead of calling them."""
+"""Detection of changed weights, and copies of weights that follow the changes."""
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _compat
+from ..fallback import FallbackManager
 from .seam import Replacement, is_its_classes
+from .support import autocast
 
 T = TypeVar("T")
 
@@ -21,29 +23,36 @@ _WRITES: Callable[[Any], int] = operator.attrgetter("_version")
 
 
 class WeightWatch:
-    """Tells whether what some modules compute may be kept, and whether what was kept still holds.
+    """A comparison of modules with their state at the last look.
 
-    A weight is known by its storage, its place in it and torch's count of writes to it, everything else that a module
-    keeps by its identity. What is written past that count, through ``.data`` or a shared numpy array, is not seen, nor
-    what changes inside a list or an object of settings.
+    A weight is identified by its storage, its position in the storage and torch's count of writes; everything else
+    that a module keeps is compared by identity. Writes that torch does not count, through ``.data`` or a shared numpy
+    array, are not detected, nor changes inside a list or an object of settings.
+
+    Args:
+        modules: returns the modules; called at each look, since a module may be exchanged.
+        harmless: returns whether a forward hook changes nothing.
     """
 
-    def __init__(self, modules: Callable[[], list[nn.Module]]) -> None:
-        self._modules = modules  # asked anew each time: a module may be exchanged for another
+    def __init__(
+        self, modules: Callable[[], Sequence[nn.Module]], harmless: Callable[[Any], bool] = lambda _: False
+    ) -> None:
+        self._modules = modules
+        self._harmless = harmless
         self._tree: _Tree | None = None
         self._seen: list[list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
 
     def look(self) -> tuple[bool, str | None]:
-        """Whether weights and attributes are those of the last look, and why nothing may be kept, if so."""
-        modules = self._modules()
+        """Return whether nothing has changed since the last look, and why nothing may be kept, or None."""
+        modules = list(self._modules())
         tree = self._tree
-        same = tree is not None and tree.stands(modules)
+        same = tree is not None and tree.unchanged(modules)
         if tree is None or not same:
-            tree = self._tree = _Tree(modules)
+            tree = self._tree = _Tree(modules, self._harmless)
         reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else tree.reason
         if reason:
-            self._tree = self._seen = None  # what stood in the way may be taken away again
+            self._tree = self._seen = None  # the obstacle may be taken away again
             return False, reason
         storages = list(map(Tensor.untyped_storage, tree.weights))
         seen = [
@@ -62,24 +71,26 @@ class WeightWatch:
 class _Tree:
     """Modules and all that they keep, at one time; cheap to compare, since every call does."""
 
-    def __init__(self, roots: list[nn.Module]) -> None:
+    def __init__(self, roots: list[nn.Module], harmless: Callable[[Any], bool]) -> None:
         self._roots = roots
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._kinds = list(map(type, self._modules))
         self._parts = list(map(vars, self._modules))
         self._contents = [parts[name] for parts in self._parts for name in ("_parameters", "_buffers", "_modules")]
         self._hooks = [parts[name] for parts in self._parts for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self._harmless = harmless
         self._attributes = list(_values(self._parts))
         self._kept = list(_values(self._contents))
         self.weights = [value for value in self._kept if isinstance(value, Tensor)]
-        self.reason = next(filter(None, map(_altered, self._modules)), None) or _strange(self.weights)
+        reasons = (_altered(module, harmless) for module in self._modules)
+        self.reason = next(filter(None, reasons), None) or _strange(self.weights)
 
-    def stands(self, roots: list[nn.Module]) -> bool:
-        """Whether nothing has been exchanged, added or taken away since."""
+    def unchanged(self, roots: list[nn.Module]) -> bool:
+        """Return whether nothing has been exchanged, added or taken away."""
         return (
             roots == self._roots
             and list(map(type, self._modules)) == self._kinds
-            and not any(self._hooks)
+            and all(map(self._harmless, _values(self._hooks)))
             and _equal(self._attributes, self._parts)
             and _equal(self._kept, self._contents)
         )
@@ -96,10 +107,10 @@ def _equal(values: list[Any], parts: list[dict[str, Any]]) -> bool:
         return False
 
 
-def _altered(module: nn.Module) -> str | None:
+def _altered(module: nn.Module, harmless: Callable[[Any], bool]) -> str | None:
     if module.training:
         return "a module is in training mode"
-    if module._forward_hooks or module._forward_pre_hooks:
+    if not all(map(harmless, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
         return f"a {type(module).__name__} has a forward hook"
     for name, value in vars(module).items():
         method = callable(getattr(type(module), name, None))
@@ -117,97 +128,67 @@ def _strange(weights: list[Tensor]) -> str | None:
 
 
 def environment(device: Any) -> tuple[Any, ...]:
-    """What else of torch decides the last bits of a result on ``device``."""
+    """Return what else of torch decides the last bits of a result on ``device``."""
     kind = torch.device(device).type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return torch.get_num_threads(), torch.get_float32_matmul_precision(), autocast
+    autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return torch.get_num_threads(), torch.get_float32_matmul_precision(), autocast_dtype
 
 
-class Copies(Generic[T]):
-    """What an engine keeps of a module's weights in another form, made anew whenever they change.
+class PackedWeights(Generic[T]):
+    """A module's weights in the form that an engine reads, made anew with an event whenever the weights change.
 
     Args:
         module: the stock module, in evaluation mode.
-        make: gives the copies.
-        another_make: why the engine would not do what the module does, if so.
+        watch: over the modules that are read.
+        make: makes the weights.
+        unsupported: returns why the engine would not compute what the module computes, or None.
+        fallback: of the component.
 
     Attributes:
-        generation: how often they were made.
+        generation: how often the weights were made.
     """
 
-    def __init__(self, module: nn.Module, make: Callable[[], T], another_make: Callable[[Any], str | None]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        watch: WeightWatch,
+        make: Callable[[], T],
+        unsupported: Callable[[Any], str | None],
+        fallback: FallbackManager,
+    ) -> None:
         self._module = module
+        self._watch = watch
         self._make = make
-        self._another_make = another_make
+        self._unsupported = unsupported
+        self._fallback = fallback
         self.generation = 0
         self._mismatch: str | None = None
-        self._watch = WeightWatch(lambda: [module])
-        self._made_for = self._kinds()
         self._made: T | None = None
+        watch.look()
 
     def unfit(self) -> str | None:
-        """Why copies would not do what the module does, if so; to be asked before every use."""
+        """Return why the engine cannot stand in for the module now, or None; asked before every call."""
         unchanged, reason = self._watch.look()
         if not unchanged:
             self._made = None
-            self._mismatch = self._another_make(self._module)
-        if self._kinds() != self._made_for:
-            return "the model was moved or cast after compile_model"
+            self._mismatch = self._unsupported(self._module)
         return reason or self._mismatch or autocast(next(self._module.parameters()).device)
 
     def current(self) -> T:
-        """The copies, made now if there are none."""
+        """Return the weights, made now if there are none."""
         if self._made is None:
             self._made = self._make()
+            if self.generation:
+                self._fallback.record("weights", "weights or modules have changed", "what was made of them is renewed")
             self.generation += 1
         return self._made
 
-    def _kinds(self) -> set[tuple[torch.device, torch.dtype]]:
-        return {(parameter.device, parameter.dtype) for parameter in self._module.parameters()}
 
+def same_kind(module: nn.Module) -> Callable[[], str | None]:
+    """Return a check that a module is still on its device and of its dtype, which a component was made for."""
 
-def customised(modules: Iterable[tuple[str, nn.Module]], harmless: Callable[[Any], bool] | None = None) -> str | None:
-    """Why running the modules would not do what their classes and weights say, if so.
+    def kinds() -> set[tuple[torch.device, torch.dtype]]:
+        return {(parameter.device, parameter.dtype) for parameter in module.parameters()}
 
-    Args:
-        modules: names and modules, as ``named_modules`` gives them.
-        harmless: says of a forward hook that it changes nothing.
-    """
-    if _compat.has_global_forward_hooks():
-        return "there are global forward hooks"
-    for name, module in modules:
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if not all(harmless is not None and harmless(hook) for hook in hooks):
-            return f"{name} has a forward hook"
-        if getattr(module.forward, "__func__", None) is not type(module).forward:
-            return f"{name} has a forward method of its own"
-    return None
-
-
-def classes(**by_package: str) -> frozenset[str]:
-    """Names of classes, with their top-level package in front: ``classes(torch="Linear SiLU")``."""
-    return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
-
-
-def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
-    """What classes of modules there are beside the known ones, if any.
-
-    Args:
-        kinds: of modules.
-        known: top-level package and name of classes, as in ``"torch.Linear"``.
-    """
-    for kind in kinds:
-        if f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" not in known:
-            return f"it holds a {kind.__module__}.{kind.__qualname__}"
-    return None
-
-
-def several_dtypes(module: nn.Module) -> str | None:
-    """That its weights are of more than one dtype, if so."""
-    found = {parameter.dtype for parameter in module.parameters()}
-    return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None
-
-
-def autocast(device: torch.device) -> str | None:
-    """The same for autocast."""
-    return "autocast is on" if torch.is_autocast_enabled(device.type) else None
+    made_for = kinds()
+    return lambda: None if kinds() == made_for else "the model was moved or cast after compile_model"

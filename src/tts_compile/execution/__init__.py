@@ -1,5 +1,5 @@
 """How a step is run, and the proof that it was; knows nothing of speech."""
 
-from .region import Region
+from .region import CompileOptions, Region
 
-__all__ = ["Region"]
+__all__ = ["CompileOptions", "Region"]

@@ -22,7 +22,7 @@ from ..errors import CompilationError
 from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory
 from .memory_limit import MemoryLimit
-from .process_lock import Turn
+from .process_lock import DeviceLock, locked
 
 T = TypeVar("T")
 
@@ -158,16 +158,19 @@ class GraphCache:
 
     Args:
         recorder: makes them.
+        lock: of the device.
         ceiling: on their number.
         memory: asked before each; None for as much as there is.
     """
 
-    def __init__(self, recorder: Recorder, ceiling: int = 64, memory: MemoryLimit | None = None) -> None:
+    def __init__(
+        self, recorder: Recorder, lock: DeviceLock, ceiling: int = 64, memory: MemoryLimit | None = None
+    ) -> None:
         self._recorder = recorder
         self._memory = memory
         self._ceiling = ceiling
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
-        self._turn = Turn()
+        self._lock = lock
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -178,7 +181,7 @@ class GraphCache:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """The only thread of the process that records, replays or draws for a replay; may be nested."""
-        with self._turn(), self._recorder.turn():
+        with self._lock(), self._recorder.turn():
             yield
 
     def replay(
@@ -204,7 +207,7 @@ class GraphCache:
             CompilationError: when recording fails; its memory has been given back. Running out of memory is raised as
                 it is: there may be more of it another time.
         """
-        with self._turn():
+        with self._lock():
             kept = self._kept.get(key)
             if kept is None:
                 kept = self._kept[key] = self._record(function, inputs, changed)
@@ -220,7 +223,7 @@ class GraphCache:
 
     def drop(self, condition: Callable[[Any], bool]) -> None:
         """Give up the recordings whose keys meet the condition, and their memory."""
-        with self._turn():
+        with self._lock():
             for key in [key for key in self._kept if condition(key)]:
                 self._give_up(key)
             self._recorder.release()
@@ -236,7 +239,8 @@ class GraphCache:
                 value.copy_(old)
 
         try:
-            recording, results = self._recorder.record(lambda: function(*buffers), undo)
+            with locked():  # torch captures for one thread of a process at a time
+                recording, results = self._recorder.record(lambda: function(*buffers), undo)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise

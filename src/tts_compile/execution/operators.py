@@ -53,16 +53,15 @@ class Operators(Protocol):
 
 
 class NativeOperators:
-    """Native code, for float32 on a CPU.
+    """Native code, for float32 on a CPU; :meth:`load` comes first."""
 
-    Args:
-        cache_dir: where it is kept once built.
+    @staticmethod
+    def load(cache_dir: str | None = None) -> None:
+        """Build the operators in a cache folder if need be.
 
-    Raises:
-        CompilationError: when it cannot be built.
-    """
-
-    def __init__(self, cache_dir: str | None = None) -> None:
+        Raises:
+            CompilationError: when they cannot be built.
+        """
         convolution.load(cache_dir)
         transformer.load(cache_dir)
 

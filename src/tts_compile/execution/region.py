@@ -6,6 +6,7 @@ import functools
 import itertools
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,34 @@ from .. import _compat
 from ..fallback import FallbackManager
 from ..timing.blocks import Stopwatch, mark_compile
 from .compile_budget import CompileBudget
+from .process_lock import locked
 
 _serial = itertools.count()
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Settings of a region.
+
+    Attributes:
+        backend, mode, dynamic: passed to ``torch.compile``.
+        fuse: compile at the level ``"cuda_graph"`` too; the launches are then captured, so that modes with CUDA graphs
+            of their own lose those.
+    """
+
+    backend: str = "inductor"
+    mode: str = "default"
+    dynamic: bool | None = None
+    fuse: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``torch.compile``."""
+        found: dict[str, Any] = {"fullgraph": True, "backend": self.backend, "dynamic": self.dynamic}
+        mode = _WITHOUT_GRAPHS.get(self.mode, self.mode) if self.fuse else self.mode
+        if mode != "default":  # backends other than inductor have no modes, not even the default
+            found["mode"] = mode
+        return found
 
 
 class Region:
@@ -34,9 +60,7 @@ class Region:
         function: takes and returns tensors; compiled with ``fullgraph=True``.
         fallback: decides the level; shared by the regions of one component.
         device: where the counts live.
-        backend, mode, dynamic: passed to ``torch.compile``.
-        fuse: compile it at the level ``"cuda_graph"`` too; its launches are then recorded, so that modes with CUDA
-            graphs of their own lose those.
+        options: of compiling.
         budget: of time for compiling; None for any.
     """
 
@@ -48,11 +72,7 @@ class Region:
         function: Callable[..., Any],
         fallback: FallbackManager,
         device: torch.device,
-        *,
-        backend: str = "inductor",
-        mode: str = "default",
-        dynamic: bool | None = None,
-        fuse: bool = False,
+        options: CompileOptions | None = None,
         budget: CompileBudget | None = None,
     ) -> None:
         self.name = name
@@ -60,7 +80,8 @@ class Region:
         self.graphs = 0
         self.graph_breaks = 0
         self._fallback = fallback
-        self._fuse = fuse
+        self._options = options or CompileOptions()
+        self._fuse = self._options.fuse
         self._budget = budget or CompileBudget()
         self._function = function
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
@@ -71,10 +92,6 @@ class Region:
             return function(*args)
 
         self._eager = _with_own_code(counted)
-        self._options: dict[str, Any] = {"fullgraph": True, "backend": backend, "dynamic": dynamic}
-        mode = _WITHOUT_GRAPHS.get(mode, mode) if fuse else mode
-        if mode != "default":  # backends other than inductor know no modes, not even the default
-            self._options["mode"] = mode
 
     @property
     def compiled_calls(self) -> int:
@@ -116,12 +133,10 @@ class Region:
 
     def _run_compiled(self, counts: torch.Tensor, *args: Any) -> Any:
         graphs, breaks = _compat.graph_counts()
-        done = failed = False
-        with self._budget.enforced(self._fallback), Stopwatch() as watch:
+        failed = False
+        with locked(), self._budget.enforced(self._fallback), Stopwatch() as watch:
             try:
-                result = self._compiled(counts, *args)
-                done = True
-                return result
+                return self._compiled(counts, *args)
             except Exception as error:
                 failed = _compat.is_compile_failure(error)
                 raise
@@ -129,14 +144,13 @@ class Region:
                 graphs_after, breaks_after = _compat.graph_counts()
                 self.graphs += graphs_after - graphs
                 self.graph_breaks += breaks_after - breaks
-                if graphs_after > graphs or not done:
+                if graphs_after > graphs or failed:  # no other call has compiled anything
                     self._budget.spent += watch.seconds
-                if graphs_after > graphs or failed:
                     mark_compile(self.name, watch.seconds)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
-        return torch.compile(self._eager, **self._options)
+        return torch.compile(self._eager, **self._options.arguments())
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

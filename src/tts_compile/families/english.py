@@ -63,7 +63,8 @@ def text_tokens(tts: Any, text: str, guided: bool) -> Tensor:
     tokens: Tensor = tts.tokenizer.text_to_tokens(punc_norm(text)).to(tts.device)
     if guided:
         tokens = torch.cat([tokens, tokens])  # conditional and unconditional row
-    return F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
+    padded: Tensor = F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
+    return padded
 
 
 def _call(t3: Any, given: Mapping[str, Any]) -> SpeechCall:

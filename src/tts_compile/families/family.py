@@ -173,4 +173,5 @@ class Family:
 
     def device(self, tts: Any) -> torch.device:
         """Return the device of the model's first module."""
-        return next(iter(getattr(tts, self.modules[0]).parameters())).device
+        weight: Tensor = next(getattr(tts, self.modules[0]).parameters())
+        return weight.device

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..families import families
-from ..utils.gc_pause import made_to_stay
+from ..utils.gc_pause import gc_paused
 
 
 def stock_class(name: str) -> Any:
@@ -19,7 +19,7 @@ def stock_class(name: str) -> Any:
     """
     for family in families():
         if name == family.class_name:
-            with made_to_stay():
+            with gc_paused(long_lived=True):
                 return family.load_class()
     known = ", ".join(family.class_name for family in families())
     raise UnsupportedModelError(f"there is no {name!r}; known classes: {known}")

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError
 from ..fallback import reason
 from ..families import Family, families, family_of
 from ..families.checkpoint_files import VOICE
-from ..utils.gc_pause import made_to_stay
+from ..utils.gc_pause import gc_paused
 from .from_local import Build
 from .half_precision import DTYPES, cast_inputs
 from .imports import stock_class
@@ -62,7 +62,7 @@ def load_model(
     build = Build(family, dtypes, own_memory=not mmap, strict=strict)
     build.problems += _problems(folder, family)
     # What is made here must serve outside inference mode too.
-    with made_to_stay(), torch.inference_mode(mode=False):
+    with gc_paused(long_lived=True), torch.inference_mode(mode=False):
         if any((folder / name).is_file() for name in family.files.weights.values()):
             tts = build.run(cls, folder)
     if build.problems:

@@ -1,5 +1,5 @@
-"""Timed blocks and what they add up to."""
+"""Timed blocks, their sums, and the highest memory of each."""
 
-from .blocks import Timings, timed
+from .blocks import Stopwatch, Timings, mark_compile, timed
 
-__all__ = ["Timings", "timed"]
+__all__ = ["Stopwatch", "Timings", "mark_compile", "timed"]

@@ -1,6 +1,6 @@
-"""Where the time goes: the only place that reads a clock.
+"""Times blocks of code, which may nest, with :class:`timed` and collects them in :class:`Timings`.
 
-Usable alone: blocks that nest are timed with :class:`timed` and gathered by :class:`Timings`.
+No other file of the package reads a clock. This one can be used alone.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from typing_extensions import Self
 
 from ..errors import InputError, TTSCompileError
-from . import peak_memory as peak
+from . import peak_memory
 from .summary import UNKNOWN, Moment, Path, Peaks, Stat, TimingRow, as_rows, table
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: The kinds of time that are kept apart, in the order in which they are shown.
+#: The phases whose times are kept apart, in the order in which they are shown.
 PHASES = ("steady", "compile", "warm-up", "failed")
 
-# CUDA events that wait to be read; beyond it those that the device is done with are read early, without waiting.
-_WAITING = 1000
+# Unread CUDA events; when there are more, those that the device has passed are read early, without waiting.
+MAX_UNREAD = 1000
 
-_clock = time.perf_counter
+read_clock = time.perf_counter
 
 
 class Stopwatch:
-    """Seconds of wall time spent in a ``with`` block, readable inside it and after.
+    """A timer for the wall time of a ``with`` block, readable inside the block and after it.
 
     >>> with Stopwatch() as watch:
     ...     total = sum(range(10))
@@ -51,27 +51,27 @@ class Stopwatch:
 
     def __enter__(self) -> Self:
         self._stopped = None
-        self._started = _clock()
+        self._started = read_clock()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopped = _clock()
+        self._stopped = read_clock()
 
     @property
     def seconds(self) -> float:
-        """Wall seconds since the block was entered, up to its end where it has ended."""
-        end = _clock() if self._stopped is None else self._stopped
+        """Seconds since the block was entered; the length of the block once it has ended."""
+        end = read_clock() if self._stopped is None else self._stopped
         return end - self._started
 
 
 class timed:  # noqa: N801 - read as a word: with timed("flow")
-    """A ``with`` block, or with ``@timed(name)`` every call of a function, whose time is taken under a name.
+    """A ``with`` block whose time is recorded under a name; with ``@timed(name)``, every call of a function is one.
 
-    Blocks nest: one without ``timings`` belongs to the block around it, and without one it measures nothing. A block
-    ends in the phase ``"failed"`` when it ends by an exception, in ``"compile"`` when something was compiled inside it,
-    and otherwise in the phase that the block around it was given. Never waits for a device.
+    Blocks nest: a block without ``timings`` belongs to the block around it, and measures nothing without such a block.
+    A block that ends by an exception counts in the phase ``"failed"``, one in which something was compiled in
+    ``"compile"``, and any other in the phase given for it or for the block around it. It never waits for a device.
 
     >>> timings = Timings()
     >>> with timed("utterance", timings) as block:
@@ -82,26 +82,26 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
     [('utterance',), ('utterance', 'flow')]
 
     Args:
-        name: of the block.
-        timings: where it is recorded, and the blocks inside it that do not say.
-        phase: one of :data:`PHASES`, for this block and those inside it; None goes on with the phase around it.
+        name: name of the block.
+        timings: the record for the block and for blocks inside it that have none.
+        phase: one of :data:`PHASES`, for this block and those inside it; None keeps the phase of the block around it.
 
     Attributes:
-        audio_seconds: seconds of speech that the block has made, where set inside it; None when it begins.
+        audio_seconds: seconds of speech that the block has generated, set inside the block; None when it begins.
 
     Raises:
-        InputError: for a name that is no text, another phase, and as a decorator of a function that returns before its
-            work is done.
-        TTSCompileError: when a block is entered that is open; make another one.
+        InputError: for a name that is not a text, for another phase, and for decorating a function that returns before
+            its work is done.
+        TTSCompileError: when an open block is entered again.
     """
 
     __slots__ = (
-        "_compiled", "_event", "_given", "_into", "_outer", "_path", "_phase", "_root", "_spans", "_started",
+        "_asked_phase", "_compiled", "_event", "_open_in", "_outer", "_path", "_phase", "_root", "_spans", "_started",
         "_timings", "audio_seconds", "name",
     )  # fmt: skip
 
     audio_seconds: float | None
-    _into: Timings | None  # None while the block is not open
+    _open_in: Timings | None  # None while the block is not open
     _outer: timed | None
     _path: Path
     _root: timed
@@ -114,57 +114,57 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
         self.name = name
         self.audio_seconds = None
         self._timings = timings
-        self._given = phase
-        self._into = None
+        self._asked_phase = phase
+        self._open_in = None
 
     def __enter__(self) -> Self:
         outer = _innermost()
-        into = self._timings
-        if into is None:
+        timings = self._timings
+        if timings is None:
             if outer is None:
                 return self
-            into = outer._into
-            assert into is not None
-        if self._into is not None:
+            timings = outer._open_in
+            assert timings is not None
+        if self._open_in is not None:
             raise TTSCompileError(f"the block {self.name!r} is open already; make another one")
-        self.audio_seconds = None  # of an earlier use
+        self.audio_seconds = None  # an earlier use may have set it
         self._outer = outer
-        if outer is not None and outer._into is into:
+        if outer is not None and outer._open_in is timings:
             self._path, self._root = (*outer._path, self.name), outer._root
         else:
             self._path, self._root = (self.name,), self
-        self._phase: str = self._given or (outer._phase if outer is not None else "steady")
+        self._phase: str = self._asked_phase or (outer._phase if outer is not None else "steady")
         self._compiled = self._phase == "compile"
-        self._spans = into._water.open() if into._water else None
-        self._event = into._events.record() if into._events else None
-        self._into = into
+        self._spans = timings._memory.open() if timings._memory else None
+        self._event = timings._events.record() if timings._events else None
+        self._open_in = timings
         _current.set(self)
-        self._started = _clock()
+        self._started = read_clock()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        into = self._into
-        if into is None:
+        timings = self._open_in
+        if timings is None:
             return
-        seconds = _clock() - self._started
+        seconds = read_clock() - self._started
         phase = "failed" if kind is not None else "compile" if self._compiled else self._phase
-        outer, self._into = self._outer, None
+        outer, self._open_in = self._outer, None
         if self._compiled and outer is not None:
             outer._compiled = True
-        if _current.get() is self:  # not so where a generator was closed before a block that was opened after it
+        if _current.get() is self:  # a closed generator may end its block before blocks that were opened later
             _current.set(outer)
-        into._end(self, phase, seconds)
+        timings._end(self, phase, seconds)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The function with each of its calls timed; it may call itself."""
+        """Wraps a function so that each of its calls is timed; it may call itself."""
         if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
             raise InputError(f"a call of {function.__name__} returns before its work is done: open a block inside it")
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            with timed(self.name, self._timings, phase=self._given):
+            with timed(self.name, self._timings, phase=self._asked_phase):
                 return function(*args, **kwargs)
 
         return wrapper
@@ -174,30 +174,30 @@ _current: ContextVar[timed | None] = ContextVar("tts_compile.timed", default=Non
 
 
 def _innermost() -> timed | None:
-    """The open block that the caller is in, past those that have been closed out of turn."""
+    """Returns the open block around the caller; a block may have been closed before those inside it."""
     block = _current.get()
-    while block is not None and block._into is None:
+    while block is not None and block._open_in is None:
         block = block._outer
     return block
 
 
 def mark_compile(name: str, seconds: float) -> None:
-    """Say that something was compiled just now: all open blocks around the caller end in the phase ``"compile"``.
+    """Records that something was compiled just now: all open blocks around the caller count in ``"compile"``.
 
     Args:
-        name: of what was compiled, or failed to be; a row ``compile NAME`` below the innermost block.
-        seconds: that it has taken.
+        name: name of the compiled code; a row ``compile NAME`` below the innermost block shows its time.
+        seconds: the time that compiling took, or failing to.
     """
     block = _innermost()
-    if block is not None and block._into is not None:
+    if block is not None and block._open_in is not None:
         block._compiled = True
         key = ("compile", (*block._path, f"compile {name}"))
-        moment = Moment(_clock() - seconds, seconds, threading.get_ident(), block._root._started)
-        block._into._add(key, moment)
+        moment = Moment(read_clock() - seconds, seconds, threading.get_ident(), block._root._started)
+        block._open_in._add(key, moment)
 
 
 class CudaEvents:
-    """Marks on the current stream of a CUDA device."""
+    """A maker of timing events on the current stream of a CUDA device."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -206,7 +206,7 @@ class CudaEvents:
         self._device = device
 
     def record(self) -> Any:
-        """An event with ``query``, ``synchronize`` and ``elapsed_time``; None while the stream is captured."""
+        """Records and returns an event; returns None while a CUDA graph is captured."""
         if self._cuda.is_current_stream_capturing():
             return None
         event = self._cuda.Event(enable_timing=True)
@@ -217,11 +217,11 @@ class CudaEvents:
 _Key = tuple[str, Path]  # phase and path
 
 
-class _Waiting(NamedTuple):
-    """A block between two events that have not been read yet."""
+class _Unread(NamedTuple):
+    """A block between two CUDA events that have not been read yet."""
 
     key: _Key
-    moment: Moment  # by the host's clock
+    moment: Moment  # from the host's clock
     origin: Any  # the event at the start of the outermost block
     start: Any
     end: Any
@@ -230,10 +230,10 @@ class _Waiting(NamedTuple):
 
 
 class Timings:
-    """Gathers blocks, from any number of threads: how often, how long, and how they lie in each other.
+    """A record of timed blocks from any number of threads: their counts, times and nesting.
 
     Counts and totals are exact. Medians, 90th percentiles, shares and the trace come from the last ``keep`` blocks of a
-    path and phase, so that nothing grows. A block counts once it has ended.
+    path and phase, so that memory does not grow. A block is recorded when it ends.
 
     >>> timings = Timings()
     >>> @timed("add", timings)
@@ -245,13 +245,13 @@ class Timings:
     1
 
     Args:
-        device: of the work; on a CUDA device blocks are timed by events on the current stream, which are resolved when
-            the timings are read, and not inside a recording.
-        memory: take the highest memory of each block too, which costs more than the time does.
-        keep: blocks of a path and phase that are kept.
+        device: device of the work. On a CUDA device, blocks are timed by events on the current stream, which are read
+            when the timings are; while a CUDA graph is captured, by the host's clock.
+        memory: record the highest memory of each block too, which costs more than recording its time.
+        keep: number of blocks of a path and phase that are stored.
 
     Raises:
-        InputError: for a ``keep`` that is no whole number from 1.
+        InputError: for a ``keep`` that is not a whole number from 1.
     """
 
     def __init__(self, device: object = None, memory: bool = False, keep: int = 1000) -> None:
@@ -261,18 +261,18 @@ class Timings:
         self._keep = keep
         on_cuda = self.device.partition(":")[0] == "cuda"
         self._events = CudaEvents(self.device) if on_cuda else None
-        self._water = peak.Water(self.device if on_cuda else None) if memory else None
+        self._memory = peak_memory.MemoryPeaks(self.device if on_cuda else None) if memory else None
         self._stats: dict[_Key, Stat] = {}
-        self._waiting: deque[_Waiting] = deque()
+        self._unread: deque[_Unread] = deque()
         self._lock = threading.Lock()
 
     def rows(self, phase: str = "steady") -> list[TimingRow]:
-        """What was timed in one phase: parents before children, in order of first appearance; waits for CUDA events.
+        """Returns the blocks of one phase: parents before children, in order of first appearance.
 
-        A row of count 0 stands above blocks whose parents have ended in other phases only.
+        It waits for CUDA events. A parent whose blocks have all ended in other phases gets a row of count 0.
 
         Raises:
-            InputError: for another phase than :data:`PHASES`.
+            InputError: for a phase that is not one of :data:`PHASES`.
         """
         if phase not in PHASES:
             raise InputError(f"phase must be one of {', '.join(PHASES)}, got {phase!r}")
@@ -280,7 +280,7 @@ class Timings:
             return as_rows({path: stat for (of, path), stat in self._stats.items() if of == phase})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: for each phase a tree of what :meth:`rows` gives, with ``name`` for ``path``."""
+        """Returns the rows of every phase as a tree that JSON can hold, with ``name`` instead of ``path``."""
         phases: dict[str, list[dict[str, Any]]] = {}
         for phase in PHASES:
             nodes: dict[tuple[str, ...], list[dict[str, Any]]] = {(): []}
@@ -292,7 +292,7 @@ class Timings:
         return {"device": self.device, "phases": phases}
 
     def chrome_trace(self) -> dict[str, Any]:
-        """The blocks that are kept in the Trace Event format, JSON-able, for ``chrome://tracing`` or Perfetto."""
+        """Returns the stored blocks in the Trace Event format, for ``chrome://tracing`` or Perfetto."""
         with self._settled():
             events = [
                 {
@@ -311,10 +311,10 @@ class Timings:
         return {"traceEvents": sorted(events, key=lambda event: (event["ts"], -event["dur"])), "displayTimeUnit": "ms"}
 
     def clear(self) -> None:
-        """Forget everything; blocks that are open are recorded when they end."""
+        """Deletes everything recorded; blocks that are open now are recorded when they end."""
         with self._lock:
             self._stats.clear()
-            self._waiting.clear()
+            self._unread.clear()
 
     def __str__(self) -> str:
         lines = []
@@ -324,19 +324,19 @@ class Timings:
         return "\n".join(lines[:-1]) or "nothing has been timed"
 
     def _end(self, block: timed, phase: str, seconds: float) -> None:
-        """Take in a block that has just ended."""
-        peaks = self._water.close(block._spans) if self._water and block._spans else UNKNOWN
+        """Records a block that has just ended."""
+        peaks = self._memory.close(block._spans) if self._memory and block._spans else UNKNOWN
         key = (phase, block._path)
         moment = Moment(block._started, seconds, threading.get_ident(), block._root._started)
-        # After an error of the device, recording would raise another one in its place.
+        # After an error of the device, recording an event would raise another error that hides the first.
         end = self._events.record() if self._events and block._event and phase != "failed" else None
         if end is None:
             self._add(key, moment, block.audio_seconds, peaks)
             return
-        waiting = _Waiting(key, moment, block._root._event, block._event, end, block.audio_seconds, peaks)
+        unread = _Unread(key, moment, block._root._event, block._event, end, block.audio_seconds, peaks)
         with self._lock:
-            self._waiting.append(waiting)
-            if len(self._waiting) > _WAITING:
+            self._unread.append(unread)
+            if len(self._unread) > MAX_UNREAD:
                 self._read_ready()
 
     def _add(self, key: _Key, moment: Moment, audio: float | None = None, peaks: Peaks = UNKNOWN) -> None:
@@ -351,19 +351,19 @@ class Timings:
 
     @contextlib.contextmanager
     def _settled(self) -> Iterator[None]:
-        """Under the lock, with all events read that were there; the wait for them is before it, in nobody's way."""
+        """Reads all events and holds the lock inside the ``with`` block; waits for events before it takes the lock."""
         with self._lock:
-            waiting = list(self._waiting)
-        for block in waiting:
+            unread = list(self._unread)
+        for block in unread:
             block.end.synchronize()
         with self._lock:
             self._read_ready()
             yield
 
     def _read_ready(self) -> None:
-        """Read the events that the device is done with, in order."""
-        while self._waiting and self._waiting[0].end.query():
-            key, moment, origin, start, end, audio, peaks = self._waiting.popleft()
+        """Reads the events that the device has passed, in order."""
+        while self._unread and self._unread[0].end.query():
+            key, moment, origin, start, end, audio, peaks = self._unread.popleft()
             started = moment.root + origin.elapsed_time(start) / 1e3 if origin else moment.started
             seconds = start.elapsed_time(end) / 1e3
             self._stat(key).add(moment._replace(started=started, seconds=seconds), audio, peaks)

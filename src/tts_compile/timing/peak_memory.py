@@ -1,4 +1,4 @@
-"""The highest memory of a process or a CUDA device, and of spans of time that overlap as they like."""
+"""Measures the highest memory of a process or a CUDA device during spans of time, which may overlap."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _RESET = Path("/proc/self/clear_refs")
 
 
 def peak_bytes() -> tuple[int, str]:
-    """The highest resident memory of this process so far, and where the figure comes from.
+    """Returns the highest resident memory of this process so far, in bytes, and the source of the figure.
 
-    ``ru_maxrss`` is second choice: on Linux ``exec`` carries the parent's peak over into it.
+    ``ru_maxrss`` is only the second choice: on Linux it starts at the peak of the parent process.
 
     Raises:
-        TTSCompileError: where the system tells neither.
+        TTSCompileError: when the system has neither source.
     """
     if _STATUS.is_file():
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
@@ -29,13 +29,13 @@ def peak_bytes() -> tuple[int, str]:
     try:
         import resource
     except ImportError as error:
-        raise TTSCompileError("this system does not tell a process's peak memory; pass --no-memory") from error
+        raise TTSCompileError("the peak memory of a process cannot be read on this system") from error
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss of getrusage"
 
 
 def reset_peak() -> bool:
-    """Start the peak anew at what is resident now; False where the system cannot."""
+    """Sets the peak to what is resident now; returns False when the system cannot do that."""
     try:
         _RESET.write_text("5", encoding="ascii")
     except OSError:
@@ -44,10 +44,10 @@ def reset_peak() -> bool:
 
 
 class Span:
-    """A stretch of time whose peak is wanted.
+    """A span of time whose highest memory is measured.
 
     Attributes:
-        peak: bytes; the highest so far, as far as it has been read.
+        peak: bytes; the highest value that was read so far.
     """
 
     __slots__ = ("peak",)
@@ -56,21 +56,21 @@ class Span:
         self.peak = 0
 
 
-class HighWater:
-    """The peak of each of several open spans, from one mark that the whole process shares.
+class PeakOfSpans:
+    """The peak of each of several open spans, from one peak that the system keeps for the whole process.
 
-    A span begins by resetting the mark. What it stood at before belongs to all spans open by then, of whatever thread.
+    Opening a span resets the system's peak; its value before counts for every span that is open then, in any thread.
 
-    >>> marks = iter([9, 7, 3])
-    >>> water = HighWater(lambda: next(marks), lambda: None)
-    >>> outer = water.open()
-    >>> inner = water.open()  # reads 9
-    >>> water.close(inner), water.close(outer)
+    >>> peaks = iter([9, 7, 3])
+    >>> spans = PeakOfSpans(lambda: next(peaks), lambda: None)
+    >>> outer = spans.open()
+    >>> inner = spans.open()  # reads 9
+    >>> spans.close(inner), spans.close(outer)
     (7, 9)
 
     Args:
-        read: gives the mark in bytes.
-        reset: puts it to what is in use now.
+        read: returns the system's peak in bytes.
+        reset: sets it to what is in use now.
     """
 
     def __init__(self, read: Callable[[], int], reset: Callable[[], object]) -> None:
@@ -80,46 +80,46 @@ class HighWater:
         self._lock = threading.Lock()
 
     def open(self) -> Span:
-        """Begin a span."""
+        """Begins a span."""
         span = Span()
         with self._lock:
             if self._open:
-                self._take()
+                self._update()
             self._reset()
             self._open.add(span)
         return span
 
     def close(self, span: Span) -> int:
-        """End a span; its peak in bytes."""
+        """Ends a span and returns its peak in bytes."""
         with self._lock:
-            self._take()
+            self._update()
             self._open.discard(span)
         return span.peak
 
-    def _take(self) -> None:
-        mark = self._read()
+    def _update(self) -> None:
+        peak = self._read()
         for span in self._open:
-            span.peak = max(span.peak, mark)
+            span.peak = max(span.peak, peak)
 
 
 @functools.cache
-def resident() -> HighWater | None:
-    """Of this process's resident memory; None where the system cannot reset its mark."""
-    return HighWater(lambda: peak_bytes()[0], reset_peak) if reset_peak() else None
+def resident() -> PeakOfSpans | None:
+    """Returns the peaks of this process's resident memory; None when the system cannot reset its peak."""
+    return PeakOfSpans(lambda: peak_bytes()[0], reset_peak) if reset_peak() else None
 
 
 @functools.cache
-def allocated(device: str) -> HighWater:
-    """Of what torch has allocated on a CUDA device."""
+def allocated(device: str) -> PeakOfSpans:
+    """Returns the peaks of the memory that torch has allocated on a CUDA device."""
     import torch
 
-    return HighWater(
+    return PeakOfSpans(
         lambda: int(torch.cuda.max_memory_allocated(device)), lambda: torch.cuda.reset_peak_memory_stats(device)
     )
 
 
-class Water:
-    """Both marks, as far as the system tells them.
+class MemoryPeaks:
+    """The peaks of resident memory, where the system can reset its peak, and of a CUDA device's memory.
 
     Args:
         device: a CUDA device; None for resident memory alone.
@@ -130,14 +130,14 @@ class Water:
         self._allocated = None if device is None else allocated(device)
 
     def open(self) -> tuple[Span | None, Span | None]:
-        """Begin a span of each."""
+        """Begins a span of both."""
         return (
             self._resident.open() if self._resident else None,
             self._allocated.open() if self._allocated else None,
         )
 
     def close(self, spans: tuple[Span | None, Span | None]) -> tuple[int | None, int | None]:
-        """End them; peaks in bytes: resident, on the device."""
+        """Ends both spans and returns their peaks in bytes: resident memory, memory of the device."""
         of_process, of_device = spans
         return (
             self._resident.close(of_process) if self._resident and of_process else None,

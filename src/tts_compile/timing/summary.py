@@ -1,4 +1,4 @@
-"""What timed blocks add up to: counts, quantiles, shares, a table."""
+"""Counts, quantiles and shares of timed blocks, and a table of them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ UNKNOWN: Peaks = (None, None)
 
 @dataclass(frozen=True)
 class TimingRow:
-    """The blocks of one path and phase.
+    """A summary of the blocks of one path and phase.
 
     Attributes:
         path: names, from the outermost block on.
-        count: blocks; 0 for a row that is only there because of those below it.
-        total: seconds, of all blocks.
-        median, p90: seconds, of the last blocks; None without any.
-        share: of the time of the outermost blocks of the same phase, by the last blocks; None without any.
-        audio_seconds: of speech made in those blocks that said so; None without any.
-        real_time_factor: seconds that a second of speech has taken in those blocks; below 1 is faster than real time.
-        resident_peak: the highest resident memory of the process during such a block in bytes; None where not known.
-        cuda_peak: the highest memory allocated by torch on the CUDA device likewise.
+        count: number of blocks; 0 for a row whose blocks have all ended in another phase.
+        total: seconds of all blocks together.
+        median, p90: seconds of the last blocks; None for a count of 0.
+        share: part of the time of the outermost blocks of the same phase, from the last blocks; None for a count of 0.
+        audio_seconds: seconds of speech generated in the blocks for which that was set; None without such blocks.
+        real_time_factor: seconds that a second of speech took in these blocks; below 1 is faster than real time.
+        resident_peak: the highest resident memory of the process during a block, in bytes; None where not measured.
+        cuda_peak: the highest memory that torch had allocated on the CUDA device, in bytes; None where not measured.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class Moment(NamedTuple):
     started: float
     seconds: float
     thread: int
-    root: float  # when its outermost block started, which tells one from another
+    root: float  # start of its outermost block, which identifies that one
 
 
 class Stat:
-    """What is kept of the blocks of one path and phase."""
+    """The record of the blocks of one path and phase."""
 
     __slots__ = ("audio", "audio_time", "count", "first", "moments", "peaks", "total")
 
@@ -61,12 +61,12 @@ class Stat:
         self.total = 0.0
         self.audio: float | None = None
         self.audio_time = 0.0
-        self.first = math.inf  # when the first of them started
+        self.first = math.inf  # start of the first block
         self.peaks = UNKNOWN
         self.moments: deque[Moment] = deque(maxlen=keep)
 
     def add(self, moment: Moment, audio: float | None, peaks: Peaks) -> None:
-        """Take one in."""
+        """Adds one block."""
         self.count += 1
         self.total += moment.seconds
         self.first = min(self.first, moment.started)
@@ -83,16 +83,19 @@ def _higher(one: int | None, other: int | None) -> int | None:
 
 
 def as_rows(stats: Mapping[Path, Stat]) -> list[TimingRow]:
-    """Of one phase: parents, missing ones too, before children, in order of first appearance."""
+    """Returns the rows of one phase: parents before children, in order of first appearance.
+
+    A parent without blocks in this phase gets a row of count 0.
+    """
     first: dict[Path, float] = {}
     for path, stat in stats.items():
-        for part in _upward(path):
+        for part in _path_and_parents(path):
             first[part] = min(first.get(part, math.inf), stat.first)
-    order = sorted(first, key=lambda path: [(first[part], part[-1]) for part in _upward(path)])
+    order = sorted(first, key=lambda path: [(first[part], part[-1]) for part in _path_and_parents(path)])
     return [_as_row(path, stats.get(path), stats.get(path[:1])) for path in order]
 
 
-def _upward(path: Path) -> list[Path]:
+def _path_and_parents(path: Path) -> list[Path]:
     return [path[:end] for end in range(1, len(path) + 1)]
 
 
@@ -114,14 +117,14 @@ def _as_row(path: Path, stat: Stat | None, root: Stat | None) -> TimingRow:
 
 
 def _quantile(values: list[float], q: float) -> float:
-    """Between the nearest two of sorted values, linearly (Hyndman and Fan 1996, type 7)."""
+    """Interpolates linearly between the nearest two of sorted values (Hyndman and Fan 1996, type 7)."""
     at = (len(values) - 1) * q
     low = int(at)
     return values[low] + (at - low) * (values[min(low + 1, len(values) - 1)] - values[low])
 
 
 def _share(stat: Stat, root: Stat | None) -> float | None:
-    """Of outermost blocks of which all parts are kept."""
+    """Returns the share of the outermost blocks, counting only those of which every part is still stored."""
     since = stat.moments[0].root if len(stat.moments) == stat.moments.maxlen and stat is not root else -math.inf
     whole = {moment.started: moment.seconds for moment in root.moments if moment.started > since} if root else {}
     total = sum(whole.values())
@@ -129,7 +132,7 @@ def _share(stat: Stat, root: Stat | None) -> float | None:
 
 
 def table(rows: Sequence[TimingRow]) -> Iterator[str]:
-    """Lines, the first with the titles; a column without any value is left out."""
+    """Returns the lines of a table, the titles first; a column without any value is left out."""
     columns: dict[str, list[str]] = {
         "": ["  " * (len(row.path) - 1) + row.path[-1] for row in rows],
         "calls": [str(row.count) for row in rows],

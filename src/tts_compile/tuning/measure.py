@@ -17,7 +17,7 @@ from .. import testing
 from ..api import as_stock
 from ..bench.models import timed_call
 from ..components.component import Component, EagerComponent
-from ..components.component_set import Assembly
+from ..components.component_set import ComponentSet as Assembly
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason

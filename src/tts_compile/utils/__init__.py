@@ -1,1 +1,1 @@
-"""Leaves that every room may use."""
+"""Small helpers that any module may import; they import only ``errors`` and ``_compat``."""

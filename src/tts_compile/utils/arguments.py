@@ -1,4 +1,4 @@
-"""Checks of arguments and settings, and the errors that name what is wrong."""
+"""Checks of arguments and settings; their errors name the argument and its value."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def raise_all(mistakes: list[str]) -> None:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; numpy's whole numbers pass."""
+    """Returns ``value`` as an int; numpy's whole numbers are accepted.
+
+    Raises:
+        InputError: for anything but a whole number from ``least``.
+    """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be a whole number from {least}, got {value!r}")
     return int(value)
@@ -64,10 +68,10 @@ def as_list(name: str, value: Any) -> list[Any]:
 
 
 def finite_number(name: str, value: object) -> float:
-    """``value`` as a float; any real number passes, numpy's too.
+    """Returns ``value`` as a float; any real number is accepted, numpy's too.
 
     Raises:
-        InputError: naming ``name``, for anything else, and for nan, infinity or what no float can hold.
+        InputError: for anything else, for nan or infinity, and for a number that is too large for a float.
     """
     if not isinstance(value, numbers.Real):
         raise InputError(f"{name} must be a number, got {value!r}")
@@ -81,10 +85,10 @@ def finite_number(name: str, value: object) -> float:
 
 
 def checked_texts(texts: Iterable[str]) -> list[Any]:
-    """A list of them; each is checked when it is spoken.
+    """Returns the texts as a list; each text is checked later, when it is synthesized.
 
     Raises:
-        InputError: for a single text, or what is no list.
+        InputError: for a single text, or anything that is not a list.
     """
     if isinstance(texts, (str, bytes)):
         raise InputError("texts must be a list of texts, not a single one")
@@ -94,10 +98,10 @@ def checked_texts(texts: Iterable[str]) -> list[Any]:
 
 
 def checked_seeds(seeds: Iterable[int] | None, count: int) -> list[int]:
-    """One for each of ``count`` texts; None draws them from torch's global generator.
+    """Returns a seed for each of ``count`` texts; None draws them from torch's global generator.
 
     Raises:
-        InputError: for another number of them, or what ``torch.manual_seed`` does not take.
+        InputError: for another number of seeds, or a seed that ``torch.manual_seed`` does not accept.
     """
     if seeds is None:
         return torch.randint(2**63 - 1, (count,)).tolist()

@@ -11,21 +11,21 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or for a CPU's tensors, for which torch has no type of its own."""
+    """Returns whether memory ran out, on a device or for tensors on the CPU, for which torch has no error type."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def release_memory() -> None:
-    """Give what torch keeps for later back to the devices."""
+    """Returns the memory that torch keeps for later use to the devices."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def memory_summary() -> str:
-    """What this process holds, and what is free, in a sentence."""
+    """Describes in a sentence the memory that this process holds and the memory that is free."""
     gib = 2**30
     machine = psutil.virtual_memory()
     parts = [
@@ -44,7 +44,7 @@ def memory_summary() -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken: of the device, what torch keeps for later included, or of the machine."""
+    """Returns the bytes that can be allocated on a device, with those that torch keeps for later use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -52,14 +52,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes that this process holds: of the device, as torch counts them, or resident in the machine's memory."""
+    """Returns the bytes that this process holds on a GPU, as torch counts them, or in the machine's memory."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
 
 
 def cpu_name() -> str:
-    """The processor's model name and features as the system gives them; empty where it gives none."""
+    """Returns the processor's model name and features from the system; empty where it gives none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that nobody else can write to."""
+"""Files that are complete or absent, and folders that only their owner can write to."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SEAL = hashlib.sha256().digest_size
 
 @contextlib.contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
-    """The name of a file beside ``path``, to be written in the block, which takes its place at the end.
+    """Yields the name of a file to write in the block, and renames it to ``path`` at the end.
 
-    Whoever reads ``path`` meanwhile finds what was there before; after an error in the block that stays.
+    Until then, and after an error in the block, readers of ``path`` find the earlier content.
     """
     path = Path(path)
     beside = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
@@ -32,51 +32,51 @@ def replaced(path: str | Path) -> Iterator[Path]:
 
 
 def seal(path: Path) -> None:
-    """Append a digest of the content, for :func:`sealed`; formats with a header ignore what follows their end."""
+    """Appends a digest of the content for :func:`sealed`; loaders of shared libraries ignore bytes after the end."""
     content = path.read_bytes()
     path.write_bytes(content + hashlib.sha256(content).digest())
 
 
 def sealed(path: Path) -> bool:
-    """Whether a file is as :func:`seal` left it: not cut short, and not written over."""
+    """Returns whether a file is as :func:`seal` left it: neither truncated nor overwritten."""
     content = path.read_bytes()
     return content[-_SEAL:] == hashlib.sha256(content[:-_SEAL]).digest()
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Make the folder of a file that is to be written later, and try that it can be.
+    """Creates the folder of a file that is to be written later, and checks that the folder can be written to.
 
     Raises:
-        OSError: when it cannot.
+        OSError: when the folder cannot be created or written to.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
+        raise IsADirectoryError(f"{path} is a folder; a file is to be written there")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
 
 def own_folder(folder: Path) -> Path:
-    """The folder, made for its owner alone where it is missing.
+    """Returns the folder; creates it, for its owner alone, where it is missing.
 
     Raises:
         UnsafeFileError: when another user can write to it.
-        CompilationError: when it cannot be made.
+        CompilationError: when it cannot be created.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CompilationError(
-            f"compiled code cannot be kept in {folder}: {error}; TTS_COMPILE_CACHE_DIR names another folder"
+            f"compiled code cannot be kept in {folder}: {error}; set TTS_COMPILE_CACHE_DIR to another folder"
         ) from error
     refuse_unsafe(folder)
     return folder
 
 
 def refuse_unsafe(path: Path) -> None:
-    """What is run as code may be written by its owner alone.
+    """Checks that only the user or root can write to a file or folder whose content is run as code.
 
-    A group that has the user's name is the user's own, as many systems set it up.
+    Many systems give each user a group of the same name; such a group counts as the user.
 
     Raises:
         UnsafeFileError: when another user owns it or can write to it.
@@ -93,10 +93,11 @@ def refuse_unsafe(path: Path) -> None:
 
 
 def _is_own_group(number: int) -> bool:
+    """Returns whether a group has the name of the user who runs this process."""
     import grp
     import pwd
 
     try:
         return pwd.getpwuid(os.getuid()).pw_name == grp.getgrgid(number).gr_name
-    except KeyError:  # without a name
+    except KeyError:  # the user or the group has no name
         return False

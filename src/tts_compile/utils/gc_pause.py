@@ -1,4 +1,4 @@
-"""Sparing Python's garbage collector work that finds nothing."""
+"""Pauses of Python's garbage collector while many objects are created."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def not_collected() -> Iterator[None]:
-    """No garbage collection meanwhile, for work that makes very many objects.
+def gc_paused(long_lived: bool = False) -> Iterator[None]:
+    """Pauses garbage collection for the duration of the block.
 
-    The collector goes through all objects again each time their number has grown by a quarter: 0.3 s for the half
-    million that are there once chatterbox is imported.
+    The collector examines all objects each time their number has grown by a quarter: 0.3 s for the half million objects
+    that exist once chatterbox is imported.
+
+    Args:
+        long_lived: marks the objects that the block has created as old, so that the first collection after the block
+            does not examine all of them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
+        if long_lived and not gc.get_freeze_count():  # otherwise unfreezing would undo another caller's freeze
+            gc.freeze()
+            gc.unfreeze()  # moves the objects into the oldest generation
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def made_to_stay() -> Iterator[None]:
-    """The same for work whose objects stay: they count as old afterwards, and are not looked through at once."""
-    with not_collected():
-        yield
-        if not gc.get_freeze_count():  # otherwise somebody else keeps objects away from the collector
-            gc.freeze()
-            gc.unfreeze()  # puts them into the oldest generation

@@ -1,4 +1,4 @@
-"""An object that stands in front of another, and belongs to it alone."""
+"""A proxy that forwards attributes to one wrapped object."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from ..errors import ModelStateError
 
 
-class Delegate:
-    """Reads and writes of attributes that it does not have itself are the wrapped object's; it cannot be copied.
+class Proxy:
+    """A proxy that forwards attributes which it does not have itself to one wrapped object; it cannot be copied.
 
-    Its own attributes go into ``vars(self)``: plain assignment would reach the wrapped object.
+    A subclass keeps its own attributes in ``vars(self)``: an assignment would set them on the wrapped object.
 
     Attributes:
-        wrapped: the object.
+        wrapped: the wrapped object.
     """
 
     wrapped: Any
@@ -33,16 +33,16 @@ class Delegate:
         return sorted({*super().__dir__(), *dir(self.wrapped)})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the model is stock and has no handle.
+        """Lets a copy of the wrapped object, which is stock, be made without the proxy.
 
         Raises:
-            ModelStateError: when the handle itself is to be copied.
+            ModelStateError: when the proxy itself is copied.
         """
         if id(self.wrapped) not in memo:
             raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __copy__(self) -> None:
-        """A handle belongs to one model.
+        """Refuses the copy: a proxy belongs to one object.
 
         Raises:
             ModelStateError: always.
@@ -50,7 +50,7 @@ class Delegate:
         raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A handle belongs to one model in one process; ``config`` can be pickled and makes another one.
+        """Refuses to be pickled: a proxy belongs to one object in one process.
 
         Raises:
             ModelStateError: always.

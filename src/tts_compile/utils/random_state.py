@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RandomState:
-    """Where the global generators that a model on ``device`` draws from stand now."""
+    """The current state of the global generators that a model on ``device`` draws from."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -18,24 +18,27 @@ class RandomState:
         self._gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def restore(self) -> None:
-        """Have them stand there again."""
+        """Sets the global generators back to this state."""
         torch.set_rng_state(self._cpu)
         if self._gpu is not None:
             torch.cuda.set_rng_state(self._gpu, self._device)
 
     def same_as(self, other: RandomState) -> bool:
-        """Whether they stood there too when the other was made."""
+        """Returns whether both states are equal."""
         if self._gpu is not None and other._gpu is not None and not torch.equal(self._gpu, other._gpu):
             return False
         return torch.equal(self._cpu, other._cpu)
 
 
 class RandomNumbers:
-    """What ``torch.manual_seed`` and one utterance make of torch's generators, beside the global ones.
+    """Generators of one utterance, which give the numbers that the global ones give after ``torch.manual_seed``.
 
     Args:
-        seed: as of ``torch.manual_seed``.
-        device: of the model.
+        seed: an argument of ``torch.manual_seed``.
+        device: the model's device.
+
+    Attributes:
+        generator: the generator for tensors on the device.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -44,17 +47,17 @@ class RandomNumbers:
         self.generator = torch.Generator(device).manual_seed(seed) if device.type == "cuda" else self._cpu
 
     def state(self) -> list[Tensor]:
-        """Where they stand; :meth:`rewind` takes it."""
+        """Returns the current state, for :meth:`rewind`."""
         return [generator.get_state() for generator in (self._cpu, self.generator)]
 
     def rewind(self, state: list[Tensor]) -> None:
-        """Have them stand there again."""
+        """Sets the generators back to an earlier state."""
         for generator, before in zip((self._cpu, self.generator), state):
             generator.set_state(before)
 
     @contextlib.contextmanager
     def as_global(self) -> Iterator[None]:
-        """What is drawn from the global generators inside comes from these."""
+        """Puts these generators in the place of the global ones for the duration of the block."""
         on_gpu = self.generator is not self._cpu
         with torch.random.fork_rng(devices=[self._device] if on_gpu else []):
             torch.set_rng_state(self._cpu.get_state())

@@ -7,20 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ...config import CompileConfig
 from ...errors import UnsupportedModelError
-from ...execution.native import transformer_block as transformer
+from ...execution.native import transformer_block
 from ...fallback import reason
+from ...families.family import Family
 from ...timing.blocks import timed
-from ..compiled_component import CopyingComponent
-from ..operators import choose_operators
-from ..runtime import Shared
+from ..compiled_component import CompiledComponent
+from ..runtime import Runtime
 from .engine import FlowEngine
-from .supported import another_make
+from .supported import unsupported
 
 
-class FlowComponent(CopyingComponent):
-    """Replaces ``s3gen.flow.inference`` by the engine's.
+class FlowComponent(CompiledComponent):
+    """A component that replaces ``s3gen.flow.inference``.
 
     Raises:
         UnsupportedModelError: for a flow of another make than the released ones.
@@ -29,37 +28,30 @@ class FlowComponent(CopyingComponent):
 
     engine: FlowEngine
 
-    def __init__(self, s3gen: Any, config: CompileConfig, shared: Shared) -> None:
+    def __init__(self, s3gen: Any, family: Family, runtime: Runtime) -> None:
         flow = s3gen.flow
-        if reason := another_make(flow):
-            raise UnsupportedModelError(reason)
-        shared.memory.check(sum(parameter.nbytes for parameter in flow.decoder.estimator.parameters()))  # of the copies
-        super().__init__("flow", config, flow, "inference", shared)
-        operators = choose_operators(flow.parameters(), _native_applies(flow), self.fallback, config.cache_dir)
-        self.engine = FlowEngine(
-            flow,
-            self.fallback,
-            operators,
-            shared.graphs,
-            config.cache_dir,
-            **self._compile_options,
-        )
+        if why := unsupported(flow):
+            raise UnsupportedModelError(why)
+        runtime.memory.check(sum(parameter.nbytes for parameter in flow.decoder.estimator.parameters()))  # the copies
+        super().__init__("flow", runtime, flow, "inference", package=family.package)
+        operators = self.runtime.operators(flow.parameters(), _native_fits(flow))
+        self.engine = FlowEngine(flow, family.synthesis, operators, self.runtime)
 
     def noise(self, token: Tensor, reference: Mapping[str, Any]) -> Tensor:
-        """As :meth:`FlowEngine.noise`."""
+        """Draw an utterance's random numbers; see :meth:`FlowEngine.noise`."""
         return self.engine.noise(len(token), reference)
 
     def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
-        """As :meth:`FlowEngine.together`; :meth:`left_to_stock` comes first."""
-        with timed("flow", self._timings):
+        """Solve several utterances; see :meth:`FlowEngine.together`. :meth:`left_to_stock` comes first."""
+        with timed("flow", self.runtime.timings):
             return self.engine.together(given, reference)
 
     def ran_out_of_memory(self, error: Exception, group: int) -> None:
-        """Tell the report that a group has to be split."""
+        """Record that a group has to be split."""
         self.fallback.record("memory", reason(error), f"{group // 2} at a time instead of {group}")
 
 
-def _native_applies(flow: Any) -> bool:
+def _native_fits(flow: Any) -> bool:
     attention, mlp = (part := flow.decoder.estimator.mid_blocks[0][1][0]).attn1, part.ff.net[0]
     heads, width = attention.heads, attention.to_q.in_features
-    return transformer.fits(width, heads, attention.to_q.out_features // heads, mlp.proj.out_features)
+    return transformer_block.fits(width, heads, attention.to_q.out_features // heads, mlp.proj.out_features)

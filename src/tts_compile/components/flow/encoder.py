@@ -6,15 +6,15 @@ here the padding is set to zero in front of it. Everything else looks back or is
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...execution import Region
 from ...execution.operators import before
-from ...fallback import FallbackManager
+from ..runtime import ComponentRuntime
 
 
 class LayerWeights(NamedTuple):
@@ -56,28 +56,42 @@ def _parameters(*modules: Any) -> list[Tensor]:
     return [tensor for module in modules for tensor in (module.weight, module.bias)]
 
 
+class PositionEncodings(NamedTuple):
+    """Stock's position encodings before and after the frame rate is doubled, with tables of their own.
+
+    A call enlarges the table or moves it to the input's device. Stock's modules keep theirs.
+    """
+
+    before: Any
+    after: Any
+
+    @classmethod
+    def of(cls, encoder: Any) -> PositionEncodings:
+        """Return copies that share nothing that a call changes."""
+        return cls(copy.copy(encoder.embed.pos_enc), copy.copy(encoder.up_embed.pos_enc))
+
+
 class Encoder:
     """Runs a stock encoder's weights; a layer is compiled once and reused.
 
     Args:
         eps: of the layers' norms.
-        fallback: decides between compiled and eager.
-        device: of the model.
-        compile_options: of :class:`tts_compile.execution.Region`.
+        runtime: of the component.
     """
 
-    def __init__(self, eps: float, fallback: FallbackManager, device: torch.device, **compile_options: Any) -> None:
+    def __init__(self, eps: float, runtime: ComponentRuntime) -> None:
         def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
             return conformer_layer(x, positions, seen, LayerWeights(*weights), eps)
 
-        self._layer = Region("encoder layer", layer, fallback, device, **compile_options)
+        self._layer = runtime.region("encoder layer", layer)
         self.regions = [self._layer]
 
-    def __call__(self, encoder: Any, x: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, encoder: Any, encodings: PositionEncodings, x: Tensor, lengths: Tensor) -> Tensor:
         """Encode.
 
         Args:
             encoder: the stock module.
+            encodings: of the encoder.
             x: (batch, positions, 512), embedded tokens.
             lengths: int64 (batch,), positions that count.
 
@@ -85,13 +99,13 @@ class Encoder:
             (batch, 2 * positions, 512).
         """
         seen = before(lengths, x.shape[1])
-        x, positions, _ = encoder.embed(x, seen[:, None])
+        x, positions = encodings.before(encoder.embed.out(x))
         x = encoder.pre_lookahead_layer(x * seen[..., None])
         x = self._run(encoder.encoders, x, positions, seen)
         x, lengths = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
         x = x.transpose(1, 2).contiguous()
         seen = before(lengths, x.shape[1])
-        x, positions, _ = encoder.up_embed(x, seen[:, None])
+        x, positions = encodings.after(encoder.up_embed.out(x))
         x = self._run(encoder.up_encoders, x, positions, seen)
         encoded: Tensor = encoder.after_norm(x)
         return encoded

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,67 +12,86 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ...bucketing import ChunkBucketer
-from ...cache import using_cache
 from ...errors import CompilationError, InputError
 from ...execution import Region
-from ...execution.cuda_graph import GraphCache, Replays
+from ...execution.cuda_graph import Replays
 from ...execution.operators import Operators
-from ...fallback import FallbackManager
+from ...families.family import Synthesis
 from ...timing.blocks import timed
-from ..weight_watch import Copies
-from .encoder import Encoder
-from .estimator import Estimator, EstimatorWeights, Sizes
-from .supported import another_make
+from ..runtime import ComponentRuntime
+from ..weight_watch import PackedWeights, WeightWatch, same_kind
+from .encoder import Encoder, PositionEncodings
+from .estimator import Estimator, EstimatorWeights, Sizes, StepInputs
+from .supported import unsupported
 
 # Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
 TOKENS = ChunkBucketer.regular(step=64, last=32_768)
-# Tokens up to which a warm-up records CUDA graphs: a reference of 10 s and as much speech.
-RECORDED_AHEAD = 512
+# Tokens up to which a warm-up captures CUDA graphs: a reference of 10 s and as much speech.
+CAPTURED_AHEAD = 512
+
+
+class FlowWeights(NamedTuple):
+    """Everything that the engine keeps of a stock flow."""
+
+    estimator: EstimatorWeights
+    encodings: PositionEncodings
+
+
+class Conditions(NamedTuple):
+    """The inputs of encoder and solver, padded to a rung."""
+
+    speech: Tensor  # int64 (batch, rung), tokens
+    lengths: Tensor  # int64 (batch,), tokens that count
+    frame_lengths: Tensor  # int64 (batch,), frames that count
+    speaker: Tensor  # (batch, 80)
+    known: Tensor  # (batch, frames, 80), mel frames of the reference; 0 beyond
+    noise: Tensor  # (batch, frames, 80)
 
 
 class FlowEngine:
-    """Speech tokens to mel frames, as a stock ``CausalMaskedDiffWithXvec`` gives them.
+    """Speech tokens to mel frames, as a stock ``CausalMaskedDiffWithXvec`` computes them.
 
     Args:
         flow: the stock module.
-        fallback: decides between compiled and eager.
+        synthesis: its family's declaration.
         operators: native or torch.
-        graphs: for CUDA graphs; None where there are none.
-        cache_dir: folder for compiled code, as of :class:`CompileConfig`.
-        compile_options: of :class:`tts_compile.execution.Region`.
+        runtime: of the component.
     """
 
-    def __init__(
-        self,
-        flow: Any,
-        fallback: FallbackManager,
-        operators: Operators,
-        graphs: GraphCache | None = None,
-        cache_dir: str | None = None,
-        **compile_options: Any,
-    ) -> None:
+    def __init__(self, flow: Any, synthesis: Synthesis, operators: Operators, runtime: ComponentRuntime) -> None:
         self.flow = flow
-        self._cache_dir = cache_dir
-        self._fallback = fallback
-        for embed in (
-            flow.encoder.embed,
-            flow.encoder.up_embed,
-        ):  # a table that stock moves to the device when first used
-            embed.pos_enc.extend_pe(flow.encoder.after_norm.weight[None])
-        self._recorded_for = 0
-        device = flow.input_embedding.weight.device
+        self._solver_steps = synthesis.solver_steps
+        self._runtime = runtime
+        self._captured_for = 0
         self._sizes = Sizes.of(flow)
-        self._encoder = Encoder(self._sizes.encoder_eps, fallback, device, **compile_options)
-        self._estimator = Estimator(self._sizes, operators, fallback, device, **compile_options)
-        self._replays = Replays(graphs, device) if graphs is not None else None
-        # read off the flow each time: its parts may be exchanged
-        self.copies = Copies(flow, lambda: EstimatorWeights.of(flow.decoder.estimator, operators), self._changed)
+        self._encoder = Encoder(self._sizes.encoder_eps, runtime)
+        self._estimator = Estimator(self._sizes, operators, runtime)
+        self._replays = runtime.replays()
+        self._moved = same_kind(flow)
+
+        def make() -> FlowWeights:  # read from the flow each time: its parts may be exchanged
+            return FlowWeights(
+                EstimatorWeights.of(flow.decoder.estimator, operators), PositionEncodings.of(flow.encoder)
+            )
+
+        self._packed = PackedWeights(flow, WeightWatch(lambda: [flow]), make, self._unsupported, runtime.fallback)
 
     @property
     def parts(self) -> list[Region | Replays]:
-        """Every function that is compiled, and what is recorded."""
+        """Return every function that is compiled, and the captured graphs."""
         replays = [self._replays] if self._replays else []
         return [*replays, *self._encoder.regions, *self._estimator.regions]
+
+    def notes(self) -> list[str]:
+        """Return nothing to add to the report."""
+        return []
+
+    def release(self) -> None:
+        """Keep the weights: the next call needs them."""
+
+    def unfit(self) -> str | None:
+        """Return why the engine would not compute what the flow computes now, or None."""
+        return self._packed.unfit() or self._moved()
 
     def inference(
         self,
@@ -91,7 +109,7 @@ class FlowEngine:
         *,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Mel frames (batch, 80, frames) and None; arguments and the random numbers drawn are stock's.
+        """Return mel frames (batch, 80, frames) and None; arguments and the random numbers drawn are stock's.
 
         Args:
             token: (batch, n) speech tokens.
@@ -110,39 +128,39 @@ class FlowEngine:
         Raises:
             InputError: for no tokens, or tokens that are none.
         """
-        with torch.inference_mode(mode=False), torch.no_grad(), using_cache(self._cache_dir):
-            # tensors made under inference mode are guarded differently: copies serve both callers
-            given = (token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding)
-            token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding = (t.clone() for t in given)
-            batch = len(token)
-            prompt_token = torch.atleast_2d(prompt_token)
-            prompt_feat = prompt_feat if prompt_feat.ndim == 3 else prompt_feat[None]
-            # as stock: a model in half precision casts the prompt's tokens, and all are rounded with them
-            speech = torch.cat([_rows(prompt_token, batch), token], dim=1).long()
-            lengths = (prompt_token_len + token_len).long().expand(batch)
-            self._check(token, speech)
-            if int(lengths.min()) < 0 or int(lengths.max()) > speech.shape[1]:
-                raise InputError(f"lengths {lengths.tolist()} do not fit {speech.shape[1]} tokens")
-            speaker = F.normalize(torch.atleast_2d(embedding), dim=1)
-            speaker = _rows(self.flow.spk_embed_affine_layer(speaker), batch)  # (batch, 80)
-            ahead = 0 if finalize else self.flow.pre_lookahead_len
-            frames = (speech.shape[1] - ahead) * self.flow.token_mel_ratio
-            if prompt_feat.shape[1] >= frames:
-                raise InputError(f"the reference's {prompt_feat.shape[1]} mel frames leave none of {frames} to make")
-            with self._replays.recordings.turn() if self._replays else contextlib.nullcontext():
-                if noise is None:
-                    noise = self._drawn(batch, frames)
-                padded = self._padded(speech, lengths, frames, speaker, _rows(prompt_feat, batch), noise, noised_mels)
-                mel = self._replayed(n_timesteps, meanflow, padded)[:, prompt_feat.shape[1] : frames]
-                # a copy, and within the turn: the next replay overwrites what this one gave
-                return mel.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
+        # tensors made under inference mode are guarded differently: copies serve both callers
+        given = (token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding)
+        token, token_len, prompt_token, prompt_token_len, prompt_feat, embedding = (t.clone() for t in given)
+        batch = len(token)
+        prompt_token = torch.atleast_2d(prompt_token)
+        prompt_feat = prompt_feat if prompt_feat.ndim == 3 else prompt_feat[None]
+        # as stock: a model in half precision casts the prompt's tokens, and all are rounded with them
+        speech = torch.cat([_rows(prompt_token, batch), token], dim=1).long()
+        lengths = (prompt_token_len + token_len).long().expand(batch)
+        self._check(token, speech)
+        if int(lengths.min()) < 0 or int(lengths.max()) > speech.shape[1]:
+            raise InputError(f"lengths {lengths.tolist()} do not fit {speech.shape[1]} tokens")
+        speaker = F.normalize(torch.atleast_2d(embedding), dim=1)
+        speaker = _rows(self.flow.spk_embed_affine_layer(speaker), batch)  # (batch, 80)
+        ahead = 0 if finalize else self.flow.pre_lookahead_len
+        frames = (speech.shape[1] - ahead) * self.flow.token_mel_ratio
+        if prompt_feat.shape[1] >= frames:
+            raise InputError(f"the reference's {prompt_feat.shape[1]} mel frames leave none of {frames} to make")
+        if noise is None:
+            noise = self._drawn(batch, frames)
+        if noised_mels is not None:
+            noise[..., frames - noised_mels.shape[2] :] = noised_mels
+        conditions = self._padded(speech, lengths, speaker, _rows(prompt_feat, batch), noise)
+        mel = self._replayed(n_timesteps, meanflow, conditions)[:, prompt_feat.shape[1] : frames]
+        # a copy: the next replay overwrites what this one gave
+        return mel.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
 
     def noise(self, count: int, reference: Mapping[str, Any]) -> Tensor:
-        """What an utterance of ``count`` tokens draws from the global generators: (1, 80, frames)."""
+        """Return what an utterance of ``count`` tokens draws from the global generators: (1, 80, frames)."""
         return self._drawn(1, (reference["prompt_token"].shape[1] + count) * self.flow.token_mel_ratio)
 
     def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
-        """Mel frames (1, 80, frames) of several utterances, solved at the same time with stock's ten steps.
+        """Return mel frames (1, 80, frames) of several utterances, solved at the same time.
 
         Args:
             given: for each, its tokens (n,) and its :meth:`noise`.
@@ -156,19 +174,19 @@ class FlowEngine:
             name: value.to(noise.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
             for name, value in reference.items()
         }
-        mel, _ = self.inference(token, token_len, finalize=True, noise=noise, **cast)
+        mel, _ = self.inference(token, token_len, finalize=True, n_timesteps=self._solver_steps, noise=noise, **cast)
         ratio = self.flow.token_mel_ratio
         return [mel[row : row + 1, :, : length * ratio] for row, length in enumerate(lengths)]
 
     def warm_up(self) -> None:
-        """Compile everything that later calls may need; draws no random number from the global generators."""
+        """Compile everything that later calls may need; draw no random number from the global generators."""
         flow = self.flow
         like = flow.input_embedding.weight
         meanflow = flow.decoder.estimator.meanflow
         steps, counts = 2, [8]
-        if self._replays and self._fallback.level == "cuda_graph":  # a graph for each rung and number of steps
-            steps = 2 if meanflow else 10  # stock's defaults
-            counts = [rung - 8 for rung in TOKENS.rungs if rung <= RECORDED_AHEAD]
+        if self._replays and self._runtime.captures:  # a graph for each rung and number of steps
+            steps = self._solver_steps
+            counts = [rung - 8 for rung in TOKENS.rungs if rung <= CAPTURED_AHEAD]
         length = torch.tensor([8], device=like.device)
         prompt = torch.zeros(1, 8, dtype=torch.long, device=like.device)
         feat = torch.zeros(1, 16, flow.output_size, device=like.device, dtype=like.dtype)
@@ -179,8 +197,8 @@ class FlowEngine:
                 n = torch.full_like(length, count)
                 self.inference(token, n, prompt, length, feat, None, embedding, True, steps, meanflow=meanflow)
 
-    def _changed(self, flow: Any) -> str | None:
-        reason = another_make(flow)
+    def _unsupported(self, flow: Any) -> str | None:
+        reason = unsupported(flow)
         return reason or (None if Sizes.of(flow) == self._sizes else "its sizes have changed")
 
     def _drawn(self, batch: int, frames: int) -> Tensor:
@@ -195,102 +213,68 @@ class FlowEngine:
             wrong = int(lowest if lowest < 0 else highest)
             raise InputError(f"speech token {wrong} is not in the range 0 to {self.flow.vocab_size - 1}")
 
-    def _padded(
-        self,
-        speech: Tensor,
-        lengths: Tensor,
-        frames: int,
-        speaker: Tensor,
-        prompt: Tensor,
-        noise: Tensor,
-        noised: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        """What :meth:`_frames` takes: padded to a rung."""
+    def _padded(self, speech: Tensor, lengths: Tensor, speaker: Tensor, prompt: Tensor, noise: Tensor) -> Conditions:
         capacity = TOKENS.capacity(speech.shape[1])
         ratio = self.flow.token_mel_ratio
-        if noised is not None:
-            noise[..., frames - noised.shape[2] :] = noised
 
         def frame_padded(x: Tensor) -> Tensor:
             return F.pad(x, (0, 0, 0, capacity * ratio - x.shape[1])).to(speaker)
 
-        speech = F.pad(speech, (0, capacity - speech.shape[1]))
-        known, state = frame_padded(prompt), frame_padded(noise.transpose(1, 2))
-        return speech, lengths, (lengths * ratio).clamp(max=frames), speaker, known, state
+        return Conditions(
+            speech=F.pad(speech, (0, capacity - speech.shape[1])),
+            lengths=lengths,
+            frame_lengths=(lengths * ratio).clamp(max=noise.shape[2]),
+            speaker=speaker,
+            known=frame_padded(prompt),
+            noise=frame_padded(noise.transpose(1, 2)),
+        )
 
-    def _replayed(self, steps: int, meanflow: bool, given: tuple[Tensor, ...]) -> Tensor:
-        """:meth:`_frames`, by a CUDA graph where there are some; the next call may overwrite the result."""
-        weights = self.copies.current()
-        if self._replays and self._fallback.level == "cuda_graph":
-            if self._recorded_for != self.copies.generation:
-                self._replays.recordings.drop(lambda key: key[0] == "flow")
-                self._recorded_for = self.copies.generation
-            key = ("flow", steps, meanflow, *(tuple(value.shape) for value in given))
+    def _replayed(self, steps: int, meanflow: bool, conditions: Conditions) -> Tensor:
+        """Encode and solve, by a captured graph where there are some; the next call may overwrite the result."""
+        weights = self._packed.current()
+        if self._replays and self._runtime.captures:
+            if self._captured_for != self._packed.generation:
+                self._runtime.drop_graphs()
+                self._captured_for = self._packed.generation
+            key = (self._runtime.name, steps, meanflow, *(tuple(value.shape) for value in conditions))
             try:
-                return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), given)
+                return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), conditions)
             except CompilationError as error:
-                self._fallback.fall("compile", error)
-        speech, lengths, *others = given
+                self._runtime.fallback.fall("compile", error)
         with timed("flow.encoder"):
-            mu = self._encoded(speech, lengths)
+            mu = self._encoded(weights, conditions)
         with timed("flow.solver"):
-            return self._solved(weights, steps, meanflow, mu, *others)
+            return self._solved(weights, steps, meanflow, mu, conditions)
 
-    def _frames(
-        self,
-        weights: EstimatorWeights,
-        steps: int,
-        meanflow: bool,
-        speech: Tensor,
-        lengths: Tensor,
-        frame_lengths: Tensor,
-        speaker: Tensor,
-        known: Tensor,
-        state: Tensor,
-    ) -> Tensor:
-        """Encoder and solver, as they are recorded; takes what :meth:`_encoded` and :meth:`_solved` take."""
-        mu = self._encoded(speech, lengths)
-        return self._solved(weights, steps, meanflow, mu, frame_lengths, speaker, known, state)
+    def _frames(self, weights: FlowWeights, steps: int, meanflow: bool, *inputs: Tensor) -> Tensor:
+        """Encode and solve, as captured; ``inputs`` are those of :class:`Conditions`."""
+        conditions = Conditions(*inputs)
+        return self._solved(weights, steps, meanflow, self._encoded(weights, conditions), conditions)
 
-    def _encoded(self, speech: Tensor, lengths: Tensor) -> Tensor:
-        """What the solver is to come to, (batch, frames, 80); launches only, waits for nothing.
-
-        Args:
-            speech: (batch, rung), tokens.
-            lengths: (batch,), tokens that count.
-        """
-        encoded: Tensor = self.flow.encoder_proj(
-            self._encoder(self.flow.encoder, self.flow.input_embedding(speech), lengths)
+    def _encoded(self, weights: FlowWeights, conditions: Conditions) -> Tensor:
+        """Return what the solver aims at, (batch, frames, 80); launches only, waits for nothing."""
+        flow = self.flow
+        embedded = flow.input_embedding(conditions.speech)
+        encoded: Tensor = flow.encoder_proj(
+            self._encoder(flow.encoder, weights.encodings, embedded, conditions.lengths)
         )
         return encoded
 
-    def _solved(
-        self,
-        weights: EstimatorWeights,
-        steps: int,
-        meanflow: bool,
-        mu: Tensor,
-        frame_lengths: Tensor,
-        speaker: Tensor,
-        known: Tensor,
-        state: Tensor,
-    ) -> Tensor:
-        """The solver's loop; launches only, waits for nothing.
+    def _solved(self, weights: FlowWeights, steps: int, meanflow: bool, mu: Tensor, conditions: Conditions) -> Tensor:
+        """Run the solver's loop; launches only, waits for nothing.
 
         Args:
-            weights: of the estimator.
+            weights: of the flow.
             steps: of the solver.
-            meanflow: as :meth:`inference`.
+            meanflow: as of :meth:`inference`.
             mu: (batch, frames, 80), from the encoder.
-            frame_lengths: (batch,), frames that count.
-            speaker: (batch, 80).
-            known: (batch, frames, 80), of the reference; 0 beyond.
-            state: (batch, frames, 80), noise.
+            conditions: of the call.
 
         Returns:
             (batch, frames, 80).
         """
-        condition = torch.cat([mu, speaker[:, None].expand_as(mu), known], dim=2)
+        speaker, frame_lengths, state = conditions.speaker, conditions.frame_lengths, conditions.noise
+        condition = torch.cat([mu, speaker[:, None].expand_as(mu), conditions.known], dim=2)
         if not meanflow:
             condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance
             frame_lengths = frame_lengths.repeat(2)
@@ -299,12 +283,14 @@ class FlowEngine:
         if not meanflow and decoder.t_scheduler == "cosine":
             times = 1 - torch.cos(times * 0.5 * torch.pi)
         guidance = torch.full((), decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
-        for shifts, length_of_step in zip(self._shifts(weights, times), times.diff()):
-            state = self._estimator.step(weights, state, condition, shifts, frame_lengths, length_of_step, guidance)
+        estimator = weights.estimator
+        for shifts, length_of_step in zip(self._shifts(estimator, times), times.diff()):
+            step = StepInputs(condition, frame_lengths, length_of_step, guidance)
+            state = self._estimator.step(estimator, state, shifts, step)
         return state
 
     def _shifts(self, weights: EstimatorWeights, times: Tensor) -> Iterator[list[Tensor]]:
-        """For each step, what its time adds in each stage."""
+        """Yield for each step what its time adds in each stage."""
         estimator = self.flow.decoder.estimator
         start = estimator.time_mlp(estimator.time_embeddings(times[:-1]).to(times.dtype))
         if estimator.meanflow:
@@ -315,5 +301,5 @@ class FlowEngine:
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:
-    """One row for all, or a row for each."""
+    """Expand one row to a row for each, where there is one."""
     return tensor.expand(batch, *tensor.shape[1:])

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...execution import Region
 from ...execution.native.transformer_block import Block
 from ...execution.operators import Operators, PackedBlock, before
-from ...fallback import FallbackManager
+from ..runtime import ComponentRuntime
 
 
 class StageWeights(NamedTuple):
@@ -97,25 +96,25 @@ class Sizes(NamedTuple):
         )
 
 
+class StepInputs(NamedTuple):
+    """The inputs of a solver step beside the state."""
+
+    condition: Tensor  # (rows, frames, 240); rows are the batch, or twice the batch with the unconditional half last
+    lengths: Tensor  # int64 (rows,), frames that count
+    length_of_step: Tensor  # ()
+    guidance: Tensor  # (), the weight of the difference between the halves
+
+
 class Estimator:
     """Compiled functions of a stage and of a step's end.
 
     Args:
         sizes: of the stock estimator.
         operators: native or torch.
-        fallback: decides between compiled and eager.
-        device: of the model.
-        compile_options: of :class:`tts_compile.execution.Region`.
+        runtime: of the component.
     """
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        operators: Operators,
-        fallback: FallbackManager,
-        device: torch.device,
-        **compile_options: Any,
-    ) -> None:
+    def __init__(self, sizes: Sizes, operators: Operators, runtime: ComponentRuntime) -> None:
         def convolve(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
             left = operators.taps(weight, x.shape[2]) - 1  # causal
             return operators.convolve(x, weight, bias, rows=x.shape[1], left=left, residual=residual)
@@ -157,37 +156,24 @@ class Estimator:
 
         # torch gives up on a function after eight graphs; widths, batches, numbers of threads have graphs of their own
         self._stages = {
-            kind: Region(f"estimator's {kind} stage", stage, fallback, device, **compile_options)
-            for kind in ("entry", "middle", "exit")
+            kind: runtime.region(f"estimator's {kind} stage", stage) for kind in ("entry", "middle", "exit")
         }
-        self._end = Region("end of a solver step", end, fallback, device, **compile_options)
+        self._end = runtime.region("end of a solver step", end)
         self.regions = [*self._stages.values(), self._end]
 
-    def step(
-        self,
-        weights: EstimatorWeights,
-        state: Tensor,
-        condition: Tensor,
-        shifts: list[Tensor],
-        lengths: Tensor,
-        length_of_step: Tensor,
-        guidance: Tensor,
-    ) -> Tensor:
-        """One Euler step.
+    def step(self, weights: EstimatorWeights, state: Tensor, shifts: list[Tensor], inputs: StepInputs) -> Tensor:
+        """Take one Euler step.
 
         Args:
             weights: of the estimator.
             state: (batch, frames, 80).
-            condition: (rows, frames, 240), what the estimator sees beside the state; rows are the batch, or twice the
-                batch with the unconditional half last.
             shifts: for each stage (channels,), what the time adds.
-            lengths: int64 (rows,), frames that count.
-            length_of_step: ().
-            guidance: (), the weight of the difference between the halves.
+            inputs: of the step.
 
         Returns:
             The next state.
         """
+        condition, lengths, length_of_step, guidance = inputs
         x = torch.cat([state.repeat(len(condition) // len(state), 1, 1), condition], dim=2)
         entered = x
         for number, (stage, shift) in enumerate(zip(weights.stages, shifts)):

@@ -1,10 +1,10 @@
-"""What the flow's engine was written for: it reads the modules' weights and does their work itself."""
+"""The flows that the engine was written for: it reads the modules' weights and computes what they compute."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..weight_watch import classes, several_dtypes, unknown_class
+from ..support import classes, several_dtypes, unknown_class
 
 CLASSES = classes(
     chatterbox=(
@@ -19,8 +19,8 @@ CLASSES = classes(
 )
 
 
-def another_make(flow: Any) -> str | None:
-    """Why the engine would not do what this flow does, if so."""
+def unsupported(flow: Any) -> str | None:
+    """Return why the engine would not compute what this flow computes, or None."""
     reason = unknown_class(map(type, flow.modules()), CLASSES) or several_dtypes(flow)
     return reason or _encoder(flow.encoder) or _estimator(flow.decoder.estimator)
 

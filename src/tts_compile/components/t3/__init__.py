@@ -1,15 +1,6 @@
-"""T3, the language model that turns text and a voice into speech tokens."""
+"""The speech model, which turns text and a voice into speech tokens."""
 
-from ...families.english import check_text, text_tokens
 from .component import T3Component
-from .sampling import SAMPLING, SamplingSettings
-from .scheduler import Request
+from .scheduler import Request, Scheduler
 
-__all__ = [
-    "SAMPLING",
-    "Request",
-    "SamplingSettings",
-    "T3Component",
-    "check_text",
-    "text_tokens",
-]
+__all__ = ["Request", "Scheduler", "T3Component"]

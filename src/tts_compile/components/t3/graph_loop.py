@@ -1,7 +1,7 @@
 """The token loop on a GPU: everything of a step but its random numbers is one CUDA graph.
 
 The host draws the noise of a step, launches the graph, and reads the token a few steps later, so that neither waits
-for the other. What was launched beyond the last token is thrown away, and its noise given back.
+for the other. Steps launched beyond the last token are thrown away, and their noise is given back.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ...bucketing import ChunkBucketer
 from ...errors import NonFiniteError
-from ...execution.cuda_graph import GraphCache, Replays
+from ...execution.cuda_graph import Replays
+from ...families.sampling import SamplingSettings
 from .cache import KVCache, visible
-from .noise import NoiseStream
-from .sampling import Numbers, SamplingSettings, choose, guide, probabilities
-from .step import LayeredPass, embedded, through_layers
-from .weights import DecoderWeights
+from .decode_loop import Utterance, Vocabulary
+from .sampling import choose, probabilities
+from .step import LayeredPass
 
 # Steps launched before a token is read: long enough for its way to the host, short against an utterance.
 AHEAD = 4
@@ -28,58 +28,62 @@ RUNGS = ChunkBucketer.regular(step=128, last=16_384)
 
 
 class Board(NamedTuple):
-    """What the steps of an utterance read and write, on the device; it stays where it is."""
+    """The memory on the device that the steps of an utterance read and write; it stays where it is."""
 
-    token: Tensor  # int64 (1,), the last one chosen
-    place: Tensor  # int64 (1,), where its key and value go
+    token: Tensor  # int64 (1,), the last one sampled
+    position: Tensor  # int64 (1,), where its key and value go
     spoken: Tensor  # int64 (1,), its position among the speech tokens
-    history: Tensor  # int64 (1, n), tokens so far, filled up with the start token
-    heard: Tensor  # int64 (1,), for the host: the token, or -1 for logits that are not finite
-    noise: Tensor  # (1, vocabulary), of the token to be chosen
-    numbers: Tensor  # float32 (5,), settings of the utterance
+    history: Tensor  # int64 (1, n), tokens so far, filled up with one that is seen anyway
+    result: Tensor  # int64 (1,), for the host: the token, or -1 for logits that are not finite
+    noise: Tensor  # (1, vocabulary), of the token to be sampled
+    numbers: Tensor  # float32 (n,), the strength of guidance and the processors' numbers
 
     @classmethod
-    def like(cls, weights: DecoderWeights) -> Board:
-        """For one utterance of any length."""
-        embedding = weights.speech_embedding
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=embedding.device)
-
-        noise = weights.head.new_ones(1, len(weights.head))
-        history = zeros(1, len(weights.speech_positions) + AHEAD + 2)
-        numbers = torch.zeros(5, device=embedding.device)
-        return cls(zeros(1), zeros(1), zeros(1), history, zeros(1), noise, numbers)
-
-    def start(self, token: int, first: int, place: int, settings: SamplingSettings) -> None:
-        """Set up after the first token has been chosen.
+    def of(cls, like: Tensor, longest: int, processors: int) -> Board:
+        """Return a board for one utterance.
 
         Args:
-            token: the start token.
-            first: the first chosen one.
-            place: its position in the cache.
+            like: (vocabulary, width), of the logits' dtype and device.
+            longest: tokens at most.
+            processors: their number.
+        """
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=like.device)
+
+        numbers = torch.zeros(1 + processors, device=like.device)
+        return cls(zeros(1), zeros(1), zeros(1), zeros(1, longest), zeros(1), like.new_ones(1, len(like)), numbers)
+
+    def start(self, first: int, seen: int, position: int, settings: SamplingSettings) -> None:
+        """Set up after the first token has been sampled.
+
+        Args:
+            first: the token.
+            seen: a token that counts for the repetition penalty from the beginning.
+            position: of the first token in the cache.
             settings: of the utterance.
         """
         self.token.fill_(first)
-        self.place.fill_(place)
+        self.position.fill_(position)
         self.spoken.fill_(1)
-        self.history.fill_(token)
+        self.history.fill_(seen)
         self.history[:, 1] = first
         self.numbers.copy_(torch.tensor([settings.cfg_weight, *settings.numbers()], dtype=torch.float64))
 
     def written(self) -> tuple[Tensor, ...]:
-        """What a step changes."""
-        return self.token, self.place, self.spoken, self.history, self.heard
+        """Return the tensors that a step changes."""
+        return self.token, self.position, self.spoken, self.history, self.result
 
 
 class GraphLoop:
-    """Steps of one model, replayed.
+    """Captured steps of one model, for one utterance at a time.
 
     Args:
-        weights: the model's.
-        layered: a layer and the head, as functions of them.
-        graphs: where recordings are kept.
-        make_cache: of a number of slots, guided or not, and a capacity.
+        layered: the pass that is captured.
+        replays: the component's captured graphs.
+        make_cache: makes a cache for a number of slots, guided or not, of a length.
+        vocabulary: start and stop.
+        settings: any; their processors are those of every utterance.
 
     Attributes:
         replays: the steps, with their counts.
@@ -87,33 +91,37 @@ class GraphLoop:
 
     def __init__(
         self,
-        weights: DecoderWeights,
         layered: LayeredPass,
-        graphs: GraphCache,
+        replays: Replays,
         make_cache: Callable[[int, bool, int], KVCache],
+        vocabulary: Vocabulary,
+        settings: SamplingSettings,
     ) -> None:
-        self.replays = Replays(graphs, weights.head.device)
-        self._weights = weights
+        self.replays = replays
         self._layered = layered
         self._make_cache = make_cache
+        self._vocabulary = vocabulary
+        self._settings = settings
         self._caches: dict[bool, KVCache] = {}
         self._addresses: tuple[int, ...] = ()
-        self._board = Board.like(weights)
-        self._readback = _Readback(weights.head.device)
+        weights = layered.weights
+        longest = (weights.speech_positions or RUNGS.rungs[-1]) + AHEAD + 2
+        self._board = Board.of(weights.like, longest, len(settings.processors))
+        self._readback = _Readback(weights.like.device)
 
     def ready(self) -> bool:
-        """Look up where the weights lie; False where they are of another dtype or on another device than at first."""
-        noise = self._board.noise
-        if any((w.dtype, w.device) != (noise.dtype, noise.device) for w in self._weights.tensors()):
+        """Look up where the weights lie; return False where their dtype or device has changed."""
+        noise, weights = self._board.noise, self._layered.weights.tensors()
+        if any((w.dtype, w.device) != (noise.dtype, noise.device) for w in weights):
             return False
-        addresses = tuple(weight.data_ptr() for weight in self._weights.tensors())
+        addresses = tuple(weight.data_ptr() for weight in weights)
         if addresses != self._addresses:
             self.replays.recordings.drop(lambda key: key[0] == "t3")
             self._addresses = addresses
         return True
 
     def cache(self, guided: bool, length: int) -> KVCache:
-        """An empty cache for at least ``length`` positions, the same one as long as it is large enough.
+        """Return an empty cache for at least ``length`` positions, the same one as long as it is large enough.
 
         :meth:`speak` exchanges it for a larger one when an utterance goes on beyond its end.
         """
@@ -126,58 +134,45 @@ class GraphLoop:
         cache.clear()
         return cache
 
-    def speak(
-        self,
-        first: int,
-        place: int,
-        budget: int,
-        rotary: Tensor,
-        cache: KVCache,
-        noise: NoiseStream,
-        settings: SamplingSettings,
-        start: int,
-    ) -> Iterator[int]:
-        """Tokens after the first, up to the budget; the caller decides when to stop.
+    def speak(self, utterance: Utterance, budget: int, cache: KVCache, settings: SamplingSettings) -> Iterator[int]:
+        """Yield the tokens after the first, up to the budget; the caller decides when to stop.
 
         Args:
-            first: the first token, already chosen.
-            place: its position in the cache.
-            budget: tokens, the first included.
-            rotary: (2, positions, head_dim), for every position that the budget reaches.
-            cache: of :meth:`cache`, holding the prompt.
-            noise: of the utterance.
+            utterance: whose first token is sampled already.
+            budget: tokens at most, the first included.
+            cache: of :meth:`cache`, with the prompt.
             settings: of the utterance.
-            start: the token that stands in front of the first.
 
         Raises:
-            CompilationError: when a step cannot be recorded.
+            CompilationError: when a step cannot be captured.
             NonFiniteError: for logits that are not finite.
         """
-        self._board.start(start, first, place, settings)
+        first, position, noise = utterance.tokens[0], utterance.position, utterance.noise
+        seen = self._vocabulary.start if self._vocabulary.start_is_seen else first
+        self._board.start(first, seen, position, settings)
         launched = 0
         for index in range(1, budget):
             while launched < min(index + AHEAD - 1, budget - 1):
-                if place + launched == cache.capacity:
+                if position + launched == cache.capacity:
                     cache = self._grown(cache)
                 launched += 1
                 self._board.noise.copy_(noise[launched])
-                self._launch(place + launched - 1, rotary, cache, settings)
-                self._readback.send(launched, self._board.heard)
+                self._launch(position + launched - 1, cache, settings)
+                self._readback.send(launched, self._board.result)
             token = self._readback.receive(index)
             if token < 0:
                 raise NonFiniteError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
             noise.release(index)
             yield token
 
-    def warm_up(self, rotary: Tensor, cache: KVCache) -> None:
-        """Record a step for every rung of a cache."""
-        settings = SamplingSettings()
+    def warm_up(self, cache: KVCache) -> None:
+        """Capture a step for every rung of a cache."""
         for rung in range(RUNGS.rungs[0], cache.capacity + 1, RUNGS.rungs[0]):
-            self._board.start(0, 0, rung - 1, settings)
-            self._launch(rung - 1, rotary, cache, settings)
+            self._board.start(0, 0, rung - 1, self._settings)
+            self._launch(rung - 1, cache, self._settings)
 
     def release(self) -> None:
-        """Give the caches back; their recordings must not be used any more."""
+        """Give the caches back; their captured graphs must not be used any more."""
         self._caches.clear()
 
     def _grown(self, cache: KVCache) -> KVCache:
@@ -188,34 +183,33 @@ class GraphLoop:
         return larger
 
     def _drop(self, cache: KVCache) -> None:
-        self.replays.recordings.drop(lambda key: key[:2] == place_of(cache))
+        self.replays.recordings.drop(lambda key: key[:2] == address_of(cache))
 
-    def _launch(self, place: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
-        rung = min(RUNGS.capacity(place + 1), cache.capacity)
-        key = (*place_of(cache), rung, rotary.data_ptr(), settings.kinds())
-        self.replays(key, lambda: self._step(rung, rotary, cache, settings), changed=self._board.written())
+    def _launch(self, position: int, cache: KVCache, settings: SamplingSettings) -> None:
+        rung = min(RUNGS.capacity(position + 1), cache.capacity)
+        key = (*address_of(cache), rung, settings.keys())
+        self.replays(key, lambda: self._step(rung, cache, settings), changed=self._board.written())
 
-    def _step(self, rung: int, rotary: Tensor, cache: KVCache, settings: SamplingSettings) -> None:
-        weights, board = self._weights, self._board
+    def _step(self, rung: int, cache: KVCache, settings: SamplingSettings) -> None:
+        board = self._board
         cfg_weight, *numbers = board.numbers.unbind()
-        x = embedded(
-            weights.speech_embedding, weights.speech_positions, board.token[None], board.spoken, cache.per_slot
-        )
-        positions = board.place.expand(cache.per_slot, 1)
-        x = through_layers(self._layered.layer, weights, x, rotary, positions, visible(positions, rung), cache)
-        logits = guide(self._layered.head(x, weights.final_norm, weights.head), cfg_weight.to(x.dtype), cache.guided)
-        chances = probabilities(logits[:, 0], board.history, settings, Numbers(*numbers))
+        positions = board.position.expand(cache.per_slot, 1)
+        mask = visible(positions, rung)
+        cfg_weight = cfg_weight.to(board.noise.dtype)
+        logits = self._layered.logits(board.token[None], board.spoken, positions, mask, cache, cfg_weight)
+        chances = probabilities(logits[:, 0], board.history, settings, numbers)
         token, finite = choose(chances, board.noise)
         board.token.copy_(token)
-        board.heard.copy_(token.masked_fill(~finite, -1))
+        board.result.copy_(token.masked_fill(~finite, -1))
         board.history.scatter_(1, (board.spoken + 1)[None], token[None])
-        board.place.add_(1)
+        board.position.add_(1)
         board.spoken.add_(1)
 
 
-def place_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
-    """In a recording's key: launches know a cache by its address and shape."""
-    return "t3", (cache.keys.data_ptr(), cache.values.data_ptr(), *cache.keys.shape)
+def address_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
+    """Return the part of a captured graph's key that stands for a cache: launches use its address and shape."""
+    tables = 0 if cache.tables is None else cache.tables.data_ptr()
+    return "t3", (cache.keys.data_ptr(), cache.values.data_ptr(), *cache.keys.shape, tables)
 
 
 class _Readback:

@@ -1,265 +1,208 @@
-"""One pass over a set of weights, from tokens to guided logits: the unit that is compiled."""
+"""A pass over a set of weights, from tokens to guided logits: the unit that is compiled."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ...execution import Region
-from ...execution.native import llama_decoder as native
-from ...fallback import FallbackManager
+from ...backbones.backbone import (
+    Backbone,
+    NativeDecoder,
+    NativeInputs,
+    NativeWeights,
+    Weights,
+    Where,
+    at_positions,
+    several,
+)
+from ..runtime import ComponentRuntime
 from .cache import KVCache, Part
-from .llama import decoder_layer, head
 from .sampling import guide
-from .weights import DecoderWeights
+
+
+class Block(NamedTuple):
+    """Speech tokens at consecutive positions, for the utterances in the first slots of a cache."""
+
+    tokens: Tensor  # int64 (utterances, count)
+    spoken: Sequence[int]  # for each utterance, the first token's position among its speech tokens
+    starts: Sequence[int]  # for each utterance, the first token's position in the cache
 
 
 class DecoderPass(Protocol):
-    """One pass; see :meth:`LayeredPass.__call__`."""
+    """A pass over the weights of a model, of a copy, or of a captured graph."""
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        spoken: Sequence[int],
-        rotary: Tensor,
-        places: Sequence[int],
-        cache: KVCache,
-        cfg_weight: Tensor,
-    ) -> Tensor:
-        """Guided logits after each of some new tokens."""
+    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+        """Return guided logits after each token, and write keys and values to the cache.
+
+        Args:
+            block: the new tokens.
+            cache: of the utterances.
+            cfg_weight: strength of guidance, 0-dimensional.
+
+        Returns:
+            Logits (utterances, count, vocabulary).
+        """
 
 
 class LayeredPass:
-    """Torch operators; one layer and the head are compiled and reused.
+    """A pass of torch operators; one layer and the head are compiled and reused.
 
     A graph of all layers would hold the same code once per layer and take as many times longer to compile.
 
     Args:
         name: for messages.
-        weights: what to read.
-        fallback: decides between compiled and eager.
-        compile_options: of :class:`tts_compile.execution.Region`.
+        backbone: the step of the transformer.
+        weights: of the model; :attr:`weights` may be exchanged for others of the same sizes.
+        runtime: of the component.
 
     Attributes:
-        layer: :func:`decoder_layer`, compiled or not.
-        head: :func:`head` likewise.
+        weights: read by the next pass.
+        calls: passes so far.
     """
 
     execution = "inductor"
 
-    def __init__(self, name: str, weights: DecoderWeights, fallback: FallbackManager, **compile_options: Any) -> None:
+    def __init__(self, name: str, backbone: Backbone, weights: Weights, runtime: ComponentRuntime) -> None:
         self.calls = 0
-        self._weights = weights
-        device = weights.final_norm.device
-        layer_function = functools.partial(decoder_layer, weights.eps)
-        head_function = functools.partial(head, weights.eps)
-        self.layer = Region(f"{name} layer", layer_function, fallback, device, **compile_options)
-        self.head = Region(f"{name} head", head_function, fallback, device, **compile_options)
+        self.weights = weights
+        self._backbone = backbone
+        self._layer_function = functools.partial(backbone.layer, weights.constants)
+        self._head_function = functools.partial(backbone.head, weights.constants)
+        self._layer = runtime.region(f"{name} layer", self._layer_function)
+        self._head = runtime.region(f"{name} head", self._head_function)
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        spoken: Sequence[int],
-        rotary: Tensor,
-        places: Sequence[int],
-        cache: KVCache,
-        cfg_weight: Tensor,
+    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+        """Run the pass; see :class:`DecoderPass`."""
+        self.calls += 1
+        spoken = torch.tensor(block.spoken, device=block.tokens.device)
+        positions, mask = cache.attend(by_sequence(block.starts, cache), block.tokens.shape[1])
+        return self.logits(block.tokens, spoken, positions, mask, cache, cfg_weight)
+
+    def logits(
+        self, tokens: Tensor, spoken: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, cfg_weight: Tensor
     ) -> Tensor:
-        """Speech tokens at consecutive positions, for the utterances in the first slots of a cache.
+        """Return guided logits (utterances, count, vocabulary); launches only, waits for nothing.
 
         Args:
             tokens: int64 (utterances, count).
-            spoken: for each utterance, the first one's position among its speech tokens.
-            rotary: (2, positions, head_dim), cosines and sines.
-            places: for each utterance, the first one's position in the cache.
-            cache: written from there.
-            cfg_weight: strength of guidance, 0-dimensional.
-
-        Returns:
-            Logits (utterances, count, vocabulary), guided where the cache is.
+            spoken: int64 (utterances,), as of :class:`Block`.
+            positions, mask: as of :class:`tts_compile.backbones.backbone.Where`.
+            cache: of the utterances.
+            cfg_weight: 0-dimensional.
         """
-        self.calls += 1
-        weights = self._weights
-        first = torch.tensor(spoken, device=tokens.device)
-        x = embedded(weights.speech_embedding, weights.speech_positions, tokens, first, cache.per_slot)
-        x = run_layers(self.layer, weights, x, rotary, _by_sequence(places, cache), cache)
-        return guide(self.head(x, weights.final_norm, weights.head), cfg_weight, cache.guided)
+        weights = self.weights
+        x = self._backbone.embed(weights, tokens, spoken, positions, cache.per_slot)
+        where = Where(at_positions(cache.tables, positions), positions, mask)
+        x = self._through(self._layer, x, where, cache)
+        return guide(self._head(x, weights.last), cfg_weight, cache.guided)
+
+    def prefill(self, prompt: Tensor, start: int, cache: Part) -> Tensor:
+        """Write a prompt's keys and values; return the logits (sequences, 1, vocabulary) after its last position.
+
+        Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
+        would be a shape of its own. Both rows of an utterance go in together, the voice that they share included: on
+        a CPU a product with the voice's 34 rows alone costs more than the rows that it would save.
+
+        Args:
+            prompt: embeddings (sequences, count, width).
+            start: the first one's position.
+            cache: the sequences' part of the cache.
+        """
+        positions, mask = cache.attend([start] * len(prompt), prompt.shape[1])
+        where = Where(at_positions(cache.tables, positions), positions, mask)
+        x = self._through(self._layer_function, prompt, where, cache)
+        logits: Tensor = self._head_function(x[:, -1:], self.weights.last)
+        return logits
+
+    def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache | Part) -> Tensor:
+        for weights, (keys, values) in zip(self.weights.layers, self._backbone.caches(cache)):
+            x = layer(several(x), where, keys, values, weights)
+        return x
 
     @property
     def compiled_calls(self) -> int:
-        """Passes in which every call was counted inside compiled code."""
-        return min(self.layer.compiled_calls // len(self._weights.layers), self.head.compiled_calls)
+        """Return the number of passes in which every call was counted inside compiled code."""
+        return min(self._layer.compiled_calls // len(self.weights.layers), self._head.compiled_calls)
 
     @property
     def graphs(self) -> int:
-        """Graphs that torch compiled for it."""
-        return self.layer.graphs + self.head.graphs
+        """Return the number of graphs that torch compiled for it."""
+        return self._layer.graphs + self._head.graphs
 
     @property
     def graph_breaks(self) -> int:
-        """Graph breaks while doing so."""
-        return self.layer.graph_breaks + self.head.graph_breaks
+        """Return the number of graph breaks in these graphs."""
+        return self._layer.graph_breaks + self._head.graph_breaks
 
 
 class NativePass:
-    """The whole step in one compiled graph, with the native decoder inside; on a CPU.
-
-    :meth:`ready` comes before the first call of an utterance; the calls are :class:`LayeredPass`'s.
+    """A pass that is one compiled graph around the native decoder; on a CPU.
 
     Args:
         name: for messages.
-        weights: the model's, for the embeddings.
-        decoder_weights: what the decoder reads.
-        fallback: decides between compiled and eager.
-        compile_options: of :class:`tts_compile.execution.Region`.
+        decoder: the backbone's.
+        constants: of the decoder, which are compiled into the graph.
+        runtime: of the component.
     """
 
     execution = "inductor"
 
-    def __init__(
-        self,
-        name: str,
-        weights: DecoderWeights,
-        decoder_weights: native.Weights,
-        fallback: FallbackManager,
-        **compile_options: Any,
-    ) -> None:
+    def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
         self.calls = 0
-        self._weights = weights
-        self._native = decoder_weights
+        self._decoder = decoder
+        self._embeddings: tuple[Tensor, ...] = ()
         self._addresses = torch.empty(0, dtype=torch.int64)
-        function = functools.partial(native_step, decoder_weights.inner, decoder_weights.vocabulary, weights.eps)
-        self._step = Region(name, function, fallback, torch.device("cpu"), **compile_options)
 
-    def ready(self) -> bool:
-        """Look up where the weights lie; False where they are no longer what the native decoder reads."""
-        if not self._native.fit:
+        def native_step(inputs: NativeInputs, cfg_weight: Tensor, guided: bool) -> Tensor:
+            return guide(decoder.step(constants, inputs, 2 if guided else 1), cfg_weight, guided)
+
+        self._step = runtime.region(name, native_step)
+
+    def ready(self, weights: Weights, native: NativeWeights) -> bool:
+        """Look up where the weights lie; return False where the native decoder cannot read them."""
+        if not native.fit:
             return False
-        self._addresses = self._native.addresses()
+        self._embeddings = self._decoder.embeddings(weights)
+        self._addresses = native.addresses()
         return True
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        spoken: Sequence[int],
-        rotary: Tensor,
-        places: Sequence[int],
-        cache: KVCache,
-        cfg_weight: Tensor,
-    ) -> Tensor:
-        """As :meth:`LayeredPass.__call__`."""
+    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+        """Run the pass; see :class:`DecoderPass`."""
         self.calls += 1
-        weights = self._weights
-        positions = torch.tensor(_by_sequence(places, cache))[:, None] + torch.arange(tokens.shape[1])
-        logits: Tensor = self._step(
-            weights.speech_embedding,
-            weights.speech_positions,
-            _several(tokens),
-            _several(torch.tensor(spoken)),
-            rotary,
-            _several(positions),
-            cache.keys,
-            cache.values,
-            self._addresses,
-            cfg_weight,
-            cache.guided,
+        starts = torch.tensor(by_sequence(block.starts, cache))
+        inputs = NativeInputs(
+            embeddings=self._embeddings,
+            tokens=several(block.tokens),
+            spoken=several(torch.tensor(block.spoken)),
+            tables=cache.tables,
+            positions=several(starts[:, None] + torch.arange(block.tokens.shape[1])),
+            keys=cache.keys,
+            values=cache.values,
+            addresses=self._addresses,
         )
+        logits: Tensor = self._step(inputs, cfg_weight, cache.guided)
         return logits
 
     @property
     def compiled_calls(self) -> int:
-        """Passes counted inside compiled code."""
+        """Return the number of passes counted inside compiled code."""
         return self._step.compiled_calls
 
     @property
     def graphs(self) -> int:
-        """Graphs that torch compiled for it."""
+        """Return the number of graphs that torch compiled for it."""
         return self._step.graphs
 
     @property
     def graph_breaks(self) -> int:
-        """Graph breaks while doing so."""
+        """Return the number of graph breaks in these graphs."""
         return self._step.graph_breaks
 
 
-def native_step(
-    inner: int,
-    vocabulary: int,
-    eps: float,
-    speech_embedding: Tensor,
-    speech_positions: Tensor,
-    tokens: Tensor,
-    spoken: Tensor,
-    rotary: Tensor,
-    positions: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    addresses: Tensor,
-    cfg_weight: Tensor,
-    guided: bool,
-) -> Tensor:
-    """Embedding, native decoder and guidance: logits (utterances, count, vocabulary)."""
-    x = embedded(speech_embedding, speech_positions, tokens, spoken, 2 if guided else 1)
-    cos, sin = rotary[:, positions]
-    logits = native.decode(x, cos, sin, positions, keys, values, addresses, inner, vocabulary, eps)
-    return guide(logits, cfg_weight, guided)
-
-
-def run_layers(
-    layer: Any,
-    weights: DecoderWeights,
-    x: Tensor,  # (sequences, count, width)
-    rotary: Tensor,  # (2, positions, head_dim)
-    starts: Sequence[int],
-    cache: KVCache | Part,
-) -> Tensor:
-    """Every layer over a block of positions of each of the cache's first sequences, which it writes there.
-
-    ``starts`` says for each sequence where its positions begin.
-    """
-    return through_layers(layer, weights, x, rotary, *cache.attend(starts, x.shape[1]), cache)
-
-
-def through_layers(
-    layer: Any,
-    weights: DecoderWeights,
-    x: Tensor,  # (sequences, count, width)
-    rotary: Tensor,  # (2, positions, head_dim)
-    positions: Tensor,  # (sequences, count)
-    mask: Tensor,  # (sequences, 1, count, rung)
-    cache: KVCache | Part,
-) -> Tensor:
-    """As :func:`run_layers`, with positions on the device and what they may see."""
-    cos, sin = rotary[:, positions][:, :, None]
-    for layer_weights, keys, values in zip(weights.layers, cache.layer_keys, cache.layer_values):
-        x = layer(_several(x), cos, sin, positions, mask, keys, values, layer_weights)
-    return x
-
-
-def embedded(
-    speech_embedding: Tensor, speech_positions: Tensor, tokens: Tensor, first: Tensor, per_slot: int
-) -> Tensor:
-    """Speech tokens (utterances, count) at consecutive speech positions from ``first`` (utterances,) on.
-
-    Returns:
-        (utterances * per_slot, count, width).
-    """
-    limit = len(speech_positions) - 1  # only guesses beyond the last token can lie above it
-    positions = (first[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).clamp(max=limit)
-    block = speech_embedding[tokens] + speech_positions[positions]
-    return block.repeat_interleave(per_slot, 0)
-
-
-def _by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
-    """One for each sequence, from one for each utterance."""
+def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
+    """Return a value for each sequence, from one for each utterance."""
     return [value for value in values for _ in range(cache.per_slot)]
-
-
-def _several(x: Tensor) -> Tensor:
-    """Compiled code serves any number of utterances."""
-    torch._dynamo.maybe_mark_dynamic(x, 0)
-    return x

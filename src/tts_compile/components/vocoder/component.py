@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from ...config import CompileConfig
 from ...errors import UnsupportedModelError
-from ..compiled_component import CopyingComponent
-from ..operators import choose_operators
-from ..runtime import Shared
+from ...families.family import Family
+from ..compiled_component import CompiledComponent
+from ..runtime import Runtime
 from .engine import VocoderEngine
-from .supported import another_make
+from .supported import unsupported
 
 
-class VocoderComponent(CopyingComponent):
-    """Replaces ``s3gen.mel2wav.inference`` by the engine's.
+class VocoderComponent(CompiledComponent):
+    """A component that replaces ``s3gen.mel2wav.inference``.
 
     Raises:
         UnsupportedModelError: for a vocoder of another make than the released ones.
         OutOfMemoryError: when copies of its weights would exceed the limit.
     """
 
-    def __init__(self, s3gen: Any, config: CompileConfig, shared: Shared) -> None:
+    engine: VocoderEngine
+
+    def __init__(self, s3gen: Any, family: Family, runtime: Runtime) -> None:
         vocoder = s3gen.mel2wav
-        if reason := another_make(vocoder):
-            raise UnsupportedModelError(reason)
-        shared.memory.check(sum(parameter.nbytes for parameter in vocoder.parameters()))  # of the copies
-        super().__init__("vocoder", config, vocoder, "inference", dataclasses.replace(shared, graphs=None))
-        self.engine = VocoderEngine(
-            vocoder,
-            self.fallback,
-            choose_operators(vocoder.parameters(), True, self.fallback, config.cache_dir),
-            config.cache_dir,
-            **self._compile_options,
-        )
+        if why := unsupported(vocoder):
+            raise UnsupportedModelError(why)
+        runtime.memory.check(sum(parameter.nbytes for parameter in vocoder.parameters()))  # the copies
+        super().__init__("vocoder", runtime, vocoder, "inference", captures=False, package=family.package)
+        self.engine = VocoderEngine(vocoder, self.runtime.operators(vocoder.parameters(), True), self.runtime)

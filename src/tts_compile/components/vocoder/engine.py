@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cache import using_cache
 from ...errors import InputError
 from ...execution import Region
 from ...execution.operators import Operators
-from ...fallback import FallbackManager
 from ...timing.blocks import timed
-from ..weight_watch import Copies
+from ..runtime import ComponentRuntime
+from ..weight_watch import PackedWeights, WeightWatch, same_kind
 from .functions import centred, entered, pitch, residual_unit, spectrum
-from .supported import another_make
+from .supported import unsupported
 from .weights import UnitWeights, VocoderWeights
 
 
@@ -24,32 +23,25 @@ class VocoderEngine:
     """Mel frames to a wave, as a stock ``HiFTGenerator`` gives it.
 
     The convolutions are compiled for every length at once, and nothing is padded: they see both ways, so that padding
-    would be heard. The random source and the Fourier transforms are stock's own, uncompiled.
+    would change the wave. The random source and the Fourier transforms are stock's own, uncompiled.
 
     Args:
         vocoder: the stock module.
-        fallback: decides between compiled and eager.
         operators: native or torch.
-        cache_dir: folder for compiled code, as of :class:`CompileConfig`.
-        compile_options: of :class:`tts_compile.execution.Region`.
+        runtime: of the component.
     """
 
-    def __init__(
-        self,
-        vocoder: Any,
-        fallback: FallbackManager,
-        operators: Operators,
-        cache_dir: str | None = None,
-        **compile_options: Any,
-    ) -> None:
+    def __init__(self, vocoder: Any, operators: Operators, runtime: ComponentRuntime) -> None:
         self.vocoder = vocoder
         self._operators = operators
-        self._cache_dir = cache_dir
-        self.copies = Copies(vocoder, lambda: VocoderWeights.of(vocoder, operators), another_make)
+        self._moved = same_kind(vocoder)
+        watch = WeightWatch(lambda: [vocoder])
+        self._packed = PackedWeights(
+            vocoder, watch, lambda: VocoderWeights.of(vocoder, operators), unsupported, runtime.fallback
+        )
 
         def region(name: str, function: Any) -> Region:
-            function = functools.partial(function, operators)
-            return Region(name, function, fallback, vocoder.conv_pre.bias.device, **compile_options)
+            return runtime.region(name, functools.partial(function, operators))
 
         self._pitch = region("pitch", pitch)
         rates = range(len(vocoder.ups))
@@ -60,11 +52,22 @@ class VocoderEngine:
 
     @property
     def parts(self) -> list[Region]:
-        """Every function that is compiled."""
+        """Return every function that is compiled."""
         return [self._pitch, *self._entered, *self._units, self._spectrum]
 
+    def notes(self) -> list[str]:
+        """Return nothing to add to the report."""
+        return []
+
+    def release(self) -> None:
+        """Keep the weights: the next call needs them."""
+
+    def unfit(self) -> str | None:
+        """Return why the engine would not compute what the vocoder computes now, or None."""
+        return self._packed.unfit() or self._moved()
+
     def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """A wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
+        """Return a wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
 
         Args:
             speech_feat: (batch, 80, frames).
@@ -76,39 +79,39 @@ class VocoderEngine:
         if speech_feat.shape[2] == 0:
             raise InputError("there are no mel frames to make a wave from")
         vocoder = self.vocoder
-        with torch.inference_mode(mode=False), torch.no_grad(), using_cache(self._cache_dir):
-            weights = self.copies.current()
-            mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
-            with timed("vocoder.pitch"):
-                frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
-            with timed("vocoder.source"):
-                source, _, _ = vocoder.m_source(vocoder.f0_upsamp(frequency[:, None]).transpose(1, 2))
-                source = source.transpose(1, 2)
-                if cache_source is not None and cache_source.shape[2]:
-                    source[:, :, : cache_source.shape[2]] = cache_source
-                real, imaginary = vocoder._stft(source.squeeze(1))
-                heard = torch.cat([real, imaginary], dim=1).transpose(1, 2).contiguous()  # (b, 120 * frames + 1, 18)
-            with timed("vocoder.network"):
-                spectrum_of_wave = self._trunk(weights, mel, heard)
-            with timed("vocoder.istft"):
-                wave = vocoder._istft(*spectrum_of_wave)
-            return wave.clamp(-vocoder.audio_limit, vocoder.audio_limit), source
+        weights = self._packed.current()
+        mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
+        with timed("vocoder.pitch"):
+            frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
+        with timed("vocoder.source"):
+            source, _, _ = vocoder.m_source(vocoder.f0_upsamp(frequency[:, None]).transpose(1, 2))
+            source = source.transpose(1, 2)
+            if cache_source is not None and cache_source.shape[2]:
+                source[:, :, : cache_source.shape[2]] = cache_source
+            real, imaginary = vocoder._stft(source.squeeze(1))
+            # (batch, 120 * frames + 1, 18)
+            source_spectrum = torch.cat([real, imaginary], dim=1).transpose(1, 2).contiguous()
+        with timed("vocoder.network"):
+            spectrum_of_wave = self._trunk(weights, mel, source_spectrum)
+        with timed("vocoder.istft"):
+            wave = vocoder._istft(*spectrum_of_wave)
+        return wave.clamp(-vocoder.audio_limit, vocoder.audio_limit), source
 
     def warm_up(self) -> None:
-        """Compile everything that later calls may need; draws no random number from the global generators."""
+        """Compile everything that later calls may need; draw no random number from the global generators."""
         like = self.vocoder.conv_pre.bias
         mel = torch.zeros(1, self.vocoder.conv_pre.in_channels, 8, dtype=like.dtype, device=like.device)
         with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
             self.inference(mel)
 
-    def _trunk(self, weights: VocoderWeights, mel: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+    def _trunk(self, weights: VocoderWeights, mel: Tensor, source_spectrum: Tensor) -> tuple[Tensor, Tensor]:
         operators = self._operators
         parts: tuple[Tensor, ...] = (_dynamic(centred(operators, mel, weights.before)),)
         slope = self.vocoder.lrelu_slope
         for stage, unit, enter in zip(weights.stages, self._units, self._entered):
             rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
             source = operators.convolve(
-                heard, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
+                source_spectrum, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
             )
             source = self._block(unit, source, stage.source)
             x = enter(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)

@@ -1,10 +1,10 @@
-"""What the vocoder's engine was written for: it reads the modules' weights and does their work itself."""
+"""The vocoders that the engine was written for: it reads the modules' weights and computes what they compute."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..weight_watch import classes, several_dtypes, unknown_class
+from ..support import classes, several_dtypes, unknown_class
 
 CLASSES = classes(
     chatterbox="ConvRNNF0Predictor HiFTGenerator ResBlock SineGen Snake SourceModuleHnNSF",
@@ -15,8 +15,8 @@ CLASSES = classes(
 )
 
 
-def another_make(vocoder: Any) -> str | None:
-    """Why the engine would not do what this vocoder does, if so."""
+def unsupported(vocoder: Any) -> str | None:
+    """Return why the engine would not compute what this vocoder computes, or None."""
     if reason := unknown_class(map(type, vocoder.modules()), CLASSES) or several_dtypes(vocoder):
         return reason
     blocks = [*vocoder.source_resblocks, *vocoder.resblocks]

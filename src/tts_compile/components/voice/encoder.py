@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...config import CompileConfig
 from ...errors import InputError
-from ...timing.blocks import Timings
 from ..component import EagerComponent
+from ..runtime import Runtime
 from ..seam import own_method
 from .spectrum import mel_spectrogram, plain, trim
 
 
 class VoiceEncoderComponent(EagerComponent):
-    """Replaces ``tts.ve.embeds_from_wavs``: trimming and spectrogram without librosa, the network as it is."""
+    """A component that replaces ``tts.ve.embeds_from_wavs``: no librosa for trimming and spectrogram."""
 
-    def __init__(self, encoder: Any, config: CompileConfig, timings: Timings | None = None) -> None:
-        reason = "nn.LSTM breaks torch.compile's graphs"
-        super().__init__("voice_encoder", config, reason, timings)
+    def __init__(self, encoder: Any, runtime: Runtime) -> None:
+        super().__init__("voice_encoder", runtime, "nn.LSTM breaks torch.compile's graphs")
         self._encoder = encoder
         self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs)
 
@@ -77,7 +75,7 @@ class VoiceEncoderComponent(EagerComponent):
 
 
 def tone(rate: int, seconds: float = 1.0) -> npt.NDArray[np.float32]:
-    """A quiet tone of 220 Hz, (samples,), for warming up."""
+    """Return a quiet tone of 220 Hz, (samples,), for a warm-up."""
     times = np.arange(int(rate * seconds)) / rate
     wave: npt.NDArray[np.float32] = (0.1 * np.sin(2 * np.pi * 220 * times)).astype(np.float32)
     return wave

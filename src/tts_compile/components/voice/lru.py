@@ -1,4 +1,4 @@
-"""The last few answers, by key."""
+"""A cache of the last results."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Any
 from torch import Tensor
 
 
-class Memory:
-    """Keeps the most recently used answers: dicts and tuples of tensors and plain values.
+class LRUCache:
+    """A cache of the most recently used results: dicts and tuples of tensors and plain values.
 
-    Answers are copied on the way in and on the way out, so that nobody's tensors are written to.
+    Results are copied on the way in and on the way out, so that a caller's writes do not reach the cache.
 
-    >>> memory = Memory(size=1)
-    >>> memory.put("a", (1, 2))
-    >>> memory.get("a"), memory.get("b")
+    >>> cache = LRUCache(size=1)
+    >>> cache.put("a", (1, 2))
+    >>> cache.get("a"), cache.get("b")
     ((1, 2), None)
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._answers: OrderedDict[Hashable, Any] = OrderedDict()
+        self._results: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable) -> Any:
-        """A copy of the answer, or None."""
-        if key not in self._answers:
+        """Return a copy of the result, or None."""
+        if key not in self._results:
             return None
-        self._answers.move_to_end(key)
-        return copied(self._answers[key])
+        self._results.move_to_end(key)
+        return copied(self._results[key])
 
-    def put(self, key: Hashable, answer: Any) -> None:
-        """Keep a copy; the answer that was used longest ago goes, where there are too many."""
-        self._answers[key] = copied(answer)
-        self._answers.move_to_end(key)
-        while len(self._answers) > self._size:
-            self._answers.popitem(last=False)
+    def put(self, key: Hashable, result: Any) -> None:
+        """Keep a copy; drop the least recently used result where there are too many."""
+        self._results[key] = copied(result)
+        self._results.move_to_end(key)
+        while len(self._results) > self._size:
+            self._results.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._answers.clear()
+        """Drop every result."""
+        self._results.clear()
 
 
-def copied(answer: Any) -> Any:
-    """The same structure with tensors of its own."""
-    if isinstance(answer, Tensor):
-        return answer.clone()
-    if isinstance(answer, tuple):
-        return tuple(copied(part) for part in answer)
-    if isinstance(answer, dict):
-        return {key: copied(part) for key, part in answer.items()}
-    return answer
+def copied(result: Any) -> Any:
+    """Return the same structure with copied tensors."""
+    if isinstance(result, Tensor):
+        return result.clone()
+    if isinstance(result, tuple):
+        return tuple(copied(part) for part in result)
+    if isinstance(result, dict):
+        return {key: copied(part) for key, part in result.items()}
+    return result

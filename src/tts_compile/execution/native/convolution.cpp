@@ -1,23 +1,25 @@
-// Convolution over time of (sequences, rows, inputs), which with one tap is a linear layer.
+// A convolution over time of (sequences, rows, inputs); with one tap it is a linear layer.
 //
-// Features lie together and the taps of a kernel are read through row pointers, so that nothing is copied or reordered
-// first. Rows outside of x count as 0.
+// The features of a row lie together, and a kernel's taps are read through pointers to rows, so that nothing is copied
+// or reordered first. Rows outside of x count as 0.
 
 #include "gemm_tile.h"
 
-// What convolution.py passes; every pointer is to float32 unless said otherwise.
+// The arguments that convolution.py passes.
 struct Convolution {
   const float *x;          // (sequences, rows, inputs)
-  const float *weight;     // panels of (outputs, taps * inputs), see gemm_tile.h; the last one is filled up with 0
+  const float *weight;     // panels of (outputs, taps * inputs), see gemm_tile.h; zeros fill up the last one
   const float *bias;       // (outputs,)
-  const float *residual;   // as y, added to it; or null
+  const float *residual;   // (sequences, out_rows, outputs), added to the result; or null
   float *y;                // (sequences, out_rows, outputs)
   int64_t sequences, rows, inputs, out_rows, outputs, taps, dilation, stride, left, threads;
 };
 
 namespace {
 
-constexpr long CHUNK = 16 * ROWS;  // rows that share a reading of the weights
+constexpr long CHUNK = 16 * ROWS;  // rows of the result for which the weights are read once
+
+// Computes rows `from` to `to` of one sequence of the result.
 
 void convolve(const Convolution &c, long sequence, long from, long to, const float *zeros) {
   const long k = c.taps * c.inputs;
@@ -53,7 +55,7 @@ void convolve(const Convolution &c, long sequence, long from, long to, const flo
 
 }  // namespace
 
-extern "C" int tts_convolve(const Convolution *convolution) {
+extern "C" void tts_convolution(const Convolution *convolution) {
   const Convolution &c = *convolution;
   const std::vector<float> zeros(c.inputs);
   const long chunks = (c.out_rows + CHUNK - 1) / CHUNK;
@@ -62,5 +64,4 @@ extern "C" int tts_convolve(const Convolution *convolution) {
     const long from = unit % chunks * CHUNK;
     convolve(c, unit / chunks, from, std::min(from + CHUNK, c.out_rows), zeros.data());
   }
-  return 0;
 }

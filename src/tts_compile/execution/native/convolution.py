@@ -1,4 +1,4 @@
-"""Convolution over time on a CPU, on (batch, time, features): ``convolution.cpp``."""
+"""The operator ``convolution``: a convolution over time on a CPU, with ``convolution.cpp`` behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .packing import PANEL, panels
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A kernel (outputs, inputs, taps) as :func:`convolve` reads it; a graph made for one serves other taps too."""
+    """Returns a kernel (outputs, inputs, taps) in the order in which :func:`convolve` reads it.
+
+    The number of taps is marked dynamic, so that one compiled graph serves kernels of several sizes.
+    """
     packed = panels(weight.detach().transpose(1, 2).flatten(1))
     torch._dynamo.maybe_mark_dynamic(packed, 1)
     return packed
@@ -29,29 +32,31 @@ def convolve(
     stride: int = 1,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Row t of the result is the sum over taps j of kernel[j] times row ``t * stride + j * dilation - left`` of x.
+    """Convolves over time: row t is the sum over taps j of kernel[j] times row ``t * stride + j * dilation - left``.
 
-    :func:`load` comes first.
+    :func:`load` must have been called.
 
     Args:
         x: fp32 (batch, time, inputs); rows outside of it count as 0.
-        weight: of :func:`pack`.
+        weight: a kernel that :func:`pack` has returned.
         bias: fp32 (outputs,).
-        rows: of the result.
-        left: rows of padding at the start.
-        dilation: between taps.
-        stride: between rows of the result.
+        rows: number of rows of the result.
+        left: number of rows of padding at the start.
+        dilation: distance between taps in rows of ``x``.
+        stride: distance between rows of the result in rows of ``x``.
         residual: fp32 (batch, rows, outputs), added to the result.
 
     Returns:
         fp32 (batch, rows, outputs).
     """
-    result: Tensor = torch.ops.tts_compile.convolve(x, weight, bias, rows, left, dilation, stride, residual)
+    result: Tensor = torch.ops.tts_compile.convolution(
+        x, weight, bias, rows=rows, left=left, dilation=dilation, stride=stride, residual=residual
+    )
     return result
 
 
 class _Convolution(ctypes.Structure):
-    """``Convolution`` in ``convolution.cpp``."""
+    """The struct ``Convolution`` of ``convolution.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "y")),
@@ -61,17 +66,19 @@ class _Convolution(ctypes.Structure):
 
 
 def load(cache_dir: str | None = None) -> None:
-    """Build the convolution if need be and register it as ``torch.ops.tts_compile.convolve``.
+    """Builds the library if it is missing and registers the operator ``torch.ops.tts_compile.convolution``.
 
     Raises:
-        CompilationError: as :func:`tts_compile.execution.native.build.library`.
+        CompilationError: when the library cannot be built or loaded; see
+            :func:`tts_compile.execution.native.build.load_library`.
     """
-    library = build.library("convolution", cache_dir)
+    library = build.load_library("convolution", cache_dir)
 
     def run(
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
+        *,
         rows: int,
         left: int,
         dilation: int,
@@ -91,12 +98,12 @@ def load(cache_dir: str | None = None) -> None:
         held = [None if t is None else t.contiguous() for t in (x, weight, bias, residual)]
         pointers = [None if t is None else t.data_ptr() for t in held]
         sizes = (batch, time, inputs, rows, outputs, taps, dilation, stride, left, torch.get_num_threads())
-        library.tts_convolve(ctypes.byref(_Convolution(*pointers, y.data_ptr(), *sizes)))
+        library.tts_convolution(ctypes.byref(_Convolution(*pointers, y.data_ptr(), *sizes)))
         return y
 
     build.register(
-        "convolve(Tensor x, Tensor weight, Tensor bias, SymInt rows, SymInt left, SymInt dilation, SymInt stride, "
-        "Tensor? residual) -> Tensor",
+        "convolution(Tensor x, Tensor weight, Tensor bias, *, SymInt rows, SymInt left, SymInt dilation, "
+        "SymInt stride, Tensor? residual) -> Tensor",
         run,
-        lambda x, _, bias, rows, *__: x.new_empty(x.shape[0], rows, bias.shape[0]),
+        lambda x, _, bias, *, rows, **__: x.new_empty(x.shape[0], rows, bias.shape[0]),
     )

@@ -1,8 +1,8 @@
-// The inner product of larger matrix products: six rows of activations by a panel of 64 output features.
+// The inner loop of large matrix products: six rows of activations times a panel of 64 output features.
 //
-// A matrix (out, in) is read as panels [out / 64][in][64], so that one step over `in` reads consecutive memory. The
-// sums of six rows fill the registers, and each load of the panel serves all of them: this keeps the multiply-add units
-// busy while panel and rows lie in the second cache.
+// A matrix (out, in) is stored as panels [out / 64][in][64], so that one step over `in` reads consecutive memory. The
+// sums of six rows fill the registers, and all six use each load of the panel. This keeps the multiply-add units busy
+// as long as panel and rows are in the L2 cache.
 
 #pragma once
 
@@ -12,10 +12,10 @@ namespace {
 
 constexpr long PANEL = 64;
 constexpr int ROWS = 6;
-constexpr int COLUMNS = REGISTERS == 32 ? 4 : 2;  // vectors; sums, a row's number and the panel's vectors must fit
+constexpr int COLUMNS = REGISTERS == 32 ? 4 : 2;  // vectors; sums, one activation and the panel's vectors must fit
 
-// out[r][0..63] = (add ? out[r][0..63] : 0) + the sum over taps and i < k of rows[tap * ROWS + r][i] * w[tap * k + i].
-// The first `count` rows are stored; the others must point to readable memory too.
+// Sets out[r][0..63] to (add ? out[r][0..63] : 0) + the sum over taps and i < k of rows[tap * ROWS + r][i] times
+// w[tap * k + i]. It stores the first `count` rows only, but reads all, which must point to readable memory.
 inline void multiply(const float *const *rows, const float *w, long taps, long k, float *out, long stride, bool add,
                      long count) {
   constexpr long AHEAD = 12 * PANEL;  // numbers; the hardware's prefetcher stops at the ends of pages

@@ -1,16 +1,14 @@
-// One pass of a Llama decoder over a few new positions of each sequence against a cache: every layer, the final norm
-// and the head.
+// One pass of a Llama decoder over a few new positions of each sequence, with a cache of keys and values: every layer,
+// the final norm and the head.
 //
-// With 1 to 16 rows of activations a pass is bound by reading the weights. What makes this one fast where general
-// products are not: several matrix rows at a time share each load of the activations, whose layout keeps them in the
-// first cache; the next rows of the matrix are prefetched, since the hardware's prefetcher stops at page boundaries;
-// and all layers run in one parallel region, so that nothing but barriers lies between the products.
+// With 1 to 16 rows of activations a pass is bound by reading the weights. Three things make this one faster than
+// general matrix products: several matrix rows at a time use each load of the activations, which stay in the L1 cache;
+// the next rows of the matrix are prefetched, since the hardware's prefetcher stops at page boundaries; and all layers
+// run in one parallel region, with nothing but barriers between the products.
 //
-// Activations lie as [features / LANES][ROWS] vectors. GCC and Clang vector extensions build for AVX-512, AVX2, NEON.
+// Activations are stored as [features / LANES][ROWS] vectors.
 
 #include "simd.h"
-
-// What llama_decoder.py passes; every pointer is to float32 unless said otherwise.
 
 struct Matrix {  // (out, in): int8 values with one scale per row, or float32 without scales
   const void *values;
@@ -24,13 +22,14 @@ struct Layer {
   Matrix gate, up, down;
 };
 
-struct Pass {
+// The arguments that llama_decoder.py passes.
+struct LlamaDecoder {
   const Layer *layers;
   const float *final_norm;
   Matrix head;
   const float *embeddings;  // (sequences, count, width)
   const float *cos, *sin;   // (sequences, count, 64)
-  const int64_t *starts;    // (sequences,), where the new positions of a sequence begin
+  const int64_t *starts;    // (sequences,), the first new position of each sequence
   float *keys, *values;     // (layers, room, heads, capacity, 64), of which the first `sequences` are used
   float *logits;            // (sequences, count, vocabulary)
   int64_t layer_count, sequences, count, width, heads, inner, vocabulary, capacity, room, threads;
@@ -40,20 +39,20 @@ struct Pass {
 namespace {
 
 constexpr long HEAD = 64, HEAD_VECTORS = HEAD / LANES;
-constexpr long QUERIES = 4;  // new positions that share a reading of the cache
+constexpr long QUERIES = 4;  // new positions for which the cache is read once
 
-// Products of a matrix with ROWS rows of activations, a tile of matrix rows at a time.
+// Multiplies a matrix with ROWS rows of activations, one tile of matrix rows at a time.
 template <int ROWS, class T>
 struct Product {
-  // Rows of the matrix that are worked on together: their sums, one row of x and themselves fill the registers.
+  // Matrix rows processed together: their sums, their own vectors and one vector of x fill the registers.
   static constexpr int GROUP = std::clamp((REGISTERS - 2) / (ROWS + 1), 1, 4);
   static constexpr long TILE = GROUP == 3 ? 48 : 32;  // whole groups and whole vectors
-  // A tile is taken through one block of columns before the next, so that this much of x stays in the first cache.
+  // Columns of a tile processed before the next ones, so that this much of x stays in the L1 cache.
   static constexpr long COLUMNS = ROWS <= 4 ? 1024 : 256;
 
   alignas(VECTOR_BYTES) float result[ROWS][TILE];
 
-  // Rows `first` to `first + count` of the (n, k) matrix.
+  // Multiplies rows `first` to `first + count` of the (n, k) matrix with x.
   void compute(const Matrix &matrix, long n, long k, long first, long count, const Floats *x) {
     const T *w = static_cast<const T *>(matrix.values);
     Floats partial[TILE][ROWS];
@@ -73,6 +72,7 @@ struct Product {
   Floats lanes(int row, long from) const { return *reinterpret_cast<const Floats *>(&result[row][from]); }
 
  private:
+  // Adds the products of COUNT matrix rows and columns `from` to `to` to `partial`.
   template <int COUNT>
   static inline void block(const T *w, const T *ahead, const Floats *x, Floats (*partial)[ROWS], long k, long from,
                            long to) {
@@ -95,7 +95,8 @@ struct Product {
   }
 };
 
-// The calling thread's tiles of x times the transposed (n, k) matrix; use(first, count, product) takes each.
+// Computes the calling thread's tiles of x times the transposed (n, k) matrix and calls use(first, count, product) for
+// each tile.
 template <int ROWS, class T, class Use>
 void multiply(const Matrix &matrix, long n, long k, const Floats *x, Use use) {
   Product<ROWS, T> product;
@@ -108,7 +109,7 @@ void multiply(const Matrix &matrix, long n, long k, const Floats *x, Use use) {
   }
 }
 
-// What multiply() does with a tile: put it in place of what is there, or add it.
+// Writes a tile that multiply() has computed to `out`, or adds it there.
 template <int ROWS, bool ADD>
 struct Put {
   Floats *out;
@@ -116,13 +117,13 @@ struct Put {
   void operator()(long first, long count, const P &product) const {
     for (long i = 0; i < count; i += LANES)
       for (int r = 0; r < ROWS; r++) {
-        Floats &place = out[(first + i) / LANES * ROWS + r];
-        place = ADD ? place + product.lanes(r, i) : product.lanes(r, i);
+        Floats &target = out[(first + i) / LANES * ROWS + r];
+        target = ADD ? target + product.lanes(r, i) : product.lanes(r, i);
       }
   }
 };
 
-// RMS norm over k features, per row.
+// Applies an RMS norm over k features to each row.
 template <int ROWS>
 void normalise(const Floats *x, const float *weight, float eps, long k, Floats *out) {
   for (int r = 0; r < ROWS; r++) {
@@ -133,7 +134,7 @@ void normalise(const Floats *x, const float *weight, float eps, long k, Floats *
   }
 }
 
-// Rotary position embedding of one head, halves layout.
+// Applies the rotary position embedding to one head; the two numbers of a pair lie half a head apart.
 inline void rotate(const Floats *x, long stride, const float *cos, const float *sin, Floats *out) {
   constexpr long HALF = HEAD_VECTORS / 2;
   for (long d = 0; d < HALF; d++) {
@@ -143,8 +144,8 @@ inline void rotate(const Floats *x, long stride, const float *cos, const float *
   }
 }
 
-// Scaled dot-product attention of COUNT consecutive positions from `start` for one head; each sees the cache up to
-// and including its own position. The queries come in `mixed` and the results go out there.
+// Computes scaled dot-product attention of COUNT consecutive positions from `start` for one head; each position attends
+// to the cache up to its own position. The results overwrite the queries in `mixed`.
 template <int COUNT>
 void attend(Floats (*mixed)[HEAD_VECTORS], const float *keys, const float *values, long start,
             std::vector<float> &scores) {
@@ -178,22 +179,24 @@ void attend(Floats (*mixed)[HEAD_VECTORS], const float *keys, const float *value
   for (long j = 0; j < length; j++)
     for (long d = 0; d < HEAD_VECTORS; d++) {
       Floats value = load(values + j * HEAD + d * LANES);
-      // Not beyond its own position even with a weight of 0: a later position may hold nan.
+      // Skips later positions even though their weight is 0: they may hold nan.
       for (int i = std::max(0L, j - start); i < COUNT; i++) total[i][d] += scores[i * stride + j] * value;
     }
   for (int i = 0; i < COUNT; i++)
     for (long d = 0; d < HEAD_VECTORS; d++) mixed[i][d] = total[i][d] / weights[i];
 }
 
-// Rotates the new queries and keys, appends keys and values to the cache and attends, for the thread's share of heads.
+// Rotates the new queries and keys, writes keys and values to the cache and computes attention, for the calling
+// thread's share of the heads.
 template <int ROWS>
-void attention(const Pass &p, long layer, const Floats *query, const Floats *key, const Floats *value, Floats *mixed) {
+void attention(const LlamaDecoder &p, long layer, const Floats *query, const Floats *key, const Floats *value,
+               Floats *mixed) {
   thread_local std::vector<float> scores;
   const long caches = p.sequences * p.heads;
   Share share(caches);
   for (long cache = share.begin; cache < share.end; cache++) {
     const long sequence = cache / p.heads, row = sequence * p.count;
-    const long at = cache % p.heads * HEAD_VECTORS * ROWS + row;  // this head, first position
+    const long at = cache % p.heads * HEAD_VECTORS * ROWS + row;  // this head at the first new position
     const long from = p.starts[sequence];
     float *keys = p.keys + (layer * p.room * p.heads + cache) * p.capacity * HEAD;
     float *values = p.values + (layer * p.room * p.heads + cache) * p.capacity * HEAD;
@@ -224,7 +227,7 @@ void attention(const Pass &p, long layer, const Floats *query, const Floats *key
 }
 
 template <int ROWS, class T>
-void decode(const Pass &p) {
+void decode(const LlamaDecoder &p) {
   const long width = p.width, inner = p.inner, rows = p.sequences * p.count;
   const long wide = width / LANES * ROWS;
   thread_local Scratch shared;
@@ -238,7 +241,7 @@ void decode(const Pass &p) {
   {
     thread_local Scratch own;
     own.reserve(wide);
-    Floats *normed = own.take(wide);  // by every thread for itself: cheaper than a barrier
+    Floats *normed = own.take(wide);  // every thread computes all of it: cheaper than a barrier
     using Set = Put<ROWS, false>;
     using Add = Put<ROWS, true>;
     for (long l = 0; l < p.layer_count; l++) {
@@ -272,8 +275,8 @@ void decode(const Pass &p) {
   }
 }
 
-// Row counts without code of their own go to the next larger one; its other rows are 0.
-int dispatch(const Pass &p) {
+// Calls the code for this number of rows, or for the next larger one with rows of zeros.
+int dispatch(const LlamaDecoder &p) {
   const long rows = p.sequences * p.count;
   if (rows <= 1) decode<1, float>(p);
   else if (rows <= 2) decode<2, float>(p);
@@ -291,7 +294,7 @@ int dispatch(const Pass &p) {
 }  // namespace
 
 // Returns 0, or 1 for more than 16 rows (2 with int8 matrices). Widths must be multiples of 64.
-extern "C" int tts_decode(const Pass *p) {
+extern "C" int tts_llama_decoder(const LlamaDecoder *p) {
   if (!p->head.scales) return dispatch(*p);
   if (p->sequences * p->count == 1) decode<1, int8_t>(*p);
   else if (p->sequences * p->count == 2) decode<2, int8_t>(*p);

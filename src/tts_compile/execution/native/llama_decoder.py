@@ -1,4 +1,4 @@
-"""A pass of a Llama decoder on a CPU: ``llama_decoder.cpp``, built once and callable from compiled graphs.
+"""The operator ``llama_decoder``: one pass of a Llama decoder on a CPU, with ``llama_decoder.cpp`` behind it.
 
 At the few rows of a decode step a pass is bound by reading the weights. General libraries reach the memory's speed
 at 1 or 2 rows at best, and inductor can express neither prefetching nor one parallel region for all layers.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import build
 
-MAX_ROWS = 16  # of activations: sequences times new positions
+MAX_ROWS = 16  # rows of activations: sequences times new positions
 MAX_INT8_ROWS = 2
 HEAD_DIM = 64
 
@@ -30,7 +30,7 @@ class Int8Matrix(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor) -> Int8Matrix:
-        """Round to the nearest of 255 steps, symmetric, with one scale per row."""
+        """Rounds a matrix to the nearest of 255 symmetric steps, with one scale per row."""
         matrix = matrix.detach().float()
         scales = matrix.abs().amax(1).clamp(min=1e-12) / 127
         return cls((matrix / scales[:, None]).round().to(torch.int8), scales)
@@ -40,7 +40,7 @@ Matrix = Tensor | Int8Matrix
 
 
 class Weights:
-    """What the native decoder reads: norms and matrices of every layer, the final norm and the head.
+    """The weights that the native decoder reads: norms and matrices of every layer, the final norm and the head.
 
     Args:
         layers: for each layer its attention norm, the query, key, value and output matrices, its MLP norm and the
@@ -57,7 +57,7 @@ class Weights:
 
     @property
     def fit(self) -> bool:
-        """Whether the decoder can read them as they are now; a module's tensors may be replaced under it."""
+        """Whether the decoder can read the weights now; a module's tensors may have been replaced since."""
         return (
             all(
                 tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.int8)
@@ -72,7 +72,7 @@ class Weights:
         return [(tensor.shape, tensor.dtype) for part in self._parts for tensor in _tensors(part)]
 
     def addresses(self) -> Tensor:
-        """Where the parts lie now, int64, in the order of ``Layer`` and ``Pass`` in ``llama_decoder.cpp``."""
+        """Returns the current addresses of the parts, int64, in the order of the structs in ``llama_decoder.cpp``."""
         numbers: list[int] = []
         for part in self._parts:
             numbers += [tensor.data_ptr() for tensor in _tensors(part)]
@@ -92,35 +92,36 @@ def decode(
     positions: Tensor,
     keys: Tensor,
     values: Tensor,
+    *,
     addresses: Tensor,
     inner: int,
     vocabulary: int,
     eps: float,
 ) -> Tensor:
-    """Feed new positions through every layer; :func:`load` comes first.
+    """Takes new positions through every layer, the final norm and the head; :func:`load` must have been called.
 
     Args:
         embeddings: fp32 (sequences, count, width); sequences * count is at most :data:`MAX_ROWS`, or
             :data:`MAX_INT8_ROWS` with int8 matrices.
         cos, sin: fp32 (sequences, count, 64), rotary tables at the new positions.
         positions: int64 (sequences, count), consecutive in every sequence.
-        keys, values: fp32 (layers, at least sequences, heads, capacity, 64), written at the new positions.
-        addresses: of :class:`Weights`, which must be alive and unmoved.
+        keys, values: the cache, fp32 (layers, at least sequences, heads, capacity, 64); written at the new positions.
+        addresses: those of :class:`Weights`, which must be kept alive and unmoved.
         inner: width of the MLP.
-        vocabulary: rows of the head.
+        vocabulary: number of rows of the head.
         eps: of the RMS norms.
 
     Returns:
         Logits, fp32 (sequences, count, vocabulary).
     """
-    result: Tensor = torch.ops.tts_compile.decode(
-        embeddings, cos, sin, positions, keys, values, addresses, inner, vocabulary, eps
+    result: Tensor = torch.ops.tts_compile.llama_decoder(
+        embeddings, cos, sin, positions, keys, values, addresses=addresses, inner=inner, vocabulary=vocabulary, eps=eps
     )
     return result
 
 
-class _Pass(ctypes.Structure):
-    """``Pass`` in ``llama_decoder.cpp``."""
+class _LlamaDecoder(ctypes.Structure):
+    """The struct ``LlamaDecoder`` of ``llama_decoder.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("layers", "final_norm", "head_values", "head_scales")),
@@ -132,12 +133,13 @@ class _Pass(ctypes.Structure):
 
 
 def load(cache_dir: str | None = None) -> None:
-    """Build the decoder if need be and register it as ``torch.ops.tts_compile.decode``.
+    """Builds the library if it is missing and registers the operator ``torch.ops.tts_compile.llama_decoder``.
 
     Raises:
-        CompilationError: as :func:`tts_compile.execution.native.build.library`.
+        CompilationError: when the library cannot be built or loaded; see
+            :func:`tts_compile.execution.native.build.load_library`.
     """
-    library = build.library("llama_decoder", cache_dir)
+    library = build.load_library("llama_decoder", cache_dir)
 
     def run(
         embeddings: Tensor,
@@ -146,6 +148,7 @@ def load(cache_dir: str | None = None) -> None:
         positions: Tensor,
         keys: Tensor,
         values: Tensor,
+        *,
         addresses: Tensor,
         inner: int,
         vocabulary: int,
@@ -171,20 +174,20 @@ def load(cache_dir: str | None = None) -> None:
         embeddings, cos, sin = (tensor.contiguous() for tensor in (embeddings, cos, sin))
         logits = embeddings.new_empty(sequences, count, vocabulary)
         final_norm, head_values, head_scales = addresses[-3:].tolist()
-        arguments = _Pass(
+        arguments = _LlamaDecoder(
             *(addresses.data_ptr(), final_norm, head_values, head_scales),
             *(tensor.data_ptr() for tensor in (embeddings, cos, sin, starts, keys, values, logits)),
             *(layers, sequences, count, width, heads, inner),
             *(vocabulary, capacity, room, torch.get_num_threads()),
             eps,
         )
-        if library.tts_decode(ctypes.byref(arguments)):
+        if library.tts_llama_decoder(ctypes.byref(arguments)):
             raise ValueError(f"{sequences} x {count} rows are more than the native decoder is made for")
         return logits
 
     build.register(
-        "decode(Tensor embeddings, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) keys, Tensor(b!) values, "
-        "Tensor addresses, int inner, int vocabulary, float eps) -> Tensor",
+        "llama_decoder(Tensor embeddings, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) keys, Tensor(b!) values,"
+        " *, Tensor addresses, int inner, int vocabulary, float eps) -> Tensor",
         run,
-        lambda embeddings, *args: embeddings.new_empty(*embeddings.shape[:2], args[7]),
+        lambda embeddings, *_, vocabulary, **__: embeddings.new_empty(*embeddings.shape[:2], vocabulary),
     )

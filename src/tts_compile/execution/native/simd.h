@@ -1,6 +1,6 @@
-// Vectors of float32, a few functions of them, and how a parallel region shares its work.
+// Vectors of float32, a few functions of them, and the division of work among threads.
 //
-// GCC and Clang vector extensions build for AVX-512, AVX2 and NEON.
+// The vector extensions of GCC and Clang build for AVX-512, AVX2 and NEON.
 
 #pragma once
 
@@ -39,7 +39,7 @@ typedef int8_t Bytes __attribute__((vector_size(LANES)));
 inline Floats load(const float *p) { return *reinterpret_cast<const FloatsAnywhere *>(p); }
 
 inline Floats load(const int8_t *p) {
-#if defined(__AVX512F__)  // GCC 12 takes the vectors apart where it is left to convert them by itself
+#if defined(__AVX512F__)  // GCC 12 converts number by number without the intrinsics
   Ints whole = reinterpret_cast<Ints>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 #elif defined(__AVX2__)
   Ints whole = reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
@@ -65,8 +65,8 @@ inline float sum(Floats v) {
 #endif
 }
 
-// exp(x) for x <= 0, relative error under 1e-6: 2^n times a polynomial for the rest (the Taylor series of 2^f up to
-// f^6, |f| <= 1/2). Below -87 it gives 0 instead of subnormal numbers.
+// Returns exp(x) for x <= 0, relative error under 1e-6: 2^n times a polynomial for the rest (the Taylor series of 2^f
+// up to f^6, |f| <= 1/2). Below -87 the result is 0 instead of a subnormal number.
 inline Floats exponential(Floats x) {
   Floats scaled = x * 1.44269504f;
 #if defined(__AVX512F__)
@@ -101,7 +101,7 @@ inline Floats silu(Floats x) {
   return x * (x > 0 ? Floats{} + 1 : e) / (1 + e);
 }
 
-// The share of [0, n) that the calling thread works on.
+// The part of [0, n) that the calling thread works on.
 struct Share {
   long begin, end;
   explicit Share(long n) {
@@ -111,7 +111,7 @@ struct Share {
   }
 };
 
-// Vectors from memory that a thread keeps from one pass to the next.
+// Memory for vectors that a thread keeps from one pass to the next.
 class Scratch {
  public:
   void reserve(long vectors) {

@@ -1,27 +1,28 @@
-// A pre-norm transformer block over all positions: attention without a mask inside, then a GELU MLP.
+// A pre-norm transformer block over all positions of each sequence: attention without a mask, then an MLP with GELU.
 //
-// Two parallel phases. The first takes one head of one sequence at a time: its queries, keys and values are projected
-// into memory that stays in the second cache, and attended to at once, so that they are never written out. The second
-// takes a few rows at a time through the output projection, the residual, the norm and the MLP, whose hidden
-// activations do not leave the cache either. At these sizes reading and writing them would cost a fifth of the time.
+// It has two parallel phases. The first processes one head of one sequence at a time: it computes queries, keys and
+// values and uses them at once, while they are in the L2 cache. The second takes a few rows at a time through the
+// output projection, the residual, the norm and the MLP, whose hidden activations stay in that cache too. Writing these
+// to memory and reading them back would take a fifth of the time.
 
 #include "gemm_tile.h"
 
-// What transformer_block.py passes; every pointer is to float32 unless said otherwise. Matrices are panels, see gemm_tile.h.
+// The weights; matrices are panels, see gemm_tile.h.
 struct Block {
   const float *attention_norm, *attention_norm_bias;
-  const float *query, *key, *value;  // (heads * 64, width)
+  const float *query, *key, *value;   // (heads * 64, width)
   const float *output, *output_bias;  // (width, heads * 64)
   const float *mlp_norm, *mlp_norm_bias;
-  const float *up, *up_bias;      // (inner, width)
-  const float *down, *down_bias;  // (width, inner)
+  const float *up, *up_bias;          // (inner, width)
+  const float *down, *down_bias;      // (width, inner)
 };
 
-struct Pass {
+// The arguments that transformer_block.py passes.
+struct TransformerBlock {
   const Block *block;
   const float *x;          // (sequences, capacity, width)
   const int64_t *lengths;  // (sequences,)
-  float *y;                // as x; rows from a sequence's length on are 0
+  float *y;                // (sequences, capacity, width); rows from a sequence's length on are 0
   int64_t sequences, capacity, width, heads, inner, threads;
   double eps;
 };
@@ -29,10 +30,10 @@ struct Pass {
 namespace {
 
 constexpr long HEAD = 64, HEAD_VECTORS = HEAD / LANES;
-constexpr long QUERIES = 16 * ROWS;  // that share a reading of the keys and values
-constexpr long KEYS = 4 * PANEL;    // attended to before the sums are rescaled
-constexpr long CHUNK = 16 * ROWS;   // rows that go through the second phase together
-constexpr long HIDDEN = 4 * PANEL;  // features of the MLP that a chunk holds at a time
+constexpr long QUERIES = 16 * ROWS;  // queries for which keys and values are read once
+constexpr long KEYS = 4 * PANEL;     // keys whose scores are computed before the sums are rescaled
+constexpr long CHUNK = 16 * ROWS;    // rows that the second phase processes together
+constexpr long HIDDEN = 4 * PANEL;   // hidden features of the MLP that are in memory at a time
 
 inline long padded(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -46,17 +47,17 @@ inline float largest(Floats v) {
 #endif
 }
 
-// 1 / x for ordinary x: a division occupies the processor as long as eight products.
+// Returns 1 / x for normal numbers; a division would take as long as eight multiplications.
 inline Floats reciprocal(Floats x) {
 #if defined(__AVX512F__)
   Floats rough = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
-  return rough * (2 - x * rough);  // one step of Newton's, from 14 bits to 23
+  return rough * (2 - x * rough);  // one step of Newton's method, from 14 bits to 23
 #else
   return 1 / x;
 #endif
 }
 
-// x * (1 + erf(x / sqrt 2)) / 2, with erf from Abramowitz and Stegun, 7.1.26 (absolute error under 1.5e-7).
+// Returns x * (1 + erf(x / sqrt 2)) / 2, with erf from Abramowitz and Stegun, 7.1.26 (absolute error under 1.5e-7).
 inline Floats gelu(Floats x) {
   Floats z = (x > 0 ? x : -x) * 0.70710678f;
   Floats t = reciprocal(1 + 0.3275911f * z);
@@ -79,7 +80,7 @@ void layer_norm(const float *x, const float *weight, const float *bias, float ep
     store(out + i, (load(x + i) - mean) * inverse * load(weight + i) + load(bias + i));
 }
 
-// Six consecutive rows from `first` on; beyond the last one it is repeated.
+// Pointers to six consecutive rows from `first` on; the last row takes the place of missing ones.
 struct Rows {
   const float *at[ROWS];
   Rows(const float *base, long stride, long first, long rows) {
@@ -87,7 +88,7 @@ struct Rows {
   }
 };
 
-// The largest of `count` scores; what is beyond them in the last vector becomes -infinity.
+// Returns the largest of `count` scores and sets the rest of the last vector to -infinity.
 inline float most(float *scores, long count) {
   const long whole = padded(count, LANES);
   for (long i = count; i < whole; i++) scores[i] = -INFINITY;
@@ -99,11 +100,11 @@ inline float most(float *scores, long count) {
   return largest(result);
 }
 
-// Softmax over keys as they come: the sums so far are rescaled whenever a larger score turns up.
+// A softmax over blocks of keys; a larger score than before rescales the sums so far.
 struct Softmax {
   float maximum = -INFINITY;
   Floats total{};
-  // Replaces scores by weights; the return value is the factor for what was summed up with earlier ones.
+  // Replaces scores by weights and returns the factor for sums that were made with earlier weights.
   float add(float *scores, long count, float found) {
     float factor = 1;
     if (!(found <= maximum)) {
@@ -120,8 +121,9 @@ struct Softmax {
   }
 };
 
-// One head of one sequence: from normalised rows (length, width) to (length, 64) in rows of `stride` numbers.
-void attend(const Pass &p, const float *normed, long length, long head, float *out, long stride) {
+// Computes the attention of one head of one sequence: from normalised rows (length, width) to (length, 64), which lie
+// `stride` numbers apart.
+void attend(const TransformerBlock &p, const float *normed, long length, long head, float *out, long stride) {
   const Block &b = *p.block;
   const long k = p.width, offset = head * HEAD * k, keys_padded = padded(length, KEYS);
   thread_local Scratch scratch;
@@ -157,7 +159,7 @@ void attend(const Pass &p, const float *normed, long length, long head, float *o
         const Rows rows(query + first * HEAD, HEAD, row, count);
         for (long column = 0; column < seen; column += PANEL)
           multiply(rows.at, keys + (from + column) * HEAD, 1, HEAD, scores + column, KEYS, false, ROWS);
-        float found[ROWS];  // all of them first, or every row would wait for its own
+        float found[ROWS];  // in a loop of its own: below, each row would wait for its maximum
         for (long r = 0; r < ROWS; r++) found[r] = most(scores + r * KEYS, seen);
         for (long r = 0; r < ROWS && row + r < count; r++) {
           const float factor = softmax[row + r].add(scores + r * KEYS, seen, found[r]);
@@ -177,8 +179,8 @@ void attend(const Pass &p, const float *normed, long length, long head, float *o
   }
 }
 
-// Output projection, residual and MLP of `count` rows.
-void rest(const Pass &p, const float *attended, const float *x, float *y, long count) {
+// Computes output projection, residual and MLP of `count` rows.
+void project_and_mlp(const TransformerBlock &p, const float *attended, const float *x, float *y, long count) {
   const Block &b = *p.block;
   const long width = p.width, mixed = p.heads * HEAD;
   thread_local Scratch scratch;
@@ -195,8 +197,8 @@ void rest(const Pass &p, const float *attended, const float *x, float *y, long c
   }
   for (long row = 0; row < count; row++) {
     for (long i = 0; i < width; i += LANES) {
-      float *place = y + row * width + i;
-      store(place, load(place) + load(b.output_bias + i) + load(x + row * width + i));
+      float *target = y + row * width + i;
+      store(target, load(target) + load(b.output_bias + i) + load(x + row * width + i));
     }
     layer_norm(y + row * width, b.mlp_norm, b.mlp_norm_bias, p.eps, width, normed + row * width);
   }
@@ -204,12 +206,12 @@ void rest(const Pass &p, const float *attended, const float *x, float *y, long c
     const long features = std::min(HIDDEN, p.inner - from);
     for (long column = 0; column < features; column += PANEL)
       for (long row = 0; row < count; row += ROWS) {
-        float *place = hidden + row * HIDDEN + column;
-        multiply(Rows(normed, width, row, count).at, b.up + (from + column) * width, 1, width, place, HIDDEN, false,
+        float *target = hidden + row * HIDDEN + column;
+        multiply(Rows(normed, width, row, count).at, b.up + (from + column) * width, 1, width, target, HIDDEN, false,
                  ROWS);
         for (long r = 0; r < ROWS; r++)
           for (long i = 0; i < PANEL; i += LANES) {
-            float *h = place + r * HIDDEN + i;
+            float *h = target + r * HIDDEN + i;
             store(h, gelu(load(h) + load(b.up_bias + from + column + i)));
           }
       }
@@ -220,16 +222,16 @@ void rest(const Pass &p, const float *attended, const float *x, float *y, long c
   }
   for (long row = 0; row < count; row++)
     for (long i = 0; i < width; i += LANES) {
-      float *place = y + row * width + i;
-      store(place, load(place) + load(b.down_bias + i));
+      float *target = y + row * width + i;
+      store(target, load(target) + load(b.down_bias + i));
     }
 }
 
 }  // namespace
 
-// Width, inner width and heads * 64 must be multiples of 64. Returns 0.
-extern "C" int tts_transformer(const Pass *pass) {
-  const Pass &p = *pass;
+// Width and inner width must be multiples of 64.
+extern "C" void tts_transformer_block(const TransformerBlock *pass) {
+  const TransformerBlock &p = *pass;
   const long capacity = p.capacity, width = p.width, mixed = p.heads * HEAD;
   thread_local Scratch shared;
   shared.reserve(p.sequences * capacity * (width + mixed) / LANES);
@@ -253,9 +255,8 @@ extern "C" int tts_transformer(const Pass *pass) {
       const long sequence = unit / chunks, from = unit % chunks * CHUNK;
       const long row = sequence * capacity + from, end = std::min(from + CHUNK, capacity);
       const long filled = std::clamp(p.lengths[sequence] - from, 0L, end - from);
-      if (filled) rest(p, attended + row * mixed, p.x + row * width, p.y + row * width, filled);
+      if (filled) project_and_mlp(p, attended + row * mixed, p.x + row * width, p.y + row * width, filled);
       std::memset(p.y + (row + filled) * width, 0, (end - from - filled) * width * sizeof(float));
     }
   }
-  return 0;
 }

@@ -1,7 +1,7 @@
-"""A pre-norm transformer block on a CPU: ``transformer_block.cpp``.
+"""The operator ``transformer_block``: a pre-norm transformer block on a CPU, with ``transformer_block.cpp`` behind it.
 
-At the 500 to 2500 frames of an utterance, torch's attention and linear layers stay well below the processor's peak.
-One operator for projections, attention and MLP keeps what lies between them in the cache.
+At the 500 to 2500 frames of an utterance, torch's attention and linear layers stay well below the processor's peak. One
+operator for projections, attention and MLP keeps the intermediate results in the CPU's cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD_DIM = 64
 
 
 class Block(NamedTuple):
-    """A transformer block's weights, fp32; matrices are (out, in), norms and biases (features,)."""
+    """The fp32 weights of a transformer block; matrices are (out, in), norms and biases (features,)."""
 
     attention_norm: Tensor
     attention_norm_bias: Tensor
@@ -36,39 +36,41 @@ class Block(NamedTuple):
     down_bias: Tensor
 
     def packed(self) -> Block:
-        """A copy that the native block reads."""
+        """Returns a copy in the order in which the native block reads it."""
         return Block(*(panels(part) if part.ndim == 2 else part.detach().clone() for part in self))
 
     def addresses(self) -> Tensor:
-        """Where a packed block's parts lie, int64, in the order of ``Block`` in ``transformer_block.cpp``."""
+        """Returns the addresses of a packed block's parts, int64, in the order of ``Block`` in the C++ file."""
         return torch.tensor([part.data_ptr() for part in self], dtype=torch.int64)
 
 
 def fits(width: int, heads: int, head_dim: int, inner: int) -> bool:
-    """Whether the native block is made for these sizes."""
+    """Returns whether the native block is made for these sizes."""
     return head_dim == HEAD_DIM and not width % PANEL and not inner % PANEL and heads > 0
 
 
 def transform(x: Tensor, lengths: Tensor, addresses: Tensor, heads: int, inner: int, eps: float) -> Tensor:
-    """Attention over all positions of a sequence and a GELU MLP; :func:`load` comes first.
+    """Runs the block: attention over all positions of each sequence, then an MLP with GELU.
+
+    :func:`load` must have been called.
 
     Args:
         x: fp32 (sequences, positions, width).
-        lengths: int64 (sequences,), at most ``positions``; what lies beyond is neither read nor attended to.
-        addresses: of a packed :class:`Block`, which must be alive.
-        heads: of 64 features each.
+        lengths: int64 (sequences,), at most ``positions``; later positions are not read and get no attention.
+        addresses: those of a packed :class:`Block`, which must be kept alive.
+        heads: number of attention heads, of 64 features each.
         inner: width of the MLP.
         eps: of the layer norms.
 
     Returns:
-        As ``x``; 0 beyond the lengths.
+        fp32 (sequences, positions, width); 0 at positions from a sequence's length on.
     """
-    result: Tensor = torch.ops.tts_compile.transform(x, lengths, addresses, heads, inner, eps)
+    result: Tensor = torch.ops.tts_compile.transformer_block(x, lengths, addresses, heads, inner, eps)
     return result
 
 
-class _Pass(ctypes.Structure):
-    """``Pass`` in ``transformer_block.cpp``."""
+class _TransformerBlock(ctypes.Structure):
+    """The struct ``TransformerBlock`` of ``transformer_block.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("block", "x", "lengths", "y")),
@@ -78,12 +80,13 @@ class _Pass(ctypes.Structure):
 
 
 def load(cache_dir: str | None = None) -> None:
-    """Build the block if need be and register it as ``torch.ops.tts_compile.transform``.
+    """Builds the library if it is missing and registers the operator ``torch.ops.tts_compile.transformer_block``.
 
     Raises:
-        CompilationError: as :func:`tts_compile.execution.native.build.library`.
+        CompilationError: when the library cannot be built or loaded; see
+            :func:`tts_compile.execution.native.build.load_library`.
     """
-    library = build.library("transformer_block", cache_dir)
+    library = build.load_library("transformer_block", cache_dir)
 
     def run(x: Tensor, lengths: Tensor, addresses: Tensor, heads: int, inner: int, eps: float) -> Tensor:
         sequences, capacity, width = x.shape
@@ -97,11 +100,11 @@ def load(cache_dir: str | None = None) -> None:
         y = torch.empty_like(x)
         pointers = (addresses.data_ptr(), x.data_ptr(), lengths.data_ptr(), y.data_ptr())
         sizes = (sequences, capacity, width, heads, inner, torch.get_num_threads())
-        library.tts_transformer(ctypes.byref(_Pass(*pointers, *sizes, eps)))
+        library.tts_transformer_block(ctypes.byref(_TransformerBlock(*pointers, *sizes, eps)))
         return y
 
     build.register(
-        "transform(Tensor x, Tensor lengths, Tensor addresses, int heads, int inner, float eps) -> Tensor",
+        "transformer_block(Tensor x, Tensor lengths, Tensor addresses, int heads, int inner, float eps) -> Tensor",
         run,
         lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
     )
