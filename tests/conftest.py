@@ -27,7 +27,7 @@ from pretend import BREAKABLE, PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
 from stages import Made, Stage
 from tts_compile import cache
-from tts_compile.components.compiled_component import EngineComponent
+from tts_compile.components.compiled_component import CompiledComponent
 
 SPEECH_TOKENS = 16
 ENGINES = ("t3", "flow", "vocoder")
@@ -144,7 +144,7 @@ def forget_failures(handle: tc.CompiledTTS) -> None:
     """Puts the components of a model that several tests share back to the state before any failure."""
     for name in components(handle):
         component = components(handle)[name]
-        if isinstance(component, EngineComponent):
+        if isinstance(component, CompiledComponent):
             component._failed_together = 0
         fallback = component.fallback
         fallback.events.clear()

@@ -207,25 +207,6 @@ def test_attributes_are_the_wrapped_models(eager: Any, tts: Any) -> None:
     assert "ChatterboxTTS" in repr(eager)
 
 
-OWN_NAMES = sorted(name for name in {*dir(tc.CompiledTTS), *tc.CompiledTTS.__annotations__} if not name.startswith("_"))
-
-
-@pytest.mark.parametrize("name", OWN_NAMES)
-def test_own_names_are_not_written_to_the_model(eager: Any, tts: Any, name: str) -> None:
-    """Otherwise they would be set on the stock model, and reading them would still return the handle's own."""
-    before, own = dict(vars(tts)), getattr(eager, name)
-    with pytest.raises(AttributeError, match=name):
-        setattr(eager, name, None)
-    with pytest.raises(AttributeError, match=name):
-        delattr(eager, name)
-    assert vars(tts) == before
-    assert getattr(eager, name) == own
-
-
-def test_own_names_are_all_there() -> None:
-    assert {"wrapped", "config", "timings", "parity", "generate", "report", "restore", "stock"} <= set(OWN_NAMES)
-
-
 def test_prepare_conditionals_through_the_handle(eager: Any, tts: Any, tmp_path: Any) -> None:
     before = tts.conds
     eager.prepare_conditionals(tc.testing.make_reference_wav(tmp_path / "voice.wav", seconds=2))

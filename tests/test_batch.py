@@ -26,8 +26,8 @@ from tts_compile.batch import pipeline as job
 from tts_compile.components.flow.engine import TOKENS
 from tts_compile.components.t3 import decode_loop
 from tts_compile.components.t3.cache import KVCache
-from tts_compile.components.t3.decode_loop import Decoding
-from tts_compile.components.t3.scheduler import Batch
+from tts_compile.components.t3.decode_loop import DecodeLoop
+from tts_compile.components.t3.scheduler import Scheduler
 from tts_compile.utils.random_state import RandomNumbers
 
 CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", "It was a dark and stormy night."]
@@ -195,9 +195,9 @@ def test_long_texts_do_not_hold_the_others(
 ) -> None:
     lengths = [len(tokens) + 1 for tokens in alone(traced, spoken, CHUNKS, SEEDS)]  # and the stop token
     passes = []
-    advance = Decoding.advance
+    advance = DecodeLoop.advance
     monkeypatch.setattr(
-        Decoding, "advance", lambda self, alone: (passes.append(len(self.active)), advance(self, alone))
+        DecodeLoop, "advance", lambda self, alone: (passes.append(len(self.active)), advance(self, alone))
     )
     traced.generate_batch(CHUNKS, SEEDS, max_batch=3)
     assert sum(passes) <= sum(lengths)  # no utterance that has ended is decoded further
@@ -373,14 +373,14 @@ def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, silenced
 
 def failing_once_heard(patch: pytest.MonkeyPatch, spoken: Spoken, together_only: bool) -> None:
     """Makes T3's loop fail once a chunk is complete; with ``together_only`` only while several are spoken."""
-    advance = Decoding.advance
+    advance = DecodeLoop.advance
 
     def fail(self: Any, alone: bool = True) -> None:
         if spoken and not (together_only and len(self.active) == 1):
             raise RuntimeError("gone")
         advance(self, alone)
 
-    patch.setattr(Decoding, "advance", fail)
+    patch.setattr(DecodeLoop, "advance", fail)
 
 
 def failing_prompt(patch: pytest.MonkeyPatch, handle: tc.CompiledTTS, at: int, error: Exception) -> None:
@@ -422,9 +422,9 @@ class TestErrors:
     def test_tokens_that_stock_cannot_sort_concern_their_chunk_alone(
         self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        advance = Batch.advance
+        advance = Scheduler.advance
 
-        def babbling(self: Batch) -> Any:
+        def babbling(self: Scheduler) -> Any:
             ended = advance(self)
             for request, utterance in ended:
                 if request.index == 1:
@@ -433,7 +433,7 @@ class TestErrors:
                     utterance.tokens[:] = [6562]
             return ended
 
-        monkeypatch.setattr(Batch, "advance", babbling)
+        monkeypatch.setattr(Scheduler, "advance", babbling)
         with pytest.raises(tc.BatchError) as info:
             traced.generate_batch(CHUNKS[:4], SEEDS[:4])
         assert sorted(info.value.errors) == [1, 2]
@@ -559,7 +559,7 @@ class TestErrors:
         seed_everything(0)
         before = random_states()
         with monkeypatch.context() as patch:
-            patch.setattr(Decoding, "advance", interrupt)
+            patch.setattr(DecodeLoop, "advance", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 traced.generate_batch(CHUNKS[:3], SEEDS[:3])
         assert random_states() == before
@@ -626,7 +626,7 @@ class TestMemory:
         self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = alone(traced, spoken, CHUNKS, SEEDS)
-        advance = Decoding.advance
+        advance = DecodeLoop.advance
         passes = []
 
         def scarce(self: Any, alone: bool) -> None:
@@ -637,7 +637,7 @@ class TestMemory:
 
         released = []
         monkeypatch.setattr("tts_compile.components.t3.scheduler.release_memory", lambda: released.append(1))
-        monkeypatch.setattr(Decoding, "advance", scarce)
+        monkeypatch.setattr(DecodeLoop, "advance", scarce)
         assert together(traced, spoken, CHUNKS, SEEDS, max_batch=4) == expected
         assert released == [1]
         (event,) = traced.report().components["t3"].fallbacks
@@ -659,7 +659,7 @@ class TestMemory:
         def scarce(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried much")
 
-        monkeypatch.setattr(Decoding, "advance", scarce)
+        monkeypatch.setattr(DecodeLoop, "advance", scarce)
         monkeypatch.setattr(type(traced.t3.tfmr), "forward", scarce)  # stock's
         with pytest.raises(tc.BatchError, match=r"OutOfMemoryError: t3: out of memory.*GiB are free") as info:
             traced.generate_batch(CHUNKS[:2], max_batch=4)
@@ -681,9 +681,9 @@ class TestMemory:
     ) -> None:
         monkeypatch.setattr("tts_compile.execution.memory_limit.free_memory", lambda device: free)
         active = []
-        advance = Decoding.advance
+        advance = DecodeLoop.advance
         monkeypatch.setattr(
-            Decoding, "advance", lambda self, alone: (active.append(len(self.active)), advance(self, alone))
+            DecodeLoop, "advance", lambda self, alone: (active.append(len(self.active)), advance(self, alone))
         )
         traced.generate_batch(CHUNKS)
         assert max(active) == most

@@ -20,7 +20,7 @@ from pretend import BREAKABLE
 from speech import SHORT, Speech, speak
 from stages import STAGES, Made, assert_alike
 from tts_compile.components import watermark
-from tts_compile.components.compiled_component import EngineComponent
+from tts_compile.components.compiled_component import CompiledComponent
 from tts_compile.components.component import EagerComponent
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
@@ -324,5 +324,5 @@ def test_a_mistake_of_the_callers_is_no_failure(traced: Any, name: str) -> None:
 def test_every_component_is_here() -> None:
     assert {**COMPILED, **EAGER_ONES}.keys() == set(tc.config.COMPONENTS)
     assert tuple(COMPILED) == ENGINES
-    assert all(issubclass(kind, EngineComponent) for kind in COMPILED.values())
+    assert all(issubclass(kind, CompiledComponent) for kind in COMPILED.values())
     assert all(issubclass(kind, EagerComponent) for kind in EAGER_ONES.values())

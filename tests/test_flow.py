@@ -15,9 +15,11 @@ from test_flow_and_vocoder import chunks
 from tts_compile.components.flow.encoder import shifted
 from tts_compile.components.flow.engine import FlowEngine
 from tts_compile.components.flow.estimator import mish
+from tts_compile.components.runtime import Runtime
 from tts_compile.execution.operators import TorchOperators
-from tts_compile.fallback import FallbackManager
+from tts_compile.families.english import ENGLISH
 from tts_compile.testing.depth import SMALL, built_with
+from tts_compile.timing.blocks import Timings
 
 
 def test_frames_whose_tokens_still_have_to_come_are_left_out(traced: Any, tts: Any) -> None:
@@ -68,7 +70,8 @@ def meanflow() -> Iterator[Any]:
 
 
 def test_mean_flow_solver(meanflow: Any) -> None:
-    engine = FlowEngine(meanflow, FallbackManager("flow", ["eager"]), TorchOperators())
+    runtime = Runtime(torch.device("cpu"), FLOW.eager, Timings())
+    engine = FlowEngine(meanflow, ENGLISH.synthesis, TorchOperators(), runtime.component("flow", False, lambda: None))
     given = {**FLOW.arguments(20), "n_timesteps": 2, "meanflow": True, "noised_mels": torch.randn(1, 80, 40)}
 
     def solved(inference: Callable[..., Any], **changes: Any) -> Made:
@@ -77,9 +80,10 @@ def test_mean_flow_solver(meanflow: Any) -> None:
         return Made((mel.clone(),), torch.get_rng_state())
 
     expected = solved(meanflow.inference)
-    assert_alike(solved(engine.inference), expected)
-    engine.warm_up()
-    one = solved(engine.inference, n_timesteps=1)
+    with runtime.entered():
+        assert_alike(solved(engine.inference), expected)
+        engine.warm_up()
+        one = solved(engine.inference, n_timesteps=1)
     assert signal_to_error_db(expected.main, one.main) < 40  # the steps' ends matter
 
 

@@ -84,7 +84,7 @@ def test_a_failed_recording_falls_back(
 def test_a_warm_up_records_the_usual_rungs(
     tts: Any, recorder: PretendRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "RECORDED_AHEAD", 2 * RUNG)
+    monkeypatch.setattr(engine, "CAPTURED_AHEAD", 2 * RUNG)
     handle = tc.compile_model(tts, ONLY)
     state = torch.get_rng_state()
     handle.warmup()

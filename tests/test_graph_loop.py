@@ -15,7 +15,7 @@ from pretend import PretendRecorder, pretend
 from speech import SHORT, TEXTS, Speech, speak, speak_stock
 from test_t3_identity import SETTINGS
 from tts_compile.bucketing import ChunkBucketer
-from tts_compile.components.t3 import engine, graph_loop
+from tts_compile.components.t3 import cache, engine, graph_loop
 from tts_compile.components.t3.cache import KVCache
 
 ONLY = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(execution="cuda_graph"))
@@ -71,7 +71,8 @@ def test_an_utterance_goes_on_beyond_the_end_of_its_cache(
 ) -> None:
     expected = stock_speech(TEXTS[120], 1)
     monkeypatch.setattr(graph_loop, "RUNGS", ChunkBucketer.regular(8, 16_384))
-    monkeypatch.setattr(engine, "CAPACITY", ChunkBucketer.regular(16, 16_384))
+    for module in (cache, engine):
+        monkeypatch.setattr(module, "CAPACITY", ChunkBucketer.regular(16, 16_384))
     handle = tc.compile_model(tts, ONLY)
     assert speak(handle, TEXTS[120], 1) == expected
     assert recorder.alive < len(recorder.recorded)  # those of the smaller caches were given up

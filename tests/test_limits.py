@@ -27,9 +27,9 @@ from tts_compile.components import compiled_component as engine_component
 from tts_compile.components import cpu_fallback
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
-from tts_compile.components.t3.decode_loop import Decoding
+from tts_compile.components.t3.decode_loop import DecodeLoop
 from tts_compile.components.vocoder import VocoderComponent
-from tts_compile.execution import Region
+from tts_compile.execution import CompileOptions, Region
 from tts_compile.execution.compile_budget import CompileBudget
 from tts_compile.execution.memory_limit import MemoryLimit
 
@@ -47,7 +47,7 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     budget = CompileBudget(0.05)
     manager = tc.FallbackManager("t3", ["inductor", "eager"])
     first, second = (
-        Region(name, lambda x: x * 2, manager, CPU, backend=slowly, budget=budget) for name in ("first", "second")
+        Region(name, lambda x: x * 2, manager, CPU, CompileOptions(slowly), budget) for name in ("first", "second")
     )
     spent = []
     for _ in range(3):
@@ -76,7 +76,7 @@ def test_what_fails_to_compile_has_spent_its_time_too() -> None:
 
     budget = CompileBudget(1)
     manager = tc.FallbackManager("t3", ["inductor", "eager"])
-    assert torch.equal(Region("f", lambda x: x * 2, manager, CPU, backend=slowly, budget=budget)(ONE), ONE * 2)
+    assert torch.equal(Region("f", lambda x: x * 2, manager, CPU, CompileOptions(slowly), budget)(ONE), ONE * 2)
     assert budget.spent >= 0.05
     assert [event.phase for event in manager.events] == ["compile"]
 
@@ -94,7 +94,7 @@ def test_running_out_of_memory_or_an_interrupt_spends_nothing(error: BaseExcepti
         return run
 
     budget = CompileBudget(1)
-    region = Region("f", lambda x: x * 2, tc.FallbackManager("t3", ["inductor"]), CPU, backend=slowly, budget=budget)
+    region = Region("f", lambda x: x * 2, tc.FallbackManager("t3", ["inductor"]), CPU, CompileOptions(slowly), budget)
     spent = []
     for _ in range(2):  # the first call compiles
         with pytest.raises(type(error)):
@@ -111,7 +111,7 @@ def test_compiling_that_is_broken_off_spends_nothing(error: BaseException) -> No
         raise error
 
     budget = CompileBudget(1)
-    region = Region("f", lambda x: x * 2, tc.FallbackManager("t3", ["inductor"]), CPU, backend=slowly, budget=budget)
+    region = Region("f", lambda x: x * 2, tc.FallbackManager("t3", ["inductor"]), CPU, CompileOptions(slowly), budget)
     with pytest.raises(BaseException, match="none left" if isinstance(error, MemoryError) else ""):
         region(ONE)
     assert budget.spent == 0
@@ -154,9 +154,9 @@ def test_beyond_the_limit_nothing_is_kept_twice(
             assert [event.phase for event in rows[name].fallbacks] == ["attach"]
             assert "limit of 0.01 GiB" in rows[name].fallbacks[0].error
         passes: list[int] = []
-        advance = Decoding.advance
+        advance = DecodeLoop.advance
         monkeypatch.setattr(
-            Decoding,
+            DecodeLoop,
             "advance",
             lambda self, *given, **kw: (passes.append(len(self.active)), advance(self, *given, **kw)),
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tts_compile import CompilationError, FallbackManager
-from tts_compile.execution import Region
+from tts_compile.execution import CompileOptions, Region
 from tts_compile.timing.blocks import Timings, timed
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ class Made(NamedTuple):
 
 def made(function: Any = double, level: str = "inductor", backend: Any = "eager", policy: str = "fallback") -> Made:
     fallback = FallbackManager("t3", ["inductor", "eager"] if level == "inductor" else ["eager"], policy)
-    return Made(Region("double", function, fallback, CPU, backend=backend), fallback)
+    return Made(Region("double", function, fallback, CPU, CompileOptions(backend)), fallback)
 
 
 def broken_backend(graph: Any, inputs: Any) -> Any:

@@ -16,7 +16,7 @@ import tts_compile as tc
 from conftest import EAGER, ENGINES, components
 from speech import SHORT, Speech, speak
 from test_api import identities, instances
-from tts_compile.execution import process_lock as turn
+from tts_compile.execution import process_lock
 
 
 def test_inside_there_is_nothing_of_ours(tts: Any, stock_speech: Callable[..., Speech]) -> None:
@@ -103,7 +103,7 @@ def interrupted(number: int, action: Callable[[], object]) -> bool:
     def trace(frame: Any, event: str, _: Any) -> Any:
         nonlocal seen
         path = frame.f_code.co_filename
-        if path == turn.__file__ or not path.startswith(TRACED):  # a lock's own ``with`` is not interrupted
+        if path == process_lock.__file__ or not path.startswith(TRACED):  # a lock's own ``with`` is not interrupted
             return None
         if event == "line":
             if seen == number:
@@ -138,7 +138,7 @@ def test_an_interrupt_at_any_line_leaves_it_compiled(
                 raise error
 
     def free() -> None:
-        with turn.alone():
+        with process_lock.locked():
             released.append(number)
 
     released: list[int] = []

@@ -17,10 +17,9 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT, TEXTS, Speech, random_states, seed_everything, signal_to_error_db, speak, speak_stock
 from stages import QUICK
-from tts_compile.bucketing import ChunkBucketer
-from tts_compile.components.t3 import engine
+from tts_compile.backbones.backbone import CacheShape
+from tts_compile.backbones.llama import LlamaDecoder, embedded
 from tts_compile.components.t3.cache import KVCache
-from tts_compile.components.t3.step import embedded
 
 ONLY = tc.CompileConfig.off().replace(t3=QUICK)
 
@@ -125,14 +124,14 @@ def test_guessing_ahead_changes_nothing(tts: Any, stock_speech: Callable[..., Sp
 def test_wrong_guesses_change_nothing(
     tts: Any, stock_speech: Callable[..., Speech], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    copy_of = engine.int8_copy
+    copy_of = LlamaDecoder.int8_copy
 
-    def misled(weights: Any) -> Any:  # every other token changes its meaning
-        head = weights.head.detach().clone()
+    def misled(self: Any, weights: Any) -> Any:  # every other token changes its meaning
+        head = weights.last.head.detach().clone()
         head[:6560:2] = head[:6560:2].roll(1, 0)
-        return copy_of(weights._replace(head=head))
+        return copy_of(self, weights._replace(last=weights.last._replace(head=head)))
 
-    monkeypatch.setattr(engine, "int8_copy", misled)
+    monkeypatch.setattr(LlamaDecoder, "int8_copy", misled)
     handle = tc.compile_model(tts, ONLY.replace(t3=dataclasses.replace(QUICK, draft_tokens=ahead)))
     for budget in (1000, 7):
         expected = stock_speech(SHORT, max_new_tokens=budget)
@@ -254,7 +253,7 @@ def test_guesses_beyond_the_last_position_have_one_too() -> None:
 
 
 def test_cache_hands_out_no_leftovers() -> None:
-    cache = KVCache(2, 1, True, 1, 4, 64, ChunkBucketer.regular(16, 64), torch.empty(0))
+    cache = KVCache(CacheShape(2, 1, 4), 1, True, 64, torch.empty(0))
     cache.keys.fill_(torch.nan)
     cache.values.fill_(torch.nan)
     for start, count in ((0, 3), (3, 20), (60, 4)):
@@ -268,9 +267,9 @@ def test_cache_hands_out_no_leftovers() -> None:
 @pytest.mark.parametrize("whole", [False, True])
 def test_slots_hold_what_they_were_given_and_nothing_else(whole: bool) -> None:
     def leftovers(sequence: int) -> Tensor:
-        return cache.keys[:, sequence, :, : 64 if whole else 16].isnan()
+        return cache.keys[:, sequence, :, : cache.capacity if whole else 16].isnan()
 
-    cache = KVCache(2, 3, True, 1, 4, 64, ChunkBucketer.regular(16, 64), torch.empty(0))
+    cache = KVCache(CacheShape(2, 1, 4), 3, True, 64, torch.empty(0))
     if whole:
         cache.clear()
     cache.keys.fill_(torch.nan)

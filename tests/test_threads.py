@@ -17,7 +17,7 @@ import tts_compile as tc
 from conftest import EAGER, components
 from speech import SHORT, TEXTS
 from tts_compile import background
-from tts_compile.execution.process_lock import Turn
+from tts_compile.execution.process_lock import DeviceLock
 
 
 def test_every_thread_hears_what_it_would_hear_alone(
@@ -237,9 +237,10 @@ def test_what_is_no_seed(eager: tc.CompiledTTS, seed: Any) -> None:
         pass
 
 
-def test_turns_nest() -> None:
-    turn = Turn()
-    with turn(), turn(), Turn()():
+def test_the_lock_nests() -> None:
+    cpu = torch.device("cpu")
+    lock = DeviceLock(cpu)
+    with lock(), lock(), DeviceLock(cpu)():
         pass
 
 

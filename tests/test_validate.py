@@ -17,7 +17,6 @@ from speech import Speech
 from tts_compile import background, handle
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
-from tts_compile.components.flow.engine import FlowEngine
 from tts_compile.components.vocoder.engine import VocoderEngine
 from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity
 from tts_compile.parity import transcription as quality
@@ -78,78 +77,6 @@ def test_a_component_that_differs_falls_back_alone(
     assert not caught.value.report.passed
     assert "inference" not in vars(tts.s3gen.flow)
     assert tc.compile_model(tts, EAGER).report().attached
-
-
-def validated(tts: Any, config: tc.CompileConfig) -> dict[str, str]:
-    """Returns the error of every component that validation has given up; the others must be attached still."""
-    with tc.compile_model(tts, config, validate=True) as fast:
-        events = {name: row.fallbacks for name, row in fast.report().components.items() if row.fallbacks}
-        seams = {"flow": (tts.s3gen.flow, "inference"), "vocoder": (tts.s3gen.mel2wav, "inference")}
-        seams["watermark"] = (tts.watermarker, "apply_watermark")
-        attached = {name for name, (owner, method) in seams.items() if method in vars(owner)}
-    assert all((event.phase, event.action) == ("validate", "stock") for row in events.values() for event in row)
-    assert attached == seams.keys() - events.keys()
-    return {name: row[0].error for name, row in events.items()}
-
-
-def test_a_component_that_is_wrong_in_whole_utterances_alone_is_given_up_alone(
-    tts: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The calls of stock that are repeated one by one do not show it."""
-    whole = []
-    synthesis, vocoder = type(tts.s3gen).inference, VocoderEngine.inference
-
-    def inference(self: Any, *args: Any, **kwargs: Any) -> Any:
-        whole.append(1)
-        try:
-            return synthesis(self, *args, **kwargs)
-        finally:
-            whole.clear()
-
-    def louder(self: Any, *args: Any, **kwargs: Any) -> Any:
-        wave, source = vocoder(self, *args, **kwargs)
-        return (1.01 * wave if whole else wave), source
-
-    monkeypatch.setattr(type(tts.s3gen), "inference", inference)
-    monkeypatch.setattr(VocoderEngine, "inference", louder)
-    errors = validated(tts, CONFIG)
-    assert errors.keys() == {"vocoder"}
-    assert "whole utterances" in errors["vocoder"]
-    assert "dB" in errors["vocoder"]
-    with pytest.raises(tc.ParityError, match=r"vocoder: .*whole utterances"):
-        tc.compile_model(tts, CONFIG.replace(fallback="raise"), validate=True)
-
-
-def test_of_components_that_are_wrong_together_the_fewest_are_given_up(
-    tts: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inference = FlowEngine.inference
-
-    def louder_before_a_compiled_vocoder(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mel, nothing = inference(self, *args, **kwargs)
-        return (1.5 * mel if "inference" in vars(tts.s3gen.mel2wav) else mel), nothing
-
-    monkeypatch.setattr(FlowEngine, "inference", louder_before_a_compiled_vocoder)
-    errors = validated(tts, CONFIG)
-    assert len(errors) == 1
-    assert errors.keys() < {"flow", "vocoder"}
-    assert all("whole utterances" in error for error in errors.values())
-
-
-def test_a_model_that_differs_from_itself_costs_no_component(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    synthesis, calls = type(tts.s3gen).inference, []
-
-    def unsteady(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        wave, source = synthesis(self, *args, **kwargs)
-        return wave / len(calls), source
-
-    monkeypatch.setattr(type(tts.s3gen), "inference", unsteady)
-    with tc.compile_model(tts, CONFIG, validate=True):
-        assert "inference" in vars(tts.s3gen.flow)
-        assert "apply_watermark" in vars(tts.watermarker)
-    with pytest.raises(tc.ParityError, match="whole utterances"):
-        tc.compile_model(tts, CONFIG.replace(fallback="raise"), validate=True)
 
 
 def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[ParityReport], None]) -> None:

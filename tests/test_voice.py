@@ -15,8 +15,7 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import random_states, seed_everything
-from tts_compile.components.voice import ReferenceComponent
-from tts_compile.components.voice.lru import Memory
+from tts_compile.components.voice.lru import LRUCache
 from tts_compile.components.weight_watch import WeightWatch
 
 soundfile = pytest.importorskip("soundfile")
@@ -420,23 +419,21 @@ def test_voice_conversion(tts: Any, wavs: dict[str, Path]) -> None:
     conversion = ChatterboxVC(tts.s3gen, "cpu")
     conversion.set_target_voice(wavs["other rate"])
     expected = conversion.ref_dict
-    component = ReferenceComponent(conversion, VOICE)
-    component.attach()
-    for _ in range(2):
-        conversion.set_target_voice(wavs["other rate"])
-        assert_identical(conversion.ref_dict, expected)
-    voice = conversion.ref_dict
-    with pytest.raises(tc.InputError, match="does not exist"):
-        conversion.set_target_voice("missing.wav")
-    assert conversion.ref_dict is voice
-    assert "1 of 2" in component.report().note
-    component.detach()
+    with tc.compile_model(conversion, VOICE) as fast:
+        for _ in range(2):
+            conversion.set_target_voice(wavs["other rate"])
+            assert_identical(conversion.ref_dict, expected)
+        voice = conversion.ref_dict
+        with pytest.raises(tc.InputError, match="does not exist"):
+            conversion.set_target_voice("missing.wav")
+        assert conversion.ref_dict is voice
+        assert "1 of 2" in row(fast).note
     assert "set_target_voice" not in vars(conversion)
     assert "embed_ref" not in vars(tts.s3gen)
 
 
 def test_memory_keeps_what_was_used_last() -> None:
-    memory = Memory(size=2)
+    memory = LRUCache(size=2)
     for key in ("a", "b"):
         memory.put(key, {"value": torch.ones(1)})
     memory.get("a")
