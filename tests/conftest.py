@@ -1,13 +1,14 @@
-"""One synthetic checkpoint and two models for the whole run.
+"""Checkpoints, models and stock results that tests share; each is made once a session.
 
-``model`` is stock and tests attach to it; ``fast`` stays compiled, so that compiling is paid for once.
+``model`` is stock, and tests attach to it through ``tts``. ``fast`` is compiled by inductor and ``traced`` by dynamo
+alone, so that compiling is paid for once; both stay compiled.
 """
 
 from __future__ import annotations
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the workers, which share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker: the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import getpass
@@ -18,18 +19,19 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 import tts_compile as tc
-from pretend import PretendRecorder, pretend
+from pretend import BREAKABLE, PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
+from stages import Made, Stage
 from tts_compile import cache
-from tts_compile.components.compiled_component import EngineComponent
+from tts_compile.components.compiled_component import CompiledComponent
 
 SPEECH_TOKENS = 16
-EAGER = tc.CompileConfig(
-    **dict.fromkeys(("t3", "flow", "vocoder"), tc.ComponentPolicy(execution="eager")), warmup_samples=0
-)
+ENGINES = ("t3", "flow", "vocoder")
+EAGER = tc.CompileConfig(**dict.fromkeys(ENGINES, tc.ComponentPolicy(execution="eager")), warmup_samples=0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,8 +47,25 @@ def _clean_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tc.testing.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), size="small", speech_tokens=SPEECH_TOKENS)
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the folder of a variant's small checkpoint, written once for all workers; read it, never write to it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(variant: str = "english") -> Path:
+        found, partial = shared / f"checkpoint-{variant}", shared / f"partial-{variant}"
+        with FileLock(f"{partial}.lock"):
+            if not found.exists():
+                tc.testing.write_checkpoint(partial, variant, speech_tokens=SPEECH_TOKENS).rename(found)
+        return found
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    """The folder of the English checkpoint."""
+    return checkpoint_of("english")
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +76,7 @@ def model(checkpoint: Path) -> Any:
 
 @pytest.fixture
 def tts(model: Any) -> Iterator[Any]:
-    """The stock model, whose instances, voice and modes are put back after the test whatever happened."""
+    """The stock model; instances, voice and modes are put back after the test, whatever happened."""
     owners = (
         *(model, model.t3, model.s3gen, model.s3gen.flow, model.s3gen.mel2wav),
         *(model.ve, model.tokenizer, model.watermarker),
@@ -76,26 +95,56 @@ def tts(model: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def eager(tts: Any) -> tc.CompiledTTS:
-    """The library's own loop around ``tts``, not compiled."""
+    """The library's own loops around ``tts``, not compiled."""
     return tc.compile_model(tts, EAGER)
+
+
+def mapped(checkpoint: Path) -> Any:
+    """Loads a model of its own, whose weights lie anywhere in memory; faster than stock's loading."""
+    with tc.testing.architecture_of(checkpoint):
+        return tc.load_model("ChatterboxTTS", checkpoint)
 
 
 @pytest.fixture(scope="session")
 def fast(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
     """A compiled and warmed-up model; not for tests that leave a mark on its counts of compiled steps."""
     torch._dynamo.reset()  # or graphs compiled by an earlier test would serve this model and not be counted
-    with tc.testing.architecture_of(checkpoint):
-        mapped = tc.load_model("ChatterboxTTS", checkpoint)  # whose weights lie anywhere in memory
-    with tc.compile_model(mapped, tc.CompileConfig.exact()) as handle:
+    with tc.compile_model(mapped(checkpoint), tc.CompileConfig.exact()) as handle:
         handle.warmup()
         yield handle
 
 
+@pytest.fixture(scope="session")
+def _traced(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
+    policy = tc.ComponentPolicy(execution="inductor", backend=BREAKABLE.name)
+    with tc.compile_model(mapped(checkpoint), tc.CompileConfig(**dict.fromkeys(ENGINES, policy))) as handle:
+        yield handle
+
+
+@pytest.fixture
+def traced(_traced: tc.CompiledTTS) -> tc.CompiledTTS:
+    """A model that dynamo traces once for all tests, as if nothing had ever failed; ``BREAKABLE`` makes it fail."""
+    forget_failures(_traced)
+    return _traced
+
+
+@pytest.fixture(params=["fast", "traced", "eager"])
+def speaker(request: pytest.FixtureRequest) -> tc.CompiledTTS:
+    """A model compiled by inductor, traced with native code, or run eagerly with torch's own operators."""
+    handle: tc.CompiledTTS = request.getfixturevalue(request.param)
+    return handle
+
+
+def components(handle: tc.CompiledTTS) -> Any:
+    """Returns the components of a compiled model, by name."""
+    return handle._components
+
+
 def forget_failures(handle: tc.CompiledTTS) -> None:
-    """Have the components of a model that several tests share be as if nothing had ever failed."""
-    for name in handle._components:
-        component = handle._components[name]
-        if isinstance(component, EngineComponent):
+    """Puts the components of a model that several tests share back to the state before any failure."""
+    for name in components(handle):
+        component = components(handle)[name]
+        if isinstance(component, CompiledComponent):
             component._failed_together = 0
         fallback = component.fallback
         fallback.events.clear()
@@ -119,10 +168,17 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "fresh_dynamo" in getattr(item, "fixturenames", ()))
-    for item in items:  # one worker compiles ``fast``, which some tests ask for by name; the others share files
-        fixtures = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("fast" if {"fast", "request"} & {*fixtures} else item.path.stem))
+    """Has one worker run all tests of ``fast``, first, since they take longest; other tests of a file stay together."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("fast" if _asks_for_fast(item) else item.path.stem))
+    items.sort(key=lambda item: ("fresh_dynamo" in getattr(item, "fixturenames", ()), not _asks_for_fast(item)))
+
+
+def _asks_for_fast(item: pytest.Item) -> bool:
+    """Whether a test asks for ``fast``, as a fixture or as the value of a parameter that names it."""
+    parameters = getattr(item, "callspec", None)
+    named = parameters.params.values() if parameters else ()
+    return "fast" in getattr(item, "fixturenames", ()) or any(value == "fast" for value in named)
 
 
 @pytest.fixture(scope="session")
@@ -154,18 +210,32 @@ def stock_wave(model: Any) -> Callable[..., tuple[Tensor, Any]]:
     return wave
 
 
+@pytest.fixture(scope="session")
+def stock_made(model: Any) -> Callable[..., Made]:
+    """``Stage.stock`` on ``model``, computed once for each length and plain settings."""
+    known: dict[Any, Made] = {}
+
+    def made(stage: Stage, length: int = 9, **settings: Any) -> Made:
+        key = (stage.name, length, *sorted(settings.items()))
+        if key not in known:
+            known[key] = stage.stock(model, length, **settings)
+        return known[key]
+
+    return made
+
+
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[int, ...]]]:
-    """Spare a model the synthesis: afterwards ``generate`` is quick, and its speech tokens land in the list."""
+    """Replaces a model's synthesis: afterwards ``generate`` is quick, and its speech tokens land in the list."""
 
     def silence(tts: Any) -> list[tuple[int, ...]]:
-        heard: list[tuple[int, ...]] = []
+        spoken: list[tuple[int, ...]] = []
 
         def inference(speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
-            heard.append(tuple(speech_tokens.tolist()))
-            return torch.zeros(1, 4800), None
+            spoken.append(tuple(speech_tokens.tolist()))
+            return torch.full((1, 4800), len(spoken) - 1.0), None
 
         monkeypatch.setattr(tts.s3gen, "inference", inference)
-        return heard
+        return spoken
 
     return silence

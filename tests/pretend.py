@@ -1,12 +1,13 @@
-"""CUDA graphs without a GPU: what a recording does and does not do, on a CPU."""
+"""Backends that need no GPU and no compiler: pretended CUDA graphs, and a ``torch.compile`` backend that can fail."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
+import torch
 from torch import Tensor
 
 from tts_compile.execution import cuda_graph
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 class PretendRecording:
-    """Runs its function anew for a replay and puts the results where the recorded ones lie."""
+    """A recording that calls its function again for a replay and writes the results where the recorded ones are."""
 
     def __init__(self, function: Callable[[], Any], results: Any) -> None:
         self._function = function
@@ -35,7 +36,7 @@ class PretendRecording:
 
 
 class PretendRecorder:
-    """Like a GPU's: recording runs the function beforehand and leaves no results."""
+    """A recorder that, as a GPU's, calls the function beforehand and leaves no results."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.recorded: list[PretendRecording] = []
@@ -70,3 +71,37 @@ def pretend(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> Pret
     recorder = PretendRecorder(fail_at)
     monkeypatch.setattr(cuda_graph, "recorder_for", lambda device: recorder)
     return recorder
+
+
+class BreakableBackend:
+    """A ``torch.compile`` backend that runs what was traced, and raises at the calls that a test names."""
+
+    name = "breakable"
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._failing = range(0)
+        self._error: Callable[[], BaseException] = RuntimeError
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self._calls += 1
+            if self._calls in self._failing:
+                raise self._error()
+            return graph.forward(*args)
+
+        return run
+
+    @contextlib.contextmanager
+    def failing(self, at: int, error: Callable[[], BaseException], times: int = 1) -> Iterator[None]:
+        """Compiled functions raise from their ``at``-th call in the block on, so many times."""
+        self._calls, self._failing, self._error = 0, range(at, at + times), error
+        try:
+            yield
+        finally:
+            self._failing = range(0)
+        assert self._calls >= at, "the fault was never reached"
+
+
+BREAKABLE = BreakableBackend()
+torch._dynamo.register_backend(BREAKABLE, name=BREAKABLE.name)

@@ -1,4 +1,4 @@
-"""What several test modules need to make a model speak and to compare how it spoke."""
+"""Functions that make a model speak, and compare waves, tokens and random generators."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TEXTS = {
 
 
 class Speech(NamedTuple):
-    """Tokens, and the state of the generator after them."""
+    """Speech tokens, and the state of the generator after them."""
 
     tokens: tuple[int, ...]
     state: bytes
 
 
 def text_tokens(tts: Any, text: str, rows: int = 2) -> Tensor:
-    """Start, text, stop, as stock ``generate`` makes them, (rows, n)."""
+    """Returns start, text and stop tokens as stock ``generate`` makes them, (rows, n)."""
     from chatterbox.tts import punc_norm
 
     ids = tts.tokenizer.text_to_tokens(punc_norm(text)).repeat(rows, 1)
@@ -41,7 +41,7 @@ def text_tokens(tts: Any, text: str, rows: int = 2) -> Tensor:
 def speak(
     tts: Any, text: str, seed: int = 0, rows: int = 2, inference: Callable[..., Tensor] | None = None, **settings: Any
 ) -> Speech:
-    """Speech tokens from ``tts.t3.inference``, or from the given function, for a seed."""
+    """Returns the speech tokens of ``tts.t3.inference``, or of the given function, for a seed."""
     inference = inference or tts.t3.inference
     settings = {"max_new_tokens": 1000, "top_p": 1.0, **settings}
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def speak(
 
 
 def speak_stock(tts: Any, text: str, seed: int = 0, **settings: Any) -> Speech:
-    """The same through the class's own method, whatever is attached to the instance."""
+    """Returns the speech tokens of the class's own method, whatever is attached to the instance."""
     t3 = tts.t3
     return speak(tts, text, seed, inference=lambda **kwargs: type(t3).inference(t3, **kwargs), **settings)
 
@@ -64,7 +64,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_states() -> tuple[Any, ...]:
-    """torch's, numpy's and Python's global generators, comparable with ``==``."""
+    """Returns the states of torch's, numpy's and Python's global generators, comparable with ``==``."""
     kind, keys, *rest = np.random.get_state()
     return torch.get_rng_state().numpy().tobytes(), (kind, keys.tobytes(), *rest), random.getstate()
 

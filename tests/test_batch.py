@@ -1,10 +1,11 @@
-"""``generate_batch``: every chunk as if it were spoken alone, whatever else is spoken."""
+"""``generate_batch``: every chunk as ``generate`` speaks it, whatever the other chunks are."""
 
 from __future__ import annotations
 
 import pickle
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +17,82 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tts_compile as tc
-from conftest import EAGER, forget_failures
+from conftest import EAGER, components
 from pretend import PretendRecorder
 from speech import SHORT, TEXTS, random_states, seed_everything, signal_to_error_db
+from stages import QUICK
 from tts_compile import batch
 from tts_compile.batch import pipeline as job
 from tts_compile.components.flow.engine import TOKENS
-from tts_compile.components.t3.decode_loop import Decoding
-from tts_compile.components.t3.scheduler import Batch
+from tts_compile.components.t3 import decode_loop
+from tts_compile.components.t3.cache import KVCache
+from tts_compile.components.t3.decode_loop import DecodeLoop
+from tts_compile.components.t3.scheduler import Scheduler
 from tts_compile.utils.random_state import RandomNumbers
 
 CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", "It was a dark and stormy night."]
-Heard = list[tuple[int, ...]]
+Spoken = list[tuple[int, ...]]
+Silenced = Callable[[Any], Spoken]
 SEEDS = list(range(len(CHUNKS)))
-QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
 # T3's loop with the native decoder, without waiting for inductor
 T3_ONLY = tc.CompileConfig.off().replace(t3=QUICK)
 
 
-@pytest.fixture(scope="module")
-def _quick(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
-    with tc.compile_model(tc.testing.load_checkpoint(checkpoint), T3_ONLY) as handle:
-        yield handle
-
-
-@pytest.fixture
-def quick(_quick: tc.CompiledTTS) -> tc.CompiledTTS:
-    """One model for all tests, traced once."""
-    forget_failures(_quick)
-    return _quick
-
-
-@pytest.fixture
-def tts(tts: Any, request: pytest.FixtureRequest) -> Any:
-    """The model of ``quick``, in tests that ask for that one."""
-    return request.getfixturevalue("quick").wrapped if "quick" in request.fixturenames else tts
-
-
-def alone(model: Any, heard: Heard, texts: list[str], seeds: list[int], **settings: Any) -> list[Any]:
-    """Speech tokens of each text by ``generate``."""
-    heard.clear()
+def alone(model: Any, spoken: Spoken, texts: list[str], seeds: list[int], **settings: Any) -> list[Any]:
+    """Returns the speech tokens of each text by ``generate``."""
+    spoken.clear()
     for text, seed in zip(texts, seeds):
         torch.manual_seed(seed)
         model.generate(text, **settings)
-    found = list(heard)
-    heard.clear()
+    found = list(spoken)
+    spoken.clear()
     return found
 
 
-def together(model: Any, heard: Heard, texts: list[str], seeds: list[int], **options: Any) -> list[tuple[int, ...]]:
-    """Speech tokens of each text by ``generate_batch``, found again by what its wave says."""
-    heard.clear()
+def together(model: Any, spoken: Spoken, texts: list[str], seeds: list[int], **options: Any) -> list[tuple[int, ...]]:
+    """Returns the speech tokens of each text by ``generate_batch``, found by the number in its wave."""
+    spoken.clear()
     waves = model.generate_batch(texts, seeds, **options)
     assert all(wave.dtype == torch.float32 and wave.ndim == 2 for wave in waves)
-    return [heard[int(wave[0, 0])] for wave in waves]
-
-
-def silenced(patch: pytest.MonkeyPatch, tts: Any) -> list[tuple[int, ...]]:
-    """As ``silent``, with waves that say which of the heard ones they are."""
-    heard: Heard = []
-
-    def inference(speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
-        heard.append(tuple(speech_tokens.tolist()))
-        return torch.full((1, 4800), len(heard) - 1.0), None
-
-    patch.setattr(tts.s3gen, "inference", inference)
-    patch.setattr(tts.watermarker, "apply_watermark", lambda wave, sample_rate: wave)
-    return heard
+    return [spoken[int(wave[0, 0])] for wave in waves]
 
 
 @pytest.fixture
-def heard(tts: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Speech tokens, of every utterance whose synthesis the test is spared."""
-    return silenced(monkeypatch, tts)
+def silenced(silent: Callable[[Any], Spoken], monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Spoken]:
+    """Spares a model synthesis and watermark; a wave holds the number of its speech tokens in the list."""
+
+    def silence(tts: Any) -> Spoken:
+        monkeypatch.setattr(tts.watermarker, "apply_watermark", lambda wave, sample_rate: wave)
+        return silent(tts)
+
+    return silence
+
+
+@pytest.fixture
+def spoken(traced: tc.CompiledTTS, silenced: Callable[[Any], Spoken]) -> Spoken:
+    """Speech tokens of every utterance of ``traced``, which makes no waves."""
+    return silenced(traced.wrapped)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"cfg_weight": 0.0}, {"top_p": 0.7, "temperature": 1.3}], ids=["guided", "unguided", "top-p"]
 )
-def test_tokens_are_those_of_generate(quick: tc.CompiledTTS, tts: Any, heard: Heard, options: dict[str, Any]) -> None:
-    expected = alone(quick, heard, CHUNKS, SEEDS, **options)
+def test_tokens_are_those_of_generate(traced: tc.CompiledTTS, spoken: Spoken, options: dict[str, Any]) -> None:
+    expected = alone(traced, spoken, CHUNKS, SEEDS, **options)
     assert len({len(tokens) for tokens in expected}) > 2
     for max_batch in (2, None):
-        assert together(quick, heard, CHUNKS, SEEDS, max_batch=max_batch, **options) == expected
-    assert together(quick, heard, CHUNKS[:2], SEEDS[:2], max_batch=1, **options) == expected[:2]
+        assert together(traced, spoken, CHUNKS, SEEDS, max_batch=max_batch, **options) == expected
+    assert together(traced, spoken, CHUNKS[:2], SEEDS[:2], max_batch=1, **options) == expected[:2]
 
 
 @given(st.data())
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_mix_in_any_order(quick: tc.CompiledTTS, tts: Any, heard: Heard, data: st.DataObject) -> None:
+def test_any_mix_in_any_order(traced: tc.CompiledTTS, spoken: Spoken, data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(range(len(CHUNKS))), min_size=1, max_size=6))
     seeds = data.draw(st.lists(st.integers(0, 3), min_size=len(chosen), max_size=len(chosen)))
     texts = [CHUNKS[i] for i in chosen]
-    expected = alone(quick, heard, texts, seeds)
-    assert together(quick, heard, texts, seeds, max_batch=data.draw(st.integers(1, 4))) == expected
+    expected = alone(traced, spoken, texts, seeds)
+    assert together(traced, spoken, texts, seeds, max_batch=data.draw(st.integers(1, 4))) == expected
 
 
 def test_waves_and_random_numbers(tts: Any, eager: tc.CompiledTTS) -> None:
@@ -148,7 +131,7 @@ def test_mel_frames_that_fail_together_are_solved_alone(
     def broken(*args: Any) -> None:
         raise RuntimeError("a broken kernel")
 
-    monkeypatch.setattr(eager._components["flow"].engine, "together", broken)
+    monkeypatch.setattr(components(eager)["flow"].engine, "together", broken)
     waves = eager.generate_batch(CHUNKS[:2], seeds=range(2))
     assert [torch.equal(a, b) for a, b in zip(waves, expected)] == [True, True]
     (event,) = eager.report().components["flow"].fallbacks
@@ -157,18 +140,20 @@ def test_mel_frames_that_fail_together_are_solved_alone(
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eager._components["flow"].engine, "together", interrupt)
+    monkeypatch.setattr(components(eager)["flow"].engine, "together", interrupt)
     with pytest.raises(KeyboardInterrupt):
         eager.generate_batch(["A", "A"])
 
 
 def test_waves_after_guesses(tts: Any) -> None:
-    """What T3 has drawn too early is given back before flow and vocoder draw."""
+    """Random numbers that T3 has drawn too early are put back before flow and vocoder draw."""
     with tc.compile_model(tts, T3_ONLY) as handle:
         torch.manual_seed(5)
         expected = handle.generate(SHORT)
         (wave,) = handle.generate_batch([SHORT], seeds=[5])
-        assert handle._components["t3"].engine.guesses.made > 0
+        accepted = re.match(r"(\d+) of (\d+) ", handle.report().components["t3"].note)
+    assert accepted is not None
+    assert int(accepted[2]) > 0
     assert torch.equal(wave, expected)
 
 
@@ -194,44 +179,52 @@ def test_what_another_voice_says_meanwhile_is_its_own(
     assert [voice is own for voice in voices].count(False) == 1
 
 
-def test_without_seeds_torch_seeds_the_batch(quick: tc.CompiledTTS, tts: Any, heard: Heard) -> None:
+def test_without_seeds_torch_seeds_the_batch(traced: tc.CompiledTTS, spoken: Spoken) -> None:
 
     def said(seed: int) -> list[tuple[int, ...]]:
-        heard.clear()
+        spoken.clear()
         torch.manual_seed(seed)
-        quick.generate_batch(CHUNKS[:3])
-        return sorted(heard)
+        traced.generate_batch(CHUNKS[:3])
+        return sorted(spoken)
 
     assert said(1) == said(1) != said(2)
 
 
 def test_long_texts_do_not_hold_the_others(
-    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lengths = [len(tokens) + 1 for tokens in alone(quick, heard, CHUNKS, SEEDS)]  # and the stop token
+    lengths = [len(tokens) + 1 for tokens in alone(traced, spoken, CHUNKS, SEEDS)]  # and the stop token
     passes = []
-    advance = Decoding.advance
+    advance = DecodeLoop.advance
     monkeypatch.setattr(
-        Decoding, "advance", lambda self, alone: (passes.append(len(self.active)), advance(self, alone))
+        DecodeLoop, "advance", lambda self, alone: (passes.append(len(self.active)), advance(self, alone))
     )
-    quick.generate_batch(CHUNKS, SEEDS, max_batch=3)
-    assert sum(passes) <= sum(lengths)  # nobody who has ended is decoded on
+    traced.generate_batch(CHUNKS, SEEDS, max_batch=3)
+    assert sum(passes) <= sum(lengths)  # no utterance that has ended is decoded further
     assert len(passes) <= sum(lengths) / 3 + max(lengths)
 
 
 def test_beginnings_that_prompts_share_are_read_once(
-    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = []
-    engine = quick._components["t3"].engine
-    prefill = engine._prefill
+    copied: list[int] = []
+    copy_start = KVCache.copy_start
     monkeypatch.setattr(
-        engine, "_prefill", lambda rotary, x, *where: (read.append(x.shape[:2].numel()), prefill(rotary, x, *where))[1]
+        KVCache, "copy_start", lambda self, *given: copied.append(given[-1]) or copy_start(self, *given)
     )
-    quick.generate_batch([SHORT, SHORT[:10]], [0, 0])
-    whole, conditional, unconditional = read
-    assert conditional < whole / 2
-    assert unconditional <= 3  # start and stop of the text differ in nothing but their positions
+    lengths: list[int] = []
+    embedded = type(traced.t3).prepare_input_embeds
+
+    def embed(*args: Any, **kwargs: Any) -> Any:
+        embeddings, others = embedded(*args, **kwargs)
+        lengths.append(embeddings.shape[1] + 1)  # the start token goes in once more
+        return embeddings, others
+
+    monkeypatch.setattr(type(traced.t3), "prepare_input_embeds", embed)
+    traced.generate_batch([SHORT, SHORT[:10]], [0, 0])
+    conditional, unconditional = copied
+    assert lengths[-1] - conditional < lengths[-1] / 2
+    assert lengths[-1] - unconditional <= 3  # start and stop of the text differ in nothing but their positions
 
 
 def test_nothing_compiles_after_the_warm_up(fast: tc.CompiledTTS) -> None:
@@ -245,33 +238,35 @@ def test_nothing_compiles_after_the_warm_up(fast: tc.CompiledTTS) -> None:
     assert after["t3"].recompiles_after_warmup == 0
 
 
-def test_by_cuda_graphs(tts: Any, recorder: PretendRecorder, heard: Heard) -> None:
+def test_by_cuda_graphs(tts: Any, recorder: PretendRecorder, silenced: Silenced) -> None:
+    spoken = silenced(tts)
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy())) as handle:
-        expected = alone(handle, heard, CHUNKS, SEEDS)
+        expected = alone(handle, spoken, CHUNKS, SEEDS)
         before = handle.report().components["t3"].calls
-        assert together(handle, heard, CHUNKS, SEEDS, max_batch=3) == expected
+        assert together(handle, spoken, CHUNKS, SEEDS, max_batch=3) == expected
         row = handle.report().components["t3"]
         assert (row.ran, row.compiled_calls) == ("cuda_graph", row.calls)
         assert row.calls > before
-        assert together(handle, heard, CHUNKS, SEEDS, max_batch=3) == expected
+        assert together(handle, spoken, CHUNKS, SEEDS, max_batch=3) == expected
         assert handle.report().components["t3"].graphs == row.graphs  # the cache stays, and what was recorded with it
-        assert together(handle, heard, CHUNKS, SEEDS, max_batch=2) == expected
-        assert together(handle, heard, CHUNKS, SEEDS, max_batch=2, cfg_weight=0) != expected
+        assert together(handle, spoken, CHUNKS, SEEDS, max_batch=2) == expected
+        assert together(handle, spoken, CHUNKS, SEEDS, max_batch=2, cfg_weight=0) != expected
     assert recorder.alive == 0
 
 
 @pytest.mark.parametrize("level", ["graphs", "native", "eager"])
 def test_what_is_not_finite_is_gone_with_its_chunk(
-    tts: Any, request: pytest.FixtureRequest, heard: Heard, level: str
+    tts: Any, request: pytest.FixtureRequest, silenced: Silenced, level: str
 ) -> None:
+    spoken = silenced(tts)
     if level == "graphs":
         request.getfixturevalue("recorder")
     policy = {"graphs": tc.ComponentPolicy(), "native": QUICK, "eager": EAGER.t3}[level]
-    letter = int(tts.tokenizer.text_to_tokens("W")[0, 0])  # of one text alone
+    letter = int(tts.tokenizer.text_to_tokens("W")[0, 0])  # which occurs in one text alone
     texts = ["We are lost. " * 6, *CHUNKS]  # in the first slot, which others get
     assert sum("W" in text for text in texts) == 1
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy)) as handle:
-        expected = alone(handle, heard, CHUNKS, SEEDS)
+        expected = alone(handle, spoken, CHUNKS, SEEDS)
         weight = tts.t3.text_emb.weight
         good = weight[letter].detach().clone()
         try:
@@ -284,36 +279,37 @@ def test_what_is_not_finite_is_gone_with_its_chunk(
                 weight[letter] = good
         assert list(info.value.errors) == [0]
         assert info.value.errors[0].__traceback__ is None  # its frames hold caches
-        assert sorted(heard) == sorted(expected)
+        assert sorted(spoken) == sorted(expected)
 
 
 def test_not_finite_among_others_only_is_spoken_alone(
-    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = alone(quick, heard, CHUNKS[:3], SEEDS[:3])
-    choose = Decoding._choose
+    expected = alone(traced, spoken, CHUNKS[:3], SEEDS[:3])
+    choose = decode_loop.choose
 
-    def distrust(self: Any, slots: list[int], *args: Any, **kwargs: Any) -> Any:
-        tokens, finite = choose(self, slots, *args, **kwargs)
-        if len(slots) == 3:
+    def distrust(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, finite = choose(weights, noise)
+        if len(weights) == 3:
             finite[1] = False
         return tokens, finite
 
-    monkeypatch.setattr(Decoding, "_choose", distrust)
-    assert together(quick, heard, CHUNKS[:3], SEEDS[:3]) == expected
-    (event,) = quick.report().components["t3"].fallbacks
+    monkeypatch.setattr(decode_loop, "choose", distrust)
+    assert together(traced, spoken, CHUNKS[:3], SEEDS[:3]) == expected
+    (event,) = traced.report().components["t3"].fallbacks
     assert event.action == "one by one what was spoken together: 1"
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, heard: Heard, memory: bool) -> None:
-    expected = alone(tts, heard, CHUNKS, SEEDS)
+def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, silenced: Silenced, memory: bool) -> None:
+    spoken = silenced(tts)
+    expected = alone(tts, spoken, CHUNKS, SEEDS)
     recorder.fail_at = 1
     if memory:
         recorder.error = torch.OutOfMemoryError("out of memory while recording")
     policy = tc.ComponentPolicy(execution="cuda_graph", backend="eager")
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=policy)) as handle:
-        assert together(handle, heard, CHUNKS, SEEDS) == expected
+        assert together(handle, spoken, CHUNKS, SEEDS) == expected
         events = handle.report().components["t3"].fallbacks
     found = [(event.phase, event.action) for event in events]
     if not memory:
@@ -324,39 +320,42 @@ def test_a_recording_that_fails(tts: Any, recorder: PretendRecorder, heard: Hear
     assert found == [
         ("memory", "2 at a time instead of 5"),
         ("memory", "1 at a time instead of 2"),
-        ("memory", "one by one what was spoken together: 4"),  # one was complete
+        ("memory", "one by one what was spoken together: 4"),  # one chunk was complete
         *[again, fallen] * 2,
         again,
         ("memory", fallen[1] + ", from now on: 3 failures"),
     ]
 
 
-def test_recordings_of_moved_weights_are_given_up(tts: Any, recorder: PretendRecorder, heard: Heard) -> None:
+def test_recordings_of_moved_weights_are_given_up(tts: Any, recorder: PretendRecorder, silenced: Silenced) -> None:
+    spoken = silenced(tts)
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy())) as handle:
-        expected = together(handle, heard, CHUNKS[:3], SEEDS[:3])
+        expected = together(handle, spoken, CHUNKS[:3], SEEDS[:3])
         before = handle.report().components["t3"].graphs
         weight = tts.t3.speech_head.weight
         weight.data = weight.data.clone()
-        assert together(handle, heard, CHUNKS[:3], SEEDS[:3]) == expected
+        assert together(handle, spoken, CHUNKS[:3], SEEDS[:3]) == expected
         assert handle.report().components["t3"].graphs == 2 * before
 
 
 def test_what_stands_in_the_way_of_generate_is_honoured(
-    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = alone(quick, heard, ["A", "B"], [0, 1])
+    expected = alone(traced, spoken, ["A", "B"], [0, 1])
+    tts = traced.wrapped
     generate, inference = tts.generate, tts.t3.inference
     with monkeypatch.context() as patch:
         patch.setattr(tts, "generate", lambda text, **settings: generate(text.upper(), **settings))
-        assert together(quick, heard, ["a", "b"], [0, 1]) == expected
+        assert together(traced, spoken, ["a", "b"], [0, 1]) == expected
     with monkeypatch.context() as patch:
         patch.setattr(tts.t3, "inference", lambda **given: inference(**given)[:, :3])
-        assert together(quick, heard, ["A", "B"], [0, 1]) == [tokens[:3] for tokens in expected]
+        assert together(traced, spoken, ["A", "B"], [0, 1]) == [tokens[:3] for tokens in expected]
 
 
 @pytest.mark.parametrize("left_to_stock", ["restored", "switched off", "hook"])
-def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, heard: Heard, left_to_stock: str) -> None:
-    expected = alone(tts, heard, CHUNKS[:3], SEEDS[:3])
+def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, silenced: Silenced, left_to_stock: str) -> None:
+    spoken = silenced(tts)
+    expected = alone(tts, spoken, CHUNKS[:3], SEEDS[:3])
     handle = tc.compile_model(tts, tc.CompileConfig.off() if left_to_stock == "switched off" else T3_ONLY)
     hook = None
     if left_to_stock == "restored":
@@ -364,7 +363,7 @@ def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, heard: H
     elif left_to_stock == "hook":
         hook = tts.t3.speech_head.register_forward_hook(lambda module, args, output: None)
     try:
-        assert together(handle, heard, CHUNKS[:3], SEEDS[:3]) == expected
+        assert together(handle, spoken, CHUNKS[:3], SEEDS[:3]) == expected
         with pytest.raises(tc.BatchError, match="chunk 1"):
             handle.generate_batch(["A", "  "])
     finally:
@@ -372,48 +371,60 @@ def test_where_t3_is_left_to_stock_chunks_are_spoken_in_a_row(tts: Any, heard: H
             hook.remove()
 
 
-def failing_once_heard(patch: pytest.MonkeyPatch, heard: Heard, together_only: bool) -> None:
-    """T3's loop fails as soon as one chunk is complete; if need be, only where it speaks several."""
-    advance = Decoding.advance
+def failing_once_heard(patch: pytest.MonkeyPatch, spoken: Spoken, together_only: bool) -> None:
+    """Makes T3's loop fail once a chunk is complete; with ``together_only`` only while several are spoken."""
+    advance = DecodeLoop.advance
 
     def fail(self: Any, alone: bool = True) -> None:
-        if heard and not (together_only and len(self.active) == 1):
+        if spoken and not (together_only and len(self.active) == 1):
             raise RuntimeError("gone")
         advance(self, alone)
 
-    patch.setattr(Decoding, "advance", fail)
+    patch.setattr(DecodeLoop, "advance", fail)
+
+
+def failing_prompt(patch: pytest.MonkeyPatch, handle: tc.CompiledTTS, at: int, error: Exception) -> None:
+    """Makes the embedding of a prompt fail once, at its ``at``-th call."""
+    kind = type(handle.t3)
+    embed, calls = kind.prepare_input_embeds, []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            raise error
+        return embed(*args, **kwargs)
+
+    patch.setattr(kind, "prepare_input_embeds", failing)
 
 
 class TestErrors:
-    def test_a_chunk_that_fails_is_named_and_the_others_are_kept(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard
-    ) -> None:
+    def test_a_chunk_that_fails_is_named_and_the_others_are_kept(self, traced: tc.CompiledTTS, spoken: Spoken) -> None:
         with pytest.raises(
             tc.BatchError, match=r"2 of 4 chunks failed: chunk 1 \('\\n'\): InputError.*chunk 3"
         ) as info:
-            quick.generate_batch(["A", "\n", SHORT, 7], [0, 1, 2, 3])
+            traced.generate_batch(["A", "\n", SHORT, 7], [0, 1, 2, 3])
         waves, errors = info.value.results, info.value.errors
         assert [wave is None for wave in waves] == [False, True, False, True]
         assert sorted(errors) == [1, 3]
         assert all(isinstance(error, tc.InputError) for error in errors.values())
-        spoken = [heard[int(wave[0, 0])] for wave in waves if wave is not None]
-        assert spoken == alone(quick, heard, ["A", SHORT], [0, 2])
+        said = [spoken[int(wave[0, 0])] for wave in waves if wave is not None]
+        assert said == alone(traced, spoken, ["A", SHORT], [0, 2])
 
     @pytest.mark.parametrize("text", [None, "\ud800", b"bytes"])
-    def test_what_is_no_text_is_named(self, quick: tc.CompiledTTS, tts: Any, heard: Heard, text: Any) -> None:
+    def test_what_is_no_text_is_named(self, traced: tc.CompiledTTS, spoken: Spoken, text: Any) -> None:
         with pytest.raises(tc.BatchError, match="1 of 2 chunks failed: chunk 1") as info:
-            quick.generate_batch(["A", text])
-        assert len(heard) == 1
+            traced.generate_batch(["A", text])
+        assert len(spoken) == 1
         again = pickle.loads(pickle.dumps(info.value))
         assert str(again) == str(info.value)
         assert list(again.errors) == [1]
 
     def test_tokens_that_stock_cannot_sort_concern_their_chunk_alone(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        advance = Batch.advance
+        advance = Scheduler.advance
 
-        def babbling(self: Batch) -> Any:
+        def babbling(self: Scheduler) -> Any:
             ended = advance(self)
             for request, utterance in ended:
                 if request.index == 1:
@@ -422,15 +433,15 @@ class TestErrors:
                     utterance.tokens[:] = [6562]
             return ended
 
-        monkeypatch.setattr(Batch, "advance", babbling)
+        monkeypatch.setattr(Scheduler, "advance", babbling)
         with pytest.raises(tc.BatchError) as info:
-            quick.generate_batch(CHUNKS[:4], SEEDS[:4])
+            traced.generate_batch(CHUNKS[:4], SEEDS[:4])
         assert sorted(info.value.errors) == [1, 2]
         assert "no speech token" in str(info.value.errors[2])
-        assert len(heard) == 2
+        assert len(spoken) == 2
 
-    def test_skipped(self, quick: tc.CompiledTTS, tts: Any, heard: Heard, caplog: pytest.LogCaptureFixture) -> None:
-        waves = quick.generate_batch(["A", "\n"], on_error="skip")
+    def test_skipped(self, traced: tc.CompiledTTS, spoken: Spoken, caplog: pytest.LogCaptureFixture) -> None:
+        waves = traced.generate_batch(["A", "\n"], on_error="skip")
         assert [wave is None for wave in waves] == [False, True]
         assert "left out: chunk 1" in caplog.text
 
@@ -447,7 +458,7 @@ class TestErrors:
         assert chunk.error.__traceback__ is None
         assert chunk.error.__cause__.__traceback__ is None
 
-    def test_a_synthesis_that_fails(self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_synthesis_that_fails(self, traced: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []
 
         def inference(speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
@@ -456,100 +467,91 @@ class TestErrors:
                 raise RuntimeError("no room")
             return torch.zeros(1, 4800), None
 
-        monkeypatch.setattr(tts.s3gen, "inference", inference)
+        monkeypatch.setattr(traced.s3gen, "inference", inference)
         with pytest.raises(tc.BatchError, match="RuntimeError: no room") as info:
-            quick.generate_batch(CHUNKS[:3])
+            traced.generate_batch(CHUNKS[:3])
         assert sum(wave is None for wave in info.value.results) == 1
 
     def test_a_watermark_that_fails(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
 
         def fail(wave: Any, sample_rate: int) -> Any:
             raise ValueError("no mark")
 
-        monkeypatch.setattr(tts.watermarker, "apply_watermark", fail)
+        monkeypatch.setattr(traced.watermarker, "apply_watermark", fail)
         with pytest.raises(tc.BatchError, match="ValueError: no mark"):
-            quick.generate_batch(["A"])
+            traced.generate_batch(["A"])
 
     def test_what_fails_together_is_spoken_one_by_one(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        expected = alone(quick, heard, CHUNKS, SEEDS)
-        failing_once_heard(monkeypatch, heard, together_only=True)
+        expected = alone(traced, spoken, CHUNKS, SEEDS)
+        failing_once_heard(monkeypatch, spoken, together_only=True)
         before = torch.get_rng_state()
-        assert together(quick, heard, CHUNKS, SEEDS, max_batch=3) == expected
+        assert together(traced, spoken, CHUNKS, SEEDS, max_batch=3) == expected
         assert torch.equal(torch.get_rng_state(), before)
-        (event,) = quick.report().components["t3"].fallbacks
+        (event,) = traced.report().components["t3"].fallbacks
         assert (event.phase, event.error) == ("call", "RuntimeError: gone")
         assert "one by one what was spoken together" in event.action
 
     def test_what_keeps_failing_together_is_given_up(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        expected = alone(quick, heard, CHUNKS[:2], SEEDS[:2])
+        expected = alone(traced, spoken, CHUNKS[:2], SEEDS[:2])
         failing_once_heard(monkeypatch, [(0,)], together_only=True)
         for _ in range(5):
-            assert together(quick, heard, CHUNKS[:2], SEEDS[:2]) == expected
-        actions = [event.action for event in quick.report().components["t3"].fallbacks]
+            assert together(traced, spoken, CHUNKS[:2], SEEDS[:2]) == expected
+        actions = [event.action for event in traced.report().components["t3"].fallbacks]
         assert len(actions) == 3
         assert actions[-1].endswith("from now on: 3 failures")
 
     @pytest.mark.parametrize("level", ["stock", "cpu"])
     def test_a_level_that_is_given_up_is_not_used_together(
-        self, quick: tc.CompiledTTS, tts: Any, monkeypatch: pytest.MonkeyPatch, level: str
+        self, traced: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch, level: str
     ) -> None:
-        component = quick._components["t3"]
+        component = components(traced)["t3"]
         monkeypatch.setattr(component.fallback, "level", level)
         assert not component.speaks_together
 
     @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError("none left")])
     def test_a_first_prompt_that_fails(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, error: Exception
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        expected = alone(quick, heard, CHUNKS[:2], SEEDS[:2])
-        engine = quick._components["t3"].engine
-        prompt, calls = engine._prompt, []
-
-        def once(*args: Any) -> Tensor:
-            calls.append(1)
-            if len(calls) == 1:
-                raise error
-            return prompt(*args)
-
-        monkeypatch.setattr(engine, "_prompt", once)
-        assert together(quick, heard, CHUNKS[:2], SEEDS[:2]) == expected
-        (event,) = quick.report().components["t3"].fallbacks
+        expected = alone(traced, spoken, CHUNKS[:2], SEEDS[:2])
+        failing_prompt(monkeypatch, traced, 1, error)
+        assert together(traced, spoken, CHUNKS[:2], SEEDS[:2]) == expected
+        (event,) = traced.report().components["t3"].fallbacks
         assert event.phase == ("memory" if isinstance(error, MemoryError) else "call")
 
     def test_a_tokenizer_that_fails_for_one_chunk(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        to_tokens = tts.tokenizer.text_to_tokens
+        to_tokens = traced.tokenizer.text_to_tokens
 
         def picky(text: str) -> Tensor:
             if text.startswith("Now"):
                 raise ValueError("not this one")
             return to_tokens(text)
 
-        monkeypatch.setattr(tts.tokenizer, "text_to_tokens", picky)
-        waves = quick.generate_batch(CHUNKS[2:], on_error="skip")
+        monkeypatch.setattr(traced.tokenizer, "text_to_tokens", picky)
+        waves = traced.generate_batch(CHUNKS[2:], on_error="skip")
         assert [wave is None for wave in waves] == [False, True, False]
 
     def test_what_is_complete_survives_a_failure_of_t3(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(quick._components["t3"].fallback, "policy", "raise")
-        failing_once_heard(monkeypatch, heard, together_only=False)
+        monkeypatch.setattr(components(traced)["t3"].fallback, "policy", "raise")
+        failing_once_heard(monkeypatch, spoken, together_only=False)
         with pytest.raises(tc.BatchError, match="gone") as info:
-            quick.generate_batch(CHUNKS, SEEDS, max_batch=3)
-        assert len(heard) == sum(wave is not None for wave in info.value.results) > 0
-        assert len(info.value.errors) == len(CHUNKS) - len(heard)
+            traced.generate_batch(CHUNKS, SEEDS, max_batch=3)
+        assert len(spoken) == sum(wave is not None for wave in info.value.results) > 0
+        assert len(info.value.errors) == len(CHUNKS) - len(spoken)
 
     def test_an_interrupt_is_not_held_up(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        expected = alone(quick, heard, CHUNKS[:3], SEEDS[:3])
+        expected = alone(traced, spoken, CHUNKS[:3], SEEDS[:3])
 
         def interrupt(self: Any, alone: bool) -> None:
             raise KeyboardInterrupt
@@ -557,15 +559,15 @@ class TestErrors:
         seed_everything(0)
         before = random_states()
         with monkeypatch.context() as patch:
-            patch.setattr(Decoding, "advance", interrupt)
+            patch.setattr(DecodeLoop, "advance", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                quick.generate_batch(CHUNKS[:3], SEEDS[:3])
+                traced.generate_batch(CHUNKS[:3], SEEDS[:3])
         assert random_states() == before
-        assert together(quick, heard, CHUNKS[:3], SEEDS[:3]) == expected
+        assert together(traced, spoken, CHUNKS[:3], SEEDS[:3]) == expected
 
     @pytest.mark.parametrize("where", ["check", "tokens", "prompt", "wave", "watermark", "in a row"])
     def test_an_interrupt_anywhere_passes(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, where: str
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch, where: str
     ) -> None:
         def interrupt(*args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
@@ -573,15 +575,15 @@ class TestErrors:
         owner, name = {
             "check": (batch, "check_text"),
             "tokens": (job, "text_tokens"),
-            "prompt": (quick._components["t3"].engine, "_prompt"),
-            "wave": (tts.s3gen, "inference"),
-            "watermark": (tts.watermarker, "apply_watermark"),
-            "in a row": (tts, "generate"),
+            "prompt": (type(traced.t3), "prepare_input_embeds"),
+            "wave": (traced.s3gen, "inference"),
+            "watermark": (traced.watermarker, "apply_watermark"),
+            "in a row": (traced.wrapped, "generate"),
         }[where]
         monkeypatch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            quick.generate_batch(["A"], [0])
-        assert quick.report().components["t3"].fallbacks == ()
+            traced.generate_batch(["A"], [0])
+        assert traced.report().components["t3"].fallbacks == ()
 
     @pytest.mark.parametrize(
         ("texts", "options", "message"),
@@ -599,32 +601,32 @@ class TestErrors:
         ],
     )
     def test_a_bad_request_costs_nothing(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, texts: Any, options: Any, message: str
+        self, traced: tc.CompiledTTS, spoken: Spoken, texts: Any, options: Any, message: str
     ) -> None:
-        voice = tts.conds
+        voice = traced.conds
         before = torch.get_rng_state()
         with pytest.raises(tc.InputError, match=message):
-            quick.generate_batch(texts, **options)
-        assert not heard
-        assert tts.conds is voice
+            traced.generate_batch(texts, **options)
+        assert not spoken
+        assert traced.conds is voice
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_unknown_settings(self, quick: tc.CompiledTTS) -> None:
+    def test_unknown_settings(self, traced: tc.CompiledTTS) -> None:
         with pytest.raises(TypeError, match="tempo"):
-            quick.generate_batch(["A"], tempo=2)
+            traced.generate_batch(["A"], tempo=2)
         with pytest.raises(TypeError, match="text"):
-            quick.generate_batch(["A"], text="B")
+            traced.generate_batch(["A"], text="B")
 
-    def test_no_texts(self, quick: tc.CompiledTTS) -> None:
-        assert quick.generate_batch([]) == []
+    def test_no_texts(self, traced: tc.CompiledTTS) -> None:
+        assert traced.generate_batch([]) == []
 
 
 class TestMemory:
     def test_running_out_halves_the_batch_and_goes_on(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        expected = alone(quick, heard, CHUNKS, SEEDS)
-        advance = Decoding.advance
+        expected = alone(traced, spoken, CHUNKS, SEEDS)
+        advance = DecodeLoop.advance
         passes = []
 
         def scarce(self: Any, alone: bool) -> None:
@@ -635,43 +637,34 @@ class TestMemory:
 
         released = []
         monkeypatch.setattr("tts_compile.components.t3.scheduler.release_memory", lambda: released.append(1))
-        monkeypatch.setattr(Decoding, "advance", scarce)
-        assert together(quick, heard, CHUNKS, SEEDS, max_batch=4) == expected
+        monkeypatch.setattr(DecodeLoop, "advance", scarce)
+        assert together(traced, spoken, CHUNKS, SEEDS, max_batch=4) == expected
         assert released == [1]
-        (event,) = quick.report().components["t3"].fallbacks
+        (event,) = traced.report().components["t3"].fallbacks
         assert (event.phase, event.action) == ("memory", "2 at a time instead of 4")
 
     def test_running_out_before_a_prompt_is_read_loses_no_chunk(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        expected = alone(quick, heard, CHUNKS, SEEDS)
-        engine = quick._components["t3"].engine
-        prompt, calls = engine._prompt, []
-
-        def scarce(*given: Any) -> Tensor:
-            calls.append(1)
-            if len(calls) == 4:
-                raise MemoryError
-            return prompt(*given)
-
-        monkeypatch.setattr(engine, "_prompt", scarce)
-        assert together(quick, heard, CHUNKS, SEEDS, max_batch=3) == expected
-        (event,) = quick.report().components["t3"].fallbacks
+        expected = alone(traced, spoken, CHUNKS, SEEDS)
+        failing_prompt(monkeypatch, traced, 4, MemoryError())
+        assert together(traced, spoken, CHUNKS, SEEDS, max_batch=3) == expected
+        (event,) = traced.report().components["t3"].fallbacks
         assert event.error == "MemoryError: no message"
 
     def test_without_room_for_one_it_is_an_error(
-        self, quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+        self, traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
     ) -> None:
 
         def scarce(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried much")
 
-        monkeypatch.setattr(Decoding, "advance", scarce)
-        monkeypatch.setattr(quick._components["t3"], "_stock", scarce)
+        monkeypatch.setattr(DecodeLoop, "advance", scarce)
+        monkeypatch.setattr(type(traced.t3.tfmr), "forward", scarce)  # stock's
         with pytest.raises(tc.BatchError, match=r"OutOfMemoryError: t3: out of memory.*GiB are free") as info:
-            quick.generate_batch(CHUNKS[:2], max_batch=4)
+            traced.generate_batch(CHUNKS[:2], max_batch=4)
         assert all(isinstance(error, tc.OutOfMemoryError) for error in info.value.errors.values())
-        assert [event.action for event in quick.report().components["t3"].fallbacks] == [
+        assert [event.action for event in traced.report().components["t3"].fallbacks] == [
             "1 at a time instead of 2",
             "one by one what was spoken together: 2",
             *["inductor again, after releasing memory"] * 2,
@@ -680,20 +673,19 @@ class TestMemory:
     @pytest.mark.parametrize(("free", "most"), [(2**20, 1), (2**40, len(CHUNKS))])
     def test_the_free_memory_decides(
         self,
-        quick: tc.CompiledTTS,
-        tts: Any,
-        heard: Heard,
+        traced: tc.CompiledTTS,
+        spoken: Spoken,
         monkeypatch: pytest.MonkeyPatch,
         free: int,
         most: int,
     ) -> None:
         monkeypatch.setattr("tts_compile.execution.memory_limit.free_memory", lambda device: free)
         active = []
-        advance = Decoding.advance
+        advance = DecodeLoop.advance
         monkeypatch.setattr(
-            Decoding, "advance", lambda self, alone: (active.append(len(self.active)), advance(self, alone))
+            DecodeLoop, "advance", lambda self, alone: (active.append(len(self.active)), advance(self, alone))
         )
-        quick.generate_batch(CHUNKS)
+        traced.generate_batch(CHUNKS)
         assert max(active) == most
 
     def test_mel_frames_that_do_not_fit_together_are_solved_by_halves(
@@ -701,7 +693,7 @@ class TestMemory:
     ) -> None:
         expected = eager.generate_batch(CHUNKS[:3], SEEDS[:3])
         monkeypatch.setitem(job.FLOW_GROUP, "cpu", 3)
-        engine = eager._components["flow"].engine
+        engine = components(eager)["flow"].engine
         inference = engine.inference
 
         def scarce(token: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -717,54 +709,55 @@ class TestMemory:
         assert [event.action for event in events] == ["1 at a time instead of 3", "1 at a time instead of 2"]
 
 
-def test_progress(quick: tc.CompiledTTS, tts: Any, heard: Heard, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress(traced: tc.CompiledTTS, spoken: Spoken, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tc.BatchProgress] = []
-    quick.generate_batch(["A", "\t", SHORT], progress=seen.append, on_error="skip")
+    traced.generate_batch(["A", "\t", SHORT], progress=seen.append, on_error="skip")
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert (seen[0].done, seen[-1].done, seen[-1].total) == (1, 3, 3)  # the bad one is known at once
     assert seen[-1].audio_seconds == 0.4
     assert seen[-1].audio_per_second == pytest.approx(seen[-1].audio_seconds / seen[-1].seconds)
     capsys.readouterr()
-    quick.generate_batch(["A", SHORT], progress=True)
+    traced.generate_batch(["A", SHORT], progress=True)
     shown = capsys.readouterr().err
     assert "2/2" in shown
     assert "s of speech a second" in shown
 
 
 def test_a_new_voice_and_exaggeration_are_those_of_generate(
-    tts: Any, eager: tc.CompiledTTS, tmp_path: Path, heard: Heard
+    tts: Any, eager: tc.CompiledTTS, tmp_path: Path, silenced: Silenced
 ) -> None:
+    spoken = silenced(tts)
     voice = tc.testing.make_reference_wav(tmp_path / "voice.wav", seconds=3)
-    expected = alone(eager, heard, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8)
-    again = alone(eager, heard, CHUNKS[:2], SEEDS[:2], exaggeration=0.3)
+    expected = alone(eager, spoken, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8)
+    again = alone(eager, spoken, CHUNKS[:2], SEEDS[:2], exaggeration=0.3)
     assert again != expected
-    assert together(eager, heard, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8) == expected
-    assert together(eager, heard, CHUNKS[:2], SEEDS[:2], exaggeration=0.3) == again
+    assert together(eager, spoken, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8) == expected
+    assert together(eager, spoken, CHUNKS[:2], SEEDS[:2], exaggeration=0.3) == again
 
 
 def test_the_watermark_is_applied_in_another_thread(
-    quick: tc.CompiledTTS, tts: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
-    mark = tts.watermarker.apply_watermark
+    mark = traced.watermarker.apply_watermark
     monkeypatch.setattr(
-        tts.watermarker,
+        traced.watermarker,
         "apply_watermark",
         lambda wave, sample_rate: (threads.append(threading.current_thread()), mark(wave, sample_rate=sample_rate))[1],
     )
-    quick.generate_batch(["A"])
+    traced.generate_batch(["A"])
     assert threads
     assert threading.main_thread() not in threads
 
 
 @pytest.mark.slow
-def test_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size(tmp_path: Path, silenced: Silenced) -> None:
     tts = tc.testing.load_checkpoint(tc.testing.write_checkpoint(tmp_path, size="full", speech_tokens=100))
-    heard = silenced(monkeypatch, tts)
+    spoken = silenced(tts)
     texts = [(TEXTS[120] + TEXTS[300])[7 * i :][: 40 + 4 * i] for i in range(24)]
     with tc.compile_model(tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy())) as fast:
-        expected = alone(fast, heard, texts, list(range(24)))
-        found = together(fast, heard, texts, list(range(24)))
+        expected = alone(fast, spoken, texts, list(range(24)))
+        found = together(fast, spoken, texts, list(range(24)))
     differing = [i for i, (a, b) in enumerate(zip(expected, found)) if a != b]
     print(f"{24 - len(differing)} of 24 chunks agree")
     assert not differing  # a difference would be two candidates that are equal up to rounding: see docs/batching.md

@@ -1,4 +1,4 @@
-"""Keys, eviction, failures and turns of CUDA graphs, without a GPU."""
+"""Keys, eviction, failures and threads of CUDA graphs, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ import tts_compile as tc
 from pretend import PretendRecorder
 from tts_compile.execution import cuda_graph
 from tts_compile.execution.cuda_graph import WARM_UPS, GraphCache
+from tts_compile.execution.process_lock import DeviceLock
+
+CPU = torch.device("cpu")
+
+
+def cache(recorder: PretendRecorder | None = None, ceiling: int = 64) -> GraphCache:
+    return GraphCache(recorder or PretendRecorder(), DeviceLock(CPU), ceiling)
 
 
 def twice(x: torch.Tensor) -> torch.Tensor:
@@ -21,14 +28,14 @@ def twice(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_replay_follows_the_recording_at_once() -> None:
-    graphs = GraphCache(PretendRecorder())
+    graphs = cache()
     assert graphs.replay("a", twice, [torch.ones(3)]).tolist() == [2, 2, 2]
     assert len(graphs) == 1
 
 
 def test_a_key_is_recorded_once_and_its_inputs_are_copied() -> None:
     recorder = PretendRecorder()
-    graphs = GraphCache(recorder)
+    graphs = cache(recorder)
     given_first = torch.ones(3)
     graphs.replay("a", twice, [given_first])
     given_first.fill_(7)
@@ -38,14 +45,14 @@ def test_a_key_is_recorded_once_and_its_inputs_are_copied() -> None:
 
 
 def test_results_are_overwritten_by_the_next_replay() -> None:
-    graphs = GraphCache(PretendRecorder())
+    graphs = cache()
     first = graphs.replay("a", twice, [torch.ones(1)])
     graphs.replay("a", twice, [torch.zeros(1)])
     assert first.item() == 0
 
 
 def test_what_a_function_changes_changes_once() -> None:
-    graphs = GraphCache(PretendRecorder())
+    graphs = cache()
     count = torch.zeros(1)
 
     def step() -> None:
@@ -54,13 +61,13 @@ def test_what_a_function_changes_changes_once() -> None:
     for expected in (1, 2, 3):
         graphs.replay("a", step, changed=[count])
         assert count.item() == expected
-    assert WARM_UPS > 0  # without them the first assertion would hold by itself
+    assert WARM_UPS > 0  # without warm-ups the first assertion would always hold
 
 
 @given(keys=st.lists(st.integers(0, 6), max_size=40), ceiling=st.integers(1, 4))
 def test_the_least_recently_used_is_given_up(keys: list[int], ceiling: int) -> None:
     recorder = PretendRecorder()
-    graphs = GraphCache(recorder, ceiling)
+    graphs = cache(recorder, ceiling)
     recent: list[int] = []
     for key in keys:
         assert graphs.replay(key, twice, [torch.tensor([key])]).item() == 2 * key
@@ -70,7 +77,7 @@ def test_the_least_recently_used_is_given_up(keys: list[int], ceiling: int) -> N
 
 
 def test_a_failure_leaves_nothing_behind() -> None:
-    graphs = GraphCache(PretendRecorder(fail_at=1))
+    graphs = cache(PretendRecorder(fail_at=1))
     count = torch.zeros(1)
     graphs.replay("a", twice, [torch.ones(1)])
     with pytest.raises(tc.CompilationError, match="stream is capturing") as caught:
@@ -85,7 +92,7 @@ def test_errors_of_the_function_itself_pass_through() -> None:
     def wrong() -> None:
         raise tc.InputError("no text")
 
-    graphs = GraphCache(PretendRecorder())
+    graphs = cache()
     with pytest.raises(tc.InputError):
         graphs.replay("a", wrong)
     assert len(graphs) == 0
@@ -93,7 +100,7 @@ def test_errors_of_the_function_itself_pass_through() -> None:
 
 def test_dropping_gives_memory_back() -> None:
     recorder = PretendRecorder()
-    graphs = GraphCache(recorder)
+    graphs = cache(recorder)
     for key in (("t3", 1), ("t3", 2), ("flow", 1)):
         graphs.replay(key, twice, [torch.ones(1)])
     graphs.drop(lambda key: key[0] == "t3")
@@ -102,7 +109,7 @@ def test_dropping_gives_memory_back() -> None:
 
 
 def test_threads_take_turns() -> None:
-    graphs = GraphCache(PretendRecorder())
+    graphs = cache()
     wrong: list[Any] = []
 
     def speak(value: float) -> None:
@@ -121,7 +128,7 @@ def test_threads_take_turns() -> None:
 
 
 def test_a_cpu_has_none() -> None:
-    assert cuda_graph.recorder_for(torch.device("cpu")) is None
+    assert cuda_graph.recorder_for(CPU) is None
 
 
 def test_every_run_of_a_recording_finds_what_the_first_one_found() -> None:
@@ -132,5 +139,5 @@ def test_every_run_of_a_recording_finds_what_the_first_one_found() -> None:
         table[place]  # out of range at the second step: warm-ups must not get there by themselves
         place.add_(3)
 
-    GraphCache(PretendRecorder()).replay("a", step, changed=[place])
+    cache().replay("a", step, changed=[place])
     assert place.item() == 3

@@ -1,13 +1,12 @@
-"""Faults at every component, phase and kind of error: the model speaks on as stock does, and the report says why.
+"""Faults at every component, phase and kind of error: the model goes on as stock does, and the report has the reason.
 
 ``docs/reliability.md`` counts the cases.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,23 @@ import numpy as np
 import pytest
 import torch
 
-import test_flow
-import test_vocoder
 import tts_compile as tc
-from conftest import EAGER, forget_failures
+from conftest import EAGER, ENGINES, components
+from pretend import BREAKABLE
 from speech import SHORT, Speech, speak
-from tts_compile.components.compiled_component import EngineComponent
+from stages import STAGES, Made, assert_alike
+from tts_compile.components import watermark
+from tts_compile.components.compiled_component import CompiledComponent
 from tts_compile.components.component import EagerComponent
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
 from tts_compile.components.vocoder import VocoderComponent
-from tts_compile.components.voice import ReferenceComponent, VoiceEncoderComponent
+from tts_compile.components.voice import ReferenceComponent, VoiceEncoderComponent, encoder, reference
 from tts_compile.components.watermark import WatermarkComponent
 from tts_compile.errors import NonFiniteError
-from tts_compile.execution import Region
 from tts_compile.fallback import reason
 
-QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
-ENGINES = {"t3": T3Component, "flow": FlowComponent, "vocoder": VocoderComponent}
+COMPILED = {"t3": T3Component, "flow": FlowComponent, "vocoder": VocoderComponent}
 EAGER_ONES = {
     "voice_encoder": VoiceEncoderComponent,
     "reference": ReferenceComponent,
@@ -83,49 +81,20 @@ RUNNING: dict[str, Callable[[], BaseException]] = {
 CALLS = {"first call": 1, "mid-utterance": 3}
 
 
-@pytest.fixture(scope="module")
-def _engines(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
-    config = tc.CompileConfig.off().replace(**dict.fromkeys(ENGINES, QUICK))
-    with tc.compile_model(tc.testing.load_checkpoint(checkpoint), config) as handle:
-        yield handle
-
-
 @pytest.fixture
-def engines(_engines: tc.CompiledTTS) -> tc.CompiledTTS:
-    """One model for all tests, as if nothing had ever failed."""
-    forget_failures(_engines)
-    return _engines
+def check(stock_speech: Callable[..., Speech], stock_made: Callable[..., Made]) -> Callable[[Any, str], None]:
+    """Compares a component's result, and the generator after it, with stock's."""
+
+    def checked(handle: Any, name: str) -> None:
+        if name == "t3":
+            assert speak(handle, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
+        else:
+            assert_alike(STAGES[name].call(handle, 12), stock_made(STAGES[name], 12))
+
+    return checked
 
 
-def check(handle: Any, name: str, stock_speech: Callable[..., Speech]) -> None:
-    """What a component gives is what stock gives, and so is the generator after it."""
-    if name == "t3":
-        assert speak(handle, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
-        return
-    module, owner, given = (
-        (test_flow, "flow", test_flow.flow) if name == "flow" else (test_vocoder, "mel2wav", test_vocoder.vocode)
-    )
-    found = given(getattr(handle.s3gen, owner).inference, 12)
-    module.assert_alike(found, given(module.stock(handle), 12))
-
-
-@contextlib.contextmanager
-def failing(
-    monkeypatch: pytest.MonkeyPatch, at: int, error: Callable[[], BaseException], times: int = 1
-) -> Iterator[list[int]]:
-    """Compiled functions fail from their ``at``-th call on, so many times."""
-    run, seen = Region._run_compiled, [0]
-
-    def broken(self: Region, *args: Any) -> Any:
-        seen[0] += 1
-        if at <= seen[0] < at + times:
-            raise error()
-        return run(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Region, "_run_compiled", broken)
-        yield seen
-    assert seen[0] >= at, "the fault was never reached"
+Check = Callable[[Any, str], None]
 
 
 def events(handle: Any, name: str) -> list[tuple[str, str]]:
@@ -135,98 +104,80 @@ def events(handle: Any, name: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("error", COMPILING)
 @pytest.mark.parametrize("name", ENGINES)
-def test_what_cannot_be_compiled(
-    engines: Any,
-    stock_speech: Callable[..., Speech],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    error: str,
-    call: str,
-) -> None:
-    with failing(monkeypatch, CALLS[call], COMPILING[error]):
-        check(engines, name, stock_speech)
-    assert events(engines, name) == [("compile", "eager instead of inductor")]
-    assert reason(COMPILING[error]()) in engines.report().components[name].fallbacks[0].error
-    check(engines, name, stock_speech)
+def test_what_cannot_be_compiled(traced: Any, check: Check, name: str, error: str, call: str) -> None:
+    with BREAKABLE.failing(CALLS[call], COMPILING[error]):
+        check(traced, name)
+    assert events(traced, name) == [("compile", "eager instead of inductor")]
+    assert reason(COMPILING[error]()) in traced.report().components[name].fallbacks[0].error
+    check(traced, name)
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("error", RUNNING)
 @pytest.mark.parametrize("name", ENGINES)
-def test_what_fails_while_it_runs(
-    engines: Any,
-    stock_speech: Callable[..., Speech],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    error: str,
-    call: str,
-) -> None:
+def test_what_fails_while_it_runs(traced: Any, check: Check, name: str, error: str, call: str) -> None:
     memory = "memory" in error
-    with failing(monkeypatch, CALLS[call], RUNNING[error], times=1):
-        check(engines, name, stock_speech)
+    with BREAKABLE.failing(CALLS[call], RUNNING[error]):
+        check(traced, name)
     again = ("memory", "inductor again, after releasing memory")
     fell = ("call", "eager instead of inductor")
-    assert events(engines, name) == [again if memory else fell]
-    check(engines, name, stock_speech)
-    assert engines._components[name].fallback.level == "inductor"  # once is not for good
+    assert events(traced, name) == [again if memory else fell]
+    check(traced, name)
+    assert components(traced)[name].fallback.level == "inductor"  # once is not for good
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_memory_that_stays_short_falls_to_stock(
-    engines: Any, stock_speech: Callable[..., Speech], monkeypatch: pytest.MonkeyPatch, name: str
+    traced: Any, check: Check, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    component = engines._components[name]
+    component = components(traced)[name]
 
     def short(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(component, "_engine_call", short)
+        patch.setattr(component.engine, "inference", short)
         for _ in range(3):
-            check(engines, name, stock_speech)
-        attempts = component._left_to_stock
-        found = events(engines, name)
-        check(engines, name, stock_speech)
+            check(traced, name)
+        attempts = component.stock_calls
+        found = events(traced, name)
+        check(traced, name)
     assert found[:3] == [
         ("memory", "inductor again, after releasing memory"),
         ("memory", "eager instead of inductor"),
         ("memory", "stock instead of eager"),
     ]
     assert found[-1] == ("memory", "stock instead of eager, from now on: 3 failures")
-    assert events(engines, name) == found
-    assert component._left_to_stock == attempts + 1
+    assert events(traced, name) == found
+    assert component.stock_calls == attempts + 1
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_interrupt(
-    engines: Any, stock_speech: Callable[..., Speech], monkeypatch: pytest.MonkeyPatch, name: str, call: str
-) -> None:
-    with failing(monkeypatch, CALLS[call], KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        check(engines, name, stock_speech)
-    assert events(engines, name) == []
-    check(engines, name, stock_speech)
-    assert events(engines, name) == []
+def test_an_interrupt(traced: Any, check: Check, name: str, call: str) -> None:
+    with BREAKABLE.failing(CALLS[call], KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        check(traced, name)
+    assert events(traced, name) == []
+    check(traced, name)
+    assert events(traced, name) == []
 
 
 @pytest.mark.parametrize("error", [*COMPILING, *RUNNING, "interrupt"])
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_warm_up(
-    engines: Any, stock_speech: Callable[..., Speech], monkeypatch: pytest.MonkeyPatch, name: str, error: str
-) -> None:
-    component = engines._components[name]
+def test_a_warm_up(traced: Any, check: Check, name: str, error: str) -> None:
+    component = components(traced)[name]
     state = torch.get_rng_state()
     if error == "interrupt":
-        with failing(monkeypatch, 1, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        with BREAKABLE.failing(1, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             component.warm_up()
-        assert events(engines, name) == []
+        assert events(traced, name) == []
     else:
-        with failing(monkeypatch, 1, {**COMPILING, **RUNNING}[error]):
+        with BREAKABLE.failing(1, {**COMPILING, **RUNNING}[error]):
             component.warm_up()
         phase = "compile" if error in COMPILING else "memory" if "memory" in error else "warm-up"
-        assert [phase_ for phase_, _ in events(engines, name)] == [phase]
+        assert [phase_ for phase_, _ in events(traced, name)] == [phase]
     assert torch.equal(torch.get_rng_state(), state)
-    check(engines, name, stock_speech)
+    check(traced, name)
 
 
 @pytest.mark.parametrize("error", ["broken kernel", "disk full", "out of host memory", "interrupt"])
@@ -243,7 +194,7 @@ def test_attaching(
     before = [dict(vars(part)) for part in parts]
     for where in ("__init__", "attach"):
         with monkeypatch.context() as patch:
-            patch.setattr({**ENGINES, **EAGER_ONES}[name], where, broken)
+            patch.setattr({**COMPILED, **EAGER_ONES}[name], where, broken)
             if error == "interrupt":
                 with pytest.raises(KeyboardInterrupt):
                     tc.compile_model(tts, EAGER)
@@ -268,16 +219,17 @@ def test_restoring(
         raise failure()
 
     released: list[str] = []
-    for other in handle._components:
-        monkeypatch.setattr(handle._components[other], "release", lambda other=other: released.append(other))
-    monkeypatch.setattr(handle._components[name], "release", broken)
+    parts = components(handle)
+    for other in parts:
+        monkeypatch.setattr(parts[other], "release", lambda other=other: released.append(other))
+    monkeypatch.setattr(parts[name], "release", broken)
     if error == "interrupt":
         with pytest.raises(KeyboardInterrupt):
             handle.restore()
     else:
         handle.restore()
         assert events(handle, name) == [("restore", "what was kept is not given back")]
-        assert released == [other for other in handle._components if other != name]
+        assert released == [other for other in parts if other != name]
     assert not handle.report().attached
     assert "inference" not in vars(tts.t3)
     assert speak(tts, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
@@ -286,8 +238,12 @@ def test_restoring(
 
 
 VOICE = tc.CompileConfig.off().replace(**dict.fromkeys(EAGER_ONES, tc.ComponentPolicy()))
-# What each component calls in the middle of its work.
-INNER = {"voice_encoder": "_embed", "reference": "_answer", "watermark": "_mark"}
+# A function that each component calls in the middle of its work, and stock does not.
+INNER = {
+    "voice_encoder": (encoder, "mel_spectrogram"),
+    "reference": (reference, "resample"),
+    "watermark": (watermark, "resample"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +252,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spoken(handle: Any, name: str, recording: Path) -> Any:
-    """What a component without an engine gives, as plain values."""
+    """Returns the result of a component without an engine, as plain values."""
     wave = np.sin(np.arange(24_000) / 20).astype(np.float32) * 0.1
     if name == "voice_encoder":
         return handle.ve.embeds_from_wavs([wave], sample_rate=16_000).tolist()
@@ -317,52 +273,56 @@ def test_components_without_an_engine(
     expected = spoken(tts, name, recording)
     failure = {**COMPILING, **RUNNING, "interrupt": KeyboardInterrupt}[error]
     with tc.compile_model(tts, VOICE) as handle:
-        component = handle._components[name]
-        inner = getattr(component, INNER[name])
-        for at in (0, 1):  # in the first call, and in a later one
-            failed = []
+        component = components(handle)[name]
+        owner, inner_name = INNER[name]
+        inner = getattr(owner, inner_name)
+        failing: list[bool] = []  # taken off the end by each call of the inner function
 
-            def broken(*args: Any, at: int = at, failed: list[int] = failed, **kwargs: Any) -> Any:
-                failed.append(1)
-                if len(failed) == at + 1:
-                    raise failure()
-                return inner(*args, **kwargs)
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            if failing and failing.pop():
+                raise failure()
+            return inner(*args, **kwargs)
 
-            with monkeypatch.context() as patch:
-                patch.setattr(component, INNER[name], broken)
-                for _ in range(at):
-                    assert spoken(handle, name, recording) == expected
-                if error == "interrupt":
-                    with pytest.raises(KeyboardInterrupt):
-                        spoken(handle, name, recording)
-                else:
-                    assert spoken(handle, name, recording) == expected
-            assert spoken(handle, name, recording) == expected
+        def answer() -> Any:
+            component.release()  # or a voice would be answered from the cache
+            return spoken(handle, name, recording)
+
+        monkeypatch.setattr(owner, inner_name, broken)
+        for _ in range(2):  # in the first call, and in a later one
+            failing.append(True)
+            if error == "interrupt":
+                with pytest.raises(KeyboardInterrupt):
+                    answer()
+            else:
+                assert answer() == expected
+            assert answer() == expected
+            assert not failing
         again = ("memory", "eager again, after releasing memory")
         fell = ("call", "stock instead of eager")
         wanted = [] if error == "interrupt" else [again if "memory" in error else fell] * 2
         assert events(handle, name) == wanted
-        with monkeypatch.context() as patch:
-            patch.setattr(component, "_load", lambda: (_ for _ in ()).throw(failure()))
-            if error == "interrupt":
-                with pytest.raises(KeyboardInterrupt):
-                    component.warm_up()
-            else:
+        failing += [True, True]  # a shortage of memory has a second attempt
+        if error == "interrupt":
+            with pytest.raises(KeyboardInterrupt):
                 component.warm_up()
-                assert events(handle, name)[2][0] == ("memory" if "memory" in error else "warm-up")
-        assert spoken(handle, name, recording) == expected
+        else:
+            component.warm_up()
+            assert events(handle, name)[2][0] == ("memory" if "memory" in error else "warm-up")
+        failing.clear()
+        assert answer() == expected
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_mistake_of_the_callers_is_no_failure(engines: Any, name: str) -> None:
-    method = engines._components[name]._seam._replacement
+def test_a_mistake_of_the_callers_is_no_failure(traced: Any, name: str) -> None:
+    owner = traced.t3 if name == "t3" else STAGES[name].module(traced)
     with pytest.raises(TypeError):
-        method(no_such_argument=1)
-    assert events(engines, name) == []
-    assert engines._components[name].fallback.level == "inductor"
+        owner.inference(no_such_argument=1)
+    assert events(traced, name) == []
+    assert components(traced)[name].fallback.level == "inductor"
 
 
 def test_every_component_is_here() -> None:
-    assert {**ENGINES, **EAGER_ONES}.keys() == set(tc.config.COMPONENTS)
-    assert all(issubclass(kind, EngineComponent) for kind in ENGINES.values())
+    assert {**COMPILED, **EAGER_ONES}.keys() == set(tc.config.COMPONENTS)
+    assert tuple(COMPILED) == ENGINES
+    assert all(issubclass(kind, CompiledComponent) for kind in COMPILED.values())
     assert all(issubclass(kind, EagerComponent) for kind in EAGER_ONES.values())

@@ -18,6 +18,7 @@ from sameness import same
 from speech import SHORT, TEXTS, signal_to_error_db, text_tokens
 from tts_compile.components.t3.noise import NoiseStream
 from tts_compile.execution.cuda_graph import CudaRecorder, GraphCache
+from tts_compile.execution.process_lock import DeviceLock
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,7 +60,7 @@ def fast(model: Any) -> Iterator[tc.CompiledTTS]:
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_loading_gives_what_stock_loads(checkpoint: Path, model: Any, mmap: bool) -> None:
-    stock = tc.testing.load_checkpoint(checkpoint, device="cuda")  # the other has spoken
+    stock = tc.testing.load_checkpoint(checkpoint, device="cuda")  # the shared model has spoken
     with tc.testing.architecture_of(checkpoint):
         same(tc.load_model("ChatterboxTTS", checkpoint, "cuda", mmap=mmap), stock)
         half = tc.load_model("ChatterboxTTS", checkpoint, "cuda", dtype="bf16")
@@ -122,7 +123,7 @@ def test_noise_is_multinomials() -> None:
 
 def test_a_failed_recording_leaves_the_device_usable() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    graphs = GraphCache(CudaRecorder(device))
+    graphs = GraphCache(CudaRecorder(device), DeviceLock(device))
     stream = torch.cuda.current_stream()
     with pytest.raises(tc.CompilationError):
         graphs.replay("wrong", lambda x: x * float(x.sum()), [torch.ones(4, device=device)])
@@ -131,7 +132,8 @@ def test_a_failed_recording_leaves_the_device_usable() -> None:
 
 
 def test_eviction() -> None:
-    graphs = GraphCache(CudaRecorder(torch.device("cuda", torch.cuda.current_device())), ceiling=2)
+    device = torch.device("cuda", torch.cuda.current_device())
+    graphs = GraphCache(CudaRecorder(device), DeviceLock(device), ceiling=2)
     for size in (1, 2, 3, 1, 2, 3):
         assert graphs.replay(size, lambda x: 2 * x, [torch.ones(size, device="cuda")]).tolist() == [2] * size
         assert len(graphs) <= 2
@@ -146,7 +148,7 @@ def test_two_models_on_one_device(model: Any, fast: tc.CompiledTTS) -> None:
         for _ in range(2):
             assert (spoken(second, SHORT), spoken(fast, SHORT)) == expected
         streams = torch.cuda.Stream(), torch.cuda.Stream()
-        for _ in range(3):  # what one launches comes after what the other launched, although nothing is read between
+        for _ in range(3):  # the work of one comes after the work of the other, although nothing is read between
             found = []
             for stream, handle in zip(streams, (second, fast)):
                 stream.wait_stream(torch.cuda.current_stream())
@@ -193,14 +195,14 @@ def test_restore_gives_memory_back(model: Any) -> None:
             return _held()
 
     heard(copied, SHORT)
-    speak()  # the workspaces of libraries stay
+    speak()  # the first call allocates workspaces of libraries, which stay
     before = _held()
     assert all(during > outside for during, outside in zip(speak(), before))
     assert all(after - outside < 4 * 2**20 for after, outside in zip(_held(), before))
 
 
 def _held() -> tuple[int, int]:
-    """Bytes in use, and bytes taken from the device: those of a pool that was not given up are not in use."""
+    """Returns the bytes in use, and the bytes taken from the device, which count a pool that is kept."""
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()

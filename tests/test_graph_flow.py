@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 import tts_compile as tc
 from pretend import PretendRecorder, pretend
 from speech import signal_to_error_db
-from test_flow import LEAST_DB, RUNG, assert_alike, flow, stock, tokens
+from stages import FLOW, LEAST_DB, RUNG, Made, assert_alike, tokens
 from tts_compile.components.flow import engine
 
-ONLY = tc.CompileConfig.off().replace(flow=tc.ComponentPolicy(execution="cuda_graph"))
+ONLY = FLOW.config(tc.ComponentPolicy(execution="cuda_graph"))
 
 
 @pytest.fixture
@@ -22,92 +22,79 @@ def graphed(tts: Any, recorder: PretendRecorder) -> tc.CompiledTTS:
     return tc.compile_model(tts, ONLY)
 
 
-def row(handle: tc.CompiledTTS) -> tc.ComponentReport:
-    return handle.report().components["flow"]
-
-
-def test_lengths_share_the_recording_of_their_rung(graphed: Any, tts: Any, recorder: PretendRecorder) -> None:
+def test_lengths_share_the_recording_of_their_rung(
+    graphed: Any, stock_made: Callable[..., Made], recorder: PretendRecorder
+) -> None:
     for count in (RUNG - 10, 1, 20, RUNG - 9):
-        assert_alike(flow(graphed.s3gen.flow.inference, count), flow(stock(tts), count))
-    assert len(recorder.recorded) == row(graphed).graphs == 2
-    assert (row(graphed).ran, row(graphed).compiled_calls, row(graphed).calls) == ("cuda_graph", 4, 4)
+        assert_alike(FLOW.call(graphed, count), stock_made(FLOW, count))
+    row = FLOW.row(graphed)
+    assert len(recorder.recorded) == row.graphs == 2
+    assert (row.ran, row.compiled_calls, row.calls) == ("cuda_graph", 4, 4)
 
 
 def test_other_steps_batches_and_noise(graphed: Any, tts: Any) -> None:
-    for changes in ({"n_timesteps": 2}, {"noised_mels": torch.randn(1, 80, 40)}, {}):
-        found = flow(graphed.s3gen.flow.inference, 20, **changes)
-        assert_alike(found, flow(stock(tts), 20, **changes))
     batch = {"token": tokens(20, rows=2), "token_len": torch.tensor([20, 20])}
-    assert_alike(flow(graphed.s3gen.flow.inference, 20, **batch), flow(stock(tts), 20, **batch))
+    for changes in ({"n_timesteps": 2}, {"noised_mels": torch.randn(1, 80, 40)}, {}, batch):
+        assert_alike(FLOW.call(graphed, 20, **changes), FLOW.stock(tts, 20, **changes))
 
 
 def test_results_stay_when_the_next_call_overwrites_the_recordings(graphed: Any) -> None:
-    mel, _ = graphed.s3gen.flow.inference(**arguments(20, seed=1))
+    given = {**FLOW.arguments(20), "n_timesteps": 2}
+    mel, _ = graphed.s3gen.flow.inference(**given)
     before = mel.clone()
-    graphed.s3gen.flow.inference(**arguments(20, seed=2))
+    again, _ = graphed.s3gen.flow.inference(**given)  # from other random numbers
+    assert not torch.equal(again, before)
     assert torch.equal(mel, before)
 
 
-def arguments(count: int, seed: int) -> dict[str, Any]:
-    from test_flow import voice
-
-    torch.manual_seed(seed)
-    return {
-        **voice(10),
-        "token": tokens(count),
-        "token_len": torch.tensor([count]),
-        "finalize": True,
-        "n_timesteps": 2,
-    }
-
-
 def test_changed_weights_are_recorded_anew(tts: Any, recorder: PretendRecorder) -> None:
-    copied = copy.deepcopy(tts)
-    handle = tc.compile_model(copied, ONLY)
-    before = flow(handle.s3gen.flow.inference, 20)
+    model = FLOW.on_copy(tts)
+    handle = tc.compile_model(model, ONLY)
+    before = FLOW.call(handle, 20)
     with torch.no_grad():
-        copied.s3gen.flow.encoder_proj.weight.mul_(1.25)
-        copied.s3gen.flow.decoder.estimator.final_proj.weight.mul_(1.25)
-    expected = flow(stock(copied), 20)
-    assert_alike(flow(handle.s3gen.flow.inference, 20), expected)
-    assert signal_to_error_db(expected.mel, before.mel) < LEAST_DB
+        model.s3gen.flow.encoder_proj.weight.mul_(1.25)
+        model.s3gen.flow.decoder.estimator.final_proj.weight.mul_(1.25)
+    expected = FLOW.stock(model, 20)
+    assert_alike(FLOW.call(handle, 20), expected)
+    assert signal_to_error_db(expected.main, before.main) < LEAST_DB
     assert (recorder.alive, len(recorder.recorded)) == (1, 2)
 
 
 def test_other_settings_of_torch_are_recorded_anew(graphed: Any, recorder: PretendRecorder) -> None:
-    flow(graphed.s3gen.flow.inference, 20)
+    FLOW.call(graphed, 20)
     precision = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        flow(graphed.s3gen.flow.inference, 20)
+        FLOW.call(graphed, 20)
     finally:
         torch.set_float32_matmul_precision(precision)
     assert len(recorder.recorded) == 2
 
 
-def test_a_failed_recording_falls_back(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_recording_falls_back(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, stock_made: Callable[..., Made]
+) -> None:
     pretend(monkeypatch, fail_at=0)
-    policy = tc.ComponentPolicy(execution="cuda_graph", backend="eager")
-    with tc.compile_model(tts, ONLY.replace(flow=policy)) as handle:
-        assert_alike(flow(handle.s3gen.flow.inference, 20), flow(stock(tts), 20))
-        (event,) = row(handle).fallbacks
+    with tc.compile_model(tts, FLOW.config(tc.ComponentPolicy(execution="cuda_graph", backend="eager"))) as handle:
+        assert_alike(FLOW.call(handle, 20), stock_made(FLOW, 20))
+        (event,) = FLOW.row(handle).fallbacks
         assert (event.phase, event.action) == ("compile", "inductor instead of cuda_graph")
 
 
 def test_a_warm_up_records_the_usual_rungs(
     tts: Any, recorder: PretendRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "RECORDED_AHEAD", 2 * RUNG)
+    monkeypatch.setattr(engine, "CAPTURED_AHEAD", 2 * RUNG)
     handle = tc.compile_model(tts, ONLY)
     state = torch.get_rng_state()
     handle.warmup()
     assert torch.equal(torch.get_rng_state(), state)
     for count in (5, RUNG - 10, 2 * RUNG - 10):
-        flow(handle.s3gen.flow.inference, count, n_timesteps=10)
-    assert (row(handle).graphs, row(handle).recompiles_after_warmup) == (2, 0)
+        FLOW.call(handle, count, n_timesteps=10)
+    assert (FLOW.row(handle).graphs, FLOW.row(handle).recompiles_after_warmup) == (2, 0)
 
 
 def test_restore_gives_memory_back(graphed: Any, recorder: PretendRecorder) -> None:
-    flow(graphed.s3gen.flow.inference, 20)
+    FLOW.call(graphed, 20)
     graphed.restore()
     assert recorder.alive == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tempfile
 import threading
 import time
 import types
@@ -10,30 +12,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
 
-import test_flow
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, ENGINES, components
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
+from stages import FLOW, QUICK, Made, assert_alike
 from test_faults import EAGER_ONES
 from tts_compile import _compat, background, background_worker, cache, handle
 from tts_compile.components import compiled_component as engine_component
-from tts_compile.components import cpu_fallback as elsewhere
+from tts_compile.components import cpu_fallback
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
+from tts_compile.components.t3.decode_loop import DecodeLoop
 from tts_compile.components.vocoder import VocoderComponent
-from tts_compile.execution import Region
+from tts_compile.execution import CompileOptions, Region
 from tts_compile.execution.compile_budget import CompileBudget
 from tts_compile.execution.memory_limit import MemoryLimit
 
 GIB = 2**30
 ONE = torch.ones(1)
 CPU = torch.device("cpu")
-ENGINES = ("t3", "flow", "vocoder")
-QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -45,7 +47,7 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     budget = CompileBudget(0.05)
     manager = tc.FallbackManager("t3", ["inductor", "eager"])
     first, second = (
-        Region(name, lambda x: x * 2, manager, CPU, backend=slowly, budget=budget) for name in ("first", "second")
+        Region(name, lambda x: x * 2, manager, CPU, CompileOptions(slowly), budget) for name in ("first", "second")
     )
     spent = []
     for _ in range(3):
@@ -55,7 +57,7 @@ def test_once_the_budget_is_spent_nothing_new_is_compiled() -> None:
     assert budget.spent >= 0.05
     for _ in range(2):
         assert torch.equal(second(torch.ones(4)), torch.full((4,), 2.0))
-    assert (first.compiled_calls, first.eager_calls) == (3, 0)  # what is compiled goes on being used
+    assert (first.compiled_calls, first.eager_calls) == (3, 0)  # compiled code is still used
     assert (second.compiled_calls, second.eager_calls, second.graphs) == (0, 2, 0)
     assert first(torch.ones(4, 4)).sum() == 32  # another shape would be another graph
     assert (first.graphs, first.eager_calls) == (1, 1)
@@ -74,21 +76,57 @@ def test_what_fails_to_compile_has_spent_its_time_too() -> None:
 
     budget = CompileBudget(1)
     manager = tc.FallbackManager("t3", ["inductor", "eager"])
-    assert torch.equal(Region("f", lambda x: x * 2, manager, CPU, backend=slowly, budget=budget)(ONE), ONE * 2)
+    assert torch.equal(Region("f", lambda x: x * 2, manager, CPU, CompileOptions(slowly), budget)(ONE), ONE * 2)
     assert budget.spent >= 0.05
     assert [event.phase for event in manager.events] == ["compile"]
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    "error", [MemoryError("none left"), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
+)
+def test_running_out_of_memory_or_an_interrupt_spends_nothing(error: BaseException) -> None:
+    def slowly(graph: Any, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            time.sleep(0.05)
+            raise error
+
+        return run
+
+    budget = CompileBudget(1)
+    region = Region("f", lambda x: x * 2, tc.FallbackManager("t3", ["inductor"]), CPU, CompileOptions(slowly), budget)
+    spent = []
+    for _ in range(2):  # the first call compiles
+        with pytest.raises(type(error)):
+            region(ONE)
+        spent.append(budget.spent)
+    assert spent[0] == spent[1]
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("error", [MemoryError("none left"), KeyboardInterrupt()])
+def test_compiling_that_is_broken_off_spends_nothing(error: BaseException) -> None:
+    def slowly(graph: Any, inputs: Any) -> Any:
+        time.sleep(0.05)
+        raise error
+
+    budget = CompileBudget(1)
+    region = Region("f", lambda x: x * 2, tc.FallbackManager("t3", ["inductor"]), CPU, CompileOptions(slowly), budget)
+    with pytest.raises(BaseException, match="none left" if isinstance(error, MemoryError) else ""):
+        region(ONE)
+    assert budget.spent == 0
 
 
 def test_the_budget_of_a_model(tts: Any, stock_speech: Callable[..., Speech]) -> None:
     config = tc.CompileConfig.off().replace(t3=QUICK, flow=QUICK, compile_seconds=1e-9)
     with tc.compile_model(tts, config) as fast:
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
-        test_flow.flow(fast.s3gen.flow.inference, 12)
+        FLOW.call(fast, 12)
         rows = [fast.report().components[name] for name in ("t3", "flow")]
     for row in rows:
         assert row.ran == "eager"
         assert [event.action for event in row.fallbacks] == ["what is not compiled yet runs eagerly"]
-    assert rows[0].graphs <= 1  # the one that spent it
+    assert rows[0].graphs <= 1  # the graph that spent the budget
     assert rows[1].graphs == 0
 
 
@@ -106,14 +144,25 @@ def test_room_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limit.room() == GIB
 
 
-def test_beyond_the_limit_nothing_is_kept_twice(tts: Any, stock_speech: Callable[..., Speech]) -> None:
+def test_beyond_the_limit_nothing_is_kept_twice(
+    tts: Any, silent: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tc.compile_model(tts, tc.CompileConfig(memory_limit_gb=0.01)) as fast:
         rows = fast.report().components
         assert [event.action for event in rows["t3"].fallbacks] == ["no guessing ahead"]
         for name in ("flow", "vocoder"):
             assert [event.phase for event in rows[name].fallbacks] == ["attach"]
             assert "limit of 0.01 GiB" in rows[name].fallbacks[0].error
-        assert fast._components["t3"].engine._slots_in_memory(True, 100) == 1
+        passes: list[int] = []
+        advance = DecodeLoop.advance
+        monkeypatch.setattr(
+            DecodeLoop,
+            "advance",
+            lambda self, *given, **kw: (passes.append(len(self.active)), advance(self, *given, **kw)),
+        )
+        silent(tts)
+        fast.generate_batch(["A", SHORT, "B"])
+        assert max(passes) == 1
 
 
 def test_no_recording_beyond_the_limit(tts: Any, recorder: Any, stock_speech: Callable[..., Speech]) -> None:
@@ -131,47 +180,68 @@ def test_no_recording_beyond_the_limit(tts: Any, recorder: Any, stock_speech: Ca
 
 
 def test_the_machines_memory_as_a_last_level(
-    tts: Any, monkeypatch: pytest.MonkeyPatch, stock_speech: Callable[..., Speech]
+    tts: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    stock_speech: Callable[..., Speech],
+    stock_made: Callable[..., Made],
 ) -> None:
-    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were elsewhere
+    expected = stock_speech(SHORT, 1, max_new_tokens=6), stock_made(FLOW, 12)
+
+    def short(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def stock_runs_short(owner: nn.Module) -> None:  # a copy does not
+        kind: Any = type(owner)
+        inference = kind.inference
+
+        @functools.wraps(inference)
+        def inference_or_short(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return short() if self is owner else inference(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "inference", inference_or_short)
+
+    for owner in (tts.t3, tts.s3gen.flow):
+        stock_runs_short(owner)
+    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were on another device
     with tc.compile_model(tts, EAGER.replace(cpu_fallback=True)) as fast:
-
-        def short(*args: Any, **kwargs: Any) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
         for name in ("t3", "flow"):
-            component = fast._components[name]
+            component = components(fast)[name]
             assert component.fallback.chain == ("eager", "stock", "cpu")
-            monkeypatch.setattr(component, "_engine_call", short)
-            monkeypatch.setattr(component, "_stock", short)
-        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
-        found = test_flow.flow(fast.s3gen.flow.inference, 12)
-        row = fast.report().components["flow"]
+            monkeypatch.setattr(component.engine, "inference", short)
+        assert speak(fast, SHORT, 1, max_new_tokens=6) == expected[0]
+        assert_alike(FLOW.call(fast, 12), expected[1])
+        row = FLOW.row(fast)
         actions = [event.action for event in row.fallbacks]
     assert "utterances left to stock: 1" in row.note
-    test_flow.assert_alike(found, test_flow.flow(test_flow.stock(tts), 12))
     assert actions[-2:] == ["stock instead of eager", "cpu instead of stock"]
 
 
+class Looked(nn.Sequential):
+    """A module that shows what it holds."""
+
+    def look(self) -> list[Any]:
+        return [[type(part) for part in self], [(value.data_ptr(), value) for value in self.state_dict().values()]]
+
+
 def test_a_module_is_copied_without_its_device() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
-    copied = elsewhere._copied(module)
-    assert [type(part) for part in copied] == [nn.Linear, nn.BatchNorm1d]
-    for mine, its in zip(copied.state_dict().values(), module.state_dict().values()):
+    module = Looked(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    kinds, copied = cpu_fallback.on_cpu(module, "look")
+    assert kinds == [nn.Linear, nn.BatchNorm1d]
+    for (address, mine), its in zip(copied, module.state_dict().values()):
         assert torch.equal(mine, its)
-        assert mine.data_ptr() != its.data_ptr()
+        assert address != its.data_ptr()
     tensor = torch.ones(2)
-    assert elsewhere.moved({"a": (tensor, [1, None])}, CPU) == {"a": (tensor, [1, None])}
+    assert cpu_fallback.moved({"a": (tensor, [1, None])}, CPU) == {"a": (tensor, [1, None])}
 
 
 def test_nothing_is_taken_of_the_device_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(tensor: Tensor, memo: Any) -> None:
         pytest.fail("copied where it is")
 
-    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module = Looked(nn.Linear(2, 2), nn.BatchNorm1d(2))
     for kind in (nn.Parameter, Tensor):
         monkeypatch.setattr(kind, "__deepcopy__", taken)
-    elsewhere._copied(module)
+    cpu_fallback.on_cpu(module, "look")
 
 
 @dataclasses.dataclass
@@ -181,14 +251,14 @@ class Held:
 
 def test_what_goes_to_a_copy_and_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     meta, seen = torch.device("meta"), []  # for a GPU
-    found = elsewhere.moved({"a": (Held(torch.ones(2)), [torch.ones(2)])}, meta)
+    found = cpu_fallback.moved({"a": (Held(torch.ones(2)), [torch.ones(2)])}, meta)
     assert (found["a"][0].tensor.device, found["a"][1][0].device) == (meta, meta)
-    moved = elsewhere.moved
+    moved = cpu_fallback.moved
     monkeypatch.setattr(
-        elsewhere, "moved", lambda value, device: seen.append((type(value), device)) or moved(value, device)
+        cpu_fallback, "moved", lambda value, device: seen.append((type(value), device)) or moved(value, device)
     )
-    monkeypatch.setattr(elsewhere, "_copied", lambda owner: nn.Linear(2, 2))
-    assert elsewhere.on_cpu(nn.Linear(2, 2, device=meta), "forward", torch.ones(1, 2)).device == meta
+    monkeypatch.setattr(cpu_fallback, "_copied", lambda owner: nn.Linear(2, 2))
+    assert cpu_fallback.on_cpu(nn.Linear(2, 2, device=meta), "forward", torch.ones(1, 2)).device == meta
     assert [pair for pair in seen if pair[0] in (tuple, dict)] == [(tuple, CPU), (dict, CPU)]
 
 
@@ -200,14 +270,14 @@ def test_another_process_compiles_while_this_one_speaks(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = tts.t3.speech_head.weight.data_ptr()
     with tc.compile_model(tts, config) as fast:
-        running = fast._background
+        running = process_of(fast)
         assert running.running
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         row = fast.report().components["t3"]
         assert (row.asked, row.ran, row.graphs) == ("inductor", "eager", 0)
         assert "another process is compiling" in row.note
         fast.warmup()  # waits for it
-        assert fast._background is None
+        assert process_of(fast) is None
         assert not running.running
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         row = fast.report().components["t3"]
@@ -215,15 +285,21 @@ def test_another_process_compiles_while_this_one_speaks(
         assert "calls ran eager while another process compiled" in row.note
         assert row.fallbacks == ()
     assert tts.t3.speech_head.weight.data_ptr() == before
-    assert list((cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("llama_decoder-*.so"))  # built over there
+    assert list(
+        (cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("llama_decoder-*.so")
+    )  # built by the other process
 
 
-def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reaches_another_process_is_fit_to_be_compiled(
+    tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrived: list[Any] = []
     config = tc.CompileConfig.exact().replace(**dict.fromkeys(ENGINES, QUICK), compile_in_background=True)
     monkeypatch.setattr(background.sys, "executable", "/bin/true")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     running = background.BackgroundCompilation(tts, config)
-    payload = Path(running._folder.name) / "payload"
+    (payload,) = tmp_path.glob("temporary/*/payload")
     assert payload.stat().st_size < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
     with monkeypatch.context() as patch:
         warmed = types.SimpleNamespace(warmup=lambda: arrived.append("warmed up"))
@@ -239,7 +315,7 @@ def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatc
         tc.compile_model(other, its_config) as there,
     ):
         for name in ENGINES:
-            assert there._components[name].left_to_stock() is None, name
+            assert components(there)[name].left_to_stock() is None, name
 
 
 def test_what_is_not_compiled_in_another_process(tts: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,7 +325,7 @@ def test_what_is_not_compiled_in_another_process(tts: Any, caplog: pytest.LogCap
     elsewhere = types.SimpleNamespace(s3gen=nn.Linear(1, 1, device="meta"))
     assert background.start(elsewhere, config) is None
     assert caplog.text == ""
-    tts.t3.somebodys = lambda: None  # which cannot be pickled
+    tts.t3.somebodys = lambda: None  # a lambda cannot be pickled
     assert background.start(tts, config) is None
     assert "nothing is compiled in the background" in caplog.text
 
@@ -270,16 +346,17 @@ def test_what_inductor_compiles_in_another_process_is_found_here(
     cache.mkdir(mode=0o700)
     config = tc.CompileConfig.exact().replace(compile_in_background=True, cache_dir=str(cache))
     with tc.compile_model(tts, config) as fast:
-        running, meanwhile = fast._background, fast._components
+        running, meanwhile = process_of(fast), components(fast)
         spoken_as_stock()
         assert running.running
         assert {fast.report().components[name].graphs for name in ENGINES} == {0}
-        assert running._process.wait(timeout=1800) == 0
+        while running.running:
+            time.sleep(1)
         compiled = {*cache.rglob("*.so")}
-        assert fast._components is meanwhile  # until the next utterance
+        assert components(fast) is meanwhile  # until the next utterance
         _compat.dynamo_counters().clear()
         spoken_as_stock()
-        assert fast._components is not meanwhile
+        assert components(fast) is not meanwhile
         fast.warmup()
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         rows = fast.report().components
@@ -292,18 +369,24 @@ def test_what_inductor_compiles_in_another_process_is_found_here(
 
 
 def test_what_fails_in_another_process_does_no_harm(
-    tts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock_speech: Callable[..., Speech]
+    tts: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stock_speech: Callable[..., Speech],
 ) -> None:
     monkeypatch.setattr(background.sys, "executable", "/bin/false")
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with tc.compile_model(tts, config) as fast:
-        running = fast._background
-        running._process.wait()
+        running = process_of(fast)
+        while running.running:
+            time.sleep(0.01)
         assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
         fast.warmup()
         running.wait()
         assert caplog.text.count("compiling in the background failed: exit status 1") == 1
-        assert not Path(running._folder.name).exists()
+        assert not any(tmp_path.iterdir())
         assert fast.report().components["t3"].graphs > 0
 
 
@@ -321,8 +404,10 @@ def test_the_last_word_of_another_process_is_logged(
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_model_that_is_not_compiled_leaves_no_process(
-    tts: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
+    children = psutil.Process().children()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     started = []
     start = background.start
 
@@ -334,12 +419,12 @@ def test_a_model_that_is_not_compiled_leaves_no_process(
     with pytest.raises(error):
         tc.compile_model(tts, tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True))
     assert not started[0].running
-    assert started[0]._process.returncode is not None  # and waited for
-    assert not Path(started[0]._folder.name).exists()
+    assert psutil.Process().children() == children  # and waited for
+    assert not any(tmp_path.iterdir())
 
 
 class Ended:
-    """In place of another process that has come to its end, or has not yet."""
+    """A stand-in for the other process, which has ended or has not."""
 
     def __init__(self) -> None:
         self.running = False
@@ -355,13 +440,16 @@ class Ended:
 
 @pytest.fixture
 def switching(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A model that goes over to what was compiled as soon as that is allowed."""
+    """A model that uses the compiled code as soon as the stand-in has ended."""
     monkeypatch.setattr(background, "start", lambda *args: Ended())
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
     with tc.compile_model(tts, config) as fast:
-        fast.before = fast._components
         yield fast
-        del fast.before
+
+
+def process_of(handle: tc.CompiledTTS) -> Any:
+    """Returns the process that compiles for a model in the background; None where there is none any more."""
+    return handle._background
 
 
 CALLS: dict[str, tuple[Any, ...]] = {"generate": (SHORT,), "generate_batch": ([SHORT],), "warmup": ()}
@@ -369,33 +457,34 @@ CALLS: dict[str, tuple[Any, ...]] = {"generate": (SHORT,), "generate_batch": ([S
 
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_switches_once(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    running = switching._background
+    running, before = process_of(switching), components(switching)
     monkeypatch.setattr(switching.wrapped, "generate", lambda *args, **kwargs: torch.zeros(1, 1))
     monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
     for is_running in (True, False, False):
         running.running = is_running
         getattr(switching, call)(*CALLS[call])
         waits = not is_running or call == "warmup"
-        assert (switching._components is switching.before) == (not waits)
-        assert (switching._background is None) == waits
+        assert (components(switching) is before) == (not waits)
+        assert (process_of(switching) is None) == waits
         assert running.waited == waits
     assert switching.report().components["t3"].asked == "inductor"
 
 
 def test_a_restored_model_does_not_switch(switching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = switching._background
+    running, before = process_of(switching), components(switching)
     monkeypatch.setattr(switching.wrapped, "generate", lambda *args, **kwargs: torch.zeros(1, 1))
     with switching.stock():
         switching.generate(SHORT)
-        assert switching._background is running
+        assert process_of(switching) is running
         assert "inference" not in vars(switching.t3)
-    assert switching._components is switching.before
+    assert components(switching) is before
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     speaking, begun, seen = threading.Event(), threading.Event(), []
-    running, running.running = switching._background, True
+    before, running = components(switching), process_of(switching)
+    running.running = True
     assembly = handle.Assembly
 
     def generate(*args: Any, **kwargs: Any) -> Tensor:
@@ -412,7 +501,7 @@ def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.
     running.running = False
     getattr(switching, call)(*CALLS[call])
     thread.join()
-    assert switching._components is not switching.before
+    assert components(switching) is not before
     assert seen == [False, True][: 1 if call == "warmup" else 2]
 
 
@@ -420,6 +509,8 @@ def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.
 def test_a_switch_that_fails_is_made_later(
     switching: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
+    before = components(switching)
+
     def broken(*args: Any) -> None:
         raise error
 
@@ -428,23 +519,23 @@ def test_a_switch_that_fails_is_made_later(
         with pytest.raises(error):
             switching.warmup()
     assert switching.report().attached
-    assert switching._components is switching.before
-    assert switching._components["t3"]._seam.stands
+    assert components(switching) is before
+    assert all(seam.stands for seam in before["t3"].seams)
     assert "another process is compiling" in switching.report().components["t3"].note
     monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
     switching.warmup()
-    assert switching._components is not switching.before
-    assert switching._components["t3"]._seam.stands
+    assert components(switching) is not before
+    assert all(seam.stands for seam in components(switching)["t3"].seams)
 
 
 def test_somebody_in_front_of_it_keeps_it_from_switching(switching: Any, caplog: pytest.LogCaptureFixture) -> None:
-    ours = switching.t3.inference
+    before, ours = components(switching), switching.t3.inference
     switching.t3.inference = lambda **kwargs: ours(**kwargs)
     monkeypatched = switching.t3.inference
     for _ in range(2):
         switching.warmup()
     assert switching.t3.inference is monkeypatched
-    assert switching._components is switching.before
+    assert components(switching) is before
     assert caplog.text.count("what was compiled in the background is not used") == 1
     switching.t3.inference = ours
 
@@ -461,7 +552,7 @@ def test_every_component_falls_as_configured(tts: Any, monkeypatch: pytest.Monke
 
     with tc.compile_model(tts, EAGER.replace(max_failures=1, fallback=fallback)) as fast:
         for name in tc.config.COMPONENTS:
-            manager = fast._components[name].fallback
+            manager = components(fast)[name].fallback
             ways = {"eager": short, "stock": lambda: "stock's"}
             if fallback == "raise":
                 with pytest.raises(MemoryError):
@@ -472,14 +563,17 @@ def test_every_component_falls_as_configured(tts: Any, monkeypatch: pytest.Monke
             assert manager.level == "stock"
 
 
-def test_restoring_ends_the_other_process(tts: Any) -> None:
+def test_restoring_ends_the_other_process(tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = psutil.Process().children()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config = tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True, warmup_samples=0)
     fast = tc.compile_model(tts, config)
-    running = fast._background
+    running = process_of(fast)
+    assert running.running
     fast.restore()
     assert not running.running
-    assert running._process.returncode is not None
-    assert not Path(running._folder.name).exists()
+    assert psutil.Process().children() == children  # and waited for
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

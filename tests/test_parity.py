@@ -1,12 +1,11 @@
-"""The gate lets a good component pass and stops a bad one: errors planted in compiled blocks, tokens and waves."""
+"""Parity finds errors that tests put into compiled blocks, tokens and waves, and passes a good component."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,32 +14,26 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
-from conftest import forget_failures
+from conftest import ENGINES, components
 from speech import SHORT
-from tts_compile.components.flow.engine import FlowEngine
+from tts_compile.components import watermark
+from tts_compile.components.flow.estimator import Estimator
 from tts_compile.components.t3 import step
 from tts_compile.parity import ParityReport, Thresholds, Voice, WaveParity, compare, measure
 from tts_compile.parity.measure import _wave
 from tts_compile.parity.recorded_calls import Call, methods_of, recorded
 
 EXACT = Thresholds.exact()
-QUICK = tc.ComponentPolicy(execution="inductor", backend="eager")
-CONFIG = tc.CompileConfig(t3=QUICK, flow=QUICK, vocoder=QUICK)
 
 
 @pytest.fixture(scope="module")
-def compiled(checkpoint: Path) -> Iterator[tc.CompiledTTS]:
-    with tc.compile_model(tc.testing.load_checkpoint(checkpoint), CONFIG) as handle:
-        yield handle
-
-
-@pytest.fixture(scope="module")
-def tape(compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
-    """What stock's methods were given and gave for a voice and a text."""
+def tape(_traced: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
+    """Calls of stock's methods for a voice and a text, recorded."""
     path = tc.testing.make_reference_wav(tmp_path_factory.mktemp("voice") / "voice.wav", seconds=2)
-    components = {name: compiled._components[name] for name in compiled._components}
-    voice = Voice(compiled.wrapped)
-    with compiled.stock() as tts, recorded(methods_of(components), torch.device("cpu"), tts) as calls, voice.kept():
+    parts = components(_traced)
+    methods = methods_of({name: parts[name] for name in parts})
+    voice = Voice(_traced.wrapped)
+    with _traced.stock() as tts, recorded(methods, torch.device("cpu"), tts) as calls, voice.kept():
         voice.prepare(str(path))
         torch.manual_seed(3)
         tts.generate(SHORT)
@@ -48,14 +41,13 @@ def tape(compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
 
 
 @pytest.fixture
-def compared(compiled: Any, tape: list[Call]) -> Callable[..., Any]:
-    """Hold one component against the tape."""
-    forget_failures(compiled)
+def compared(traced: Any, tape: list[Call]) -> Callable[..., Any]:
+    """Compares one component with the recorded calls."""
 
     def against(name: str, thresholds: Thresholds = EXACT) -> Any:
         calls = [call for call in tape if call.component == name]
-        with compiled.stock():
-            return compare(compiled._components[name], calls, thresholds)
+        with traced.stock():
+            return compare(components(traced)[name], calls, thresholds)
 
     return against
 
@@ -67,7 +59,7 @@ def test_every_component_that_is_as_good_as_stock_passes(compared: Callable[...,
         assert found.failures == (), name
         assert found.generators
         assert found.calls >= 1
-        assert found.ran == ("inductor" if name in ("t3", "flow", "vocoder") else "eager")
+        assert found.ran == ("inductor" if name in ENGINES else "eager")
         exact = name in ("voice_encoder", "reference", "watermark")
         assert (found.signal_to_error_db == math.inf) is exact
     (tokens,) = compared("t3").tokens
@@ -85,9 +77,9 @@ def test_a_tape_is_played_from_stocks_own_inputs_and_random_numbers(tape: list[C
     assert torch.equal(mine.stock()[0], mine.take.tensors["[0]"])
 
 
-def _bias(compiled: Any, name: str) -> Tensor:
-    """Of a block in the middle of what is compiled."""
-    copies = compiled._components[name].engine.copies.current()
+def _bias(traced: Any, name: str) -> Tensor:
+    """Returns a bias of a block in the middle of the component."""
+    copies = components(traced)[name].engine.copies.current()
     if name == "vocoder":
         bias: Tensor = copies.stages[1].residuals[0][0].kernel1[1]
         return bias
@@ -95,9 +87,9 @@ def _bias(compiled: Any, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
-def test_one_wrong_bias_in_acompiled_block(compiled: Any, compared: Callable[..., Any], name: str) -> None:
+def test_one_wrong_bias_in_acompiled_block(traced: Any, compared: Callable[..., Any], name: str) -> None:
     compared(name)  # copies are made
-    bias = _bias(compiled, name)
+    bias = _bias(traced, name)
     saved = bias.clone()
     with torch.no_grad():
         bias[0] += 0.5
@@ -131,30 +123,30 @@ def test_the_sign_of_guidance_swapped(compared: Callable[..., Any], monkeypatch:
 def test_a_time_that_does_not_span_the_rows_of_guidance(
     compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shifts = FlowEngine._shifts
+    step = Estimator.step
 
-    def conditional_only(self: Any, *args: Any) -> Any:
-        for per_stage in shifts(self, *args):
-            yield [torch.stack([shift, torch.zeros_like(shift)])[:, None] for shift in per_stage]
+    def conditional_only(self: Any, weights: Any, state: Tensor, condition: Tensor, shifts: Any, *others: Any) -> Any:
+        shifts = [torch.stack([shift, torch.zeros_like(shift)])[:, None] for shift in shifts]
+        return step(self, weights, state, condition, shifts, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FlowEngine, "_shifts", conditional_only)
+        patch.setattr(Estimator, "step", conditional_only)
         found = compared("flow")
     assert not found.passed
 
 
 def test_random_numbers_that_are_not_drawn(
-    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = compiled._components["vocoder"]
-    inner = component._engine_call
+    engine = components(traced)["vocoder"].engine
+    inner = engine.inference
 
     def one_more(*args: Any, **kwargs: Any) -> Any:
         result = inner(*args, **kwargs)
         torch.rand(1)
         return result
 
-    monkeypatch.setattr(component, "_engine_call", one_more)
+    monkeypatch.setattr(engine, "inference", one_more)
     found = compared("vocoder")
     assert not found.generators
     assert found.failures == ("the random generators are not left as stock leaves them",)
@@ -162,44 +154,52 @@ def test_random_numbers_that_are_not_drawn(
 
 
 def test_what_raises_or_changes_its_shape_fails(
-    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = compiled._components["watermark"]
-    mark = component._mark
+    resample = watermark.resample
     breaks = {
         "raised InputError: mine": lambda *_: (_ for _ in ()).throw(tc.InputError("mine")),
-        "its shape is": lambda *given: mark(*given)[:-1],
-        "its dtype is": lambda *given: mark(*given).astype("float64"),
-        "nan dB": lambda *given: mark(*given) * np.float32("nan"),
+        "its shape is": lambda marked: marked[:-1],
+        "its dtype is": lambda marked: marked.astype("float64"),
+        "nan dB": lambda marked: marked * np.float32("nan"),
         "nothing was compared": lambda *_: (_ for _ in ()).throw(RuntimeError("which stock makes good")),
-        "stock gives none": lambda *given: (mark(*given), mark(*given)),
+        "stock gives none": lambda marked: (marked, marked),
     }
-    for failure, broken in breaks.items():
-        monkeypatch.setattr(component, "_mark", broken)
+
+    def break_by(change: Callable[..., Any]) -> None:
+        def broken(wave: Any, rate: float, target: float) -> Any:
+            found = resample(wave, rate, target)
+            return change(found) if target == traced.sr else found  # on the way back
+
+        monkeypatch.setattr(watermark, "resample", broken)
+
+    for failure, change in breaks.items():
+        break_by(change)
         found = compared("watermark")
         assert failure in " ".join(found.failures)
         assert not found.passed
-    monkeypatch.setattr(component, "_mark", lambda *given: mark(*given) + 1e-7)
+    break_by(lambda marked: marked + 1e-7)
     assert compared("watermark").passed
 
 
 def test_tokens_of_a_recording_must_be_equal(
-    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = compiled._components["reference"]
-    heard = component._heard
+    kind = type(traced.s3gen)
+    embed_ref = kind.embed_ref
 
-    def other(*args: Any) -> Any:
-        wave, generator = heard(*args)
-        tokens = generator["prompt_token"].clone()
+    def other(*args: Any, **kwargs: Any) -> Any:
+        reference = embed_ref(*args, **kwargs)
+        tokens = reference["prompt_token"].clone()
         tokens[0, 0] += 1
-        return wave, {**generator, "prompt_token": tokens}
+        return {**reference, "prompt_token": tokens}
 
-    monkeypatch.setattr(component, "_heard", other)
-    found = compared("reference", Thresholds.fast())
-    (failure,) = found.failures
-    assert failure.startswith("ChatterboxTTS.prepare_conditionals conds.gen.prompt_token: ")
-    assert "equality is wanted" in failure
+    monkeypatch.setattr(kind, "embed_ref", other)
+    failures = compared("reference", Thresholds.fast()).failures
+    assert any(
+        failure.startswith("ChatterboxTTS.prepare_conditionals conds.gen.prompt_token: ") for failure in failures
+    )
+    assert all("prompt_token: " in failure and "equality is wanted" in failure for failure in failures)
 
 
 def wave(seconds: float = 1.0, pitch: float = 220.0) -> Tensor:
@@ -218,65 +218,65 @@ def wave(seconds: float = 1.0, pitch: float = 220.0) -> Tensor:
         (lambda w: w * math.nan, "nan dB"),
     ],
 )
-def test_waves(compiled: Any, change: Callable[[Tensor], Tensor], failure: str) -> None:
+def test_waves(traced: Any, change: Callable[[Tensor], Tensor], failure: str) -> None:
     torch.manual_seed(0)
-    found = _wave(compiled.wrapped, "Hello.", wave(), change(wave()), EXACT, None)
+    found = _wave(traced.wrapped, "Hello.", wave(), change(wave()), EXACT, None)
     assert found.passed is (not failure)
     assert failure in " ".join(found.failures)
     assert found.words is None
 
 
-def test_lower_precision_may_say_it_another_way_but_not_less(compiled: Any) -> None:
+def test_lower_precision_may_say_it_another_way_but_not_less(traced: Any) -> None:
     fast = Thresholds.fast()
-    assert _wave(compiled.wrapped, "Hello.", wave(), wave(1.1), fast, None).passed
-    assert "-30.0% in length" in _wave(compiled.wrapped, "Hello.", wave(), wave(0.7), fast, None).failures[0]
+    assert _wave(traced.wrapped, "Hello.", wave(), wave(1.1), fast, None).passed
+    assert "-30.0% in length" in _wave(traced.wrapped, "Hello.", wave(), wave(0.7), fast, None).failures[0]
 
 
 def test_an_engine_that_stock_makes_good_is_not_compared(
-    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("no such instruction")
 
     for name in ("t3", "flow"):
         with monkeypatch.context() as patch:
-            patch.setattr(compiled._components[name], "_engine_call", broken)
+            patch.setattr(components(traced)[name].engine, "inference", broken)
             found = compared(name)
         assert found.failures == ("stock has answered all calls in its place: nothing was compared",)
         assert (found.ran, found.stock_calls) == ("stock", found.calls)
-    assert compare(compiled._components["flow"], [], EXACT).failures == ("it was not reached: nothing was compared",)
+    unreached = compare(components(traced)["flow"], [], EXACT)
+    assert unreached.failures == ("it was not reached: nothing was compared",)
 
 
 def test_a_voice_that_is_not_set_is_missed(
-    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = compiled._components["reference"]
-    monkeypatch.setattr(component, "_prepare", lambda *args: None)
-    with Voice(compiled.wrapped).kept():
+    monkeypatch.setattr(components(traced)["reference"].fallback, "run", lambda *args, **kwargs: None)
+    with Voice(traced.wrapped).kept():
         found = compared("reference")
     assert any("conds.t3.speaker_emb: it is missing" in failure for failure in found.failures)
 
 
 def test_speech_that_ends_early_is_heard(
-    compiled: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component = compiled._components["t3"]
-    inner = component._engine_call
-    monkeypatch.setattr(component, "_engine_call", lambda **given: inner(**given)[:, :-3])
+    engine = components(traced)["t3"].engine
+    inner = engine.inference
+    monkeypatch.setattr(engine, "inference", lambda **given: inner(**given)[:, :-3])
     (tokens,) = compared("t3").tokens
     assert tokens.count == tokens.stock_count - 3 == tokens.first_difference
     assert tokens.logit_gap is None
     assert not compared("t3").passed
 
 
-def test_words_and_voice(compiled: Any) -> None:
+def test_words_and_voice(traced: Any) -> None:
     heard = iter(["Hello, there my good", "hello there my wood"])
-    found = _wave(compiled.wrapped, "Hello there, my good!", wave(), wave(), EXACT, lambda *_: next(heard))
+    found = _wave(traced.wrapped, "Hello there, my good!", wave(), wave(), EXACT, lambda *_: next(heard))
     assert found.words == (0.0, 0.25)
     assert found.failures == ("25.0% of the words misheard, 0.0% of stock's",)
     assert found.speaker_similarity == pytest.approx(1.0)
     strict = dataclasses.replace(EXACT, speaker_similarity=1.01)
-    assert "speaker similarity" in _wave(compiled.wrapped, "", wave(), wave(), strict, None).failures[0]
+    assert "speaker similarity" in _wave(traced.wrapped, "", wave(), wave(), strict, None).failures[0]
 
 
 def test_a_report_is_plain_and_names_what_failed() -> None:
@@ -288,27 +288,26 @@ def test_a_report_is_plain_and_names_what_failed() -> None:
     assert "FAILED" in str(report)
 
 
-def test_the_whole_model(compiled: Any) -> None:
-    forget_failures(compiled)
-    tts, steps = compiled.wrapped, []
+def test_the_whole_model(traced: Any) -> None:
+    tts, steps = traced.wrapped, []
     before, inside = tts.conds, dict(vars(tts.conds))
     state = torch.get_rng_state()
-    components = {name: compiled._components[name] for name in compiled._components}
+    parts = {name: components(traced)[name] for name in components(traced)}
     thresholds = dict.fromkeys(tc.config.COMPONENTS, EXACT)
-    report = measure(tts, components, thresholds, compiled.stock, compiled.generate, [SHORT], seed=7, step=steps.append)
+    report = measure(tts, parts, thresholds, traced.stock, traced.generate, [SHORT], seed=7, step=steps.append)
     assert report.passed, str(report)
     assert set(report.components) == set(tc.config.COMPONENTS)
     assert report.waves[0].signal_to_error_db > 60
     assert tts.conds is before
     assert vars(tts.conds) == inside
     assert torch.equal(torch.get_rng_state(), state)
-    assert compiled.report().attached
+    assert traced.report().attached
     assert "t3: the same calls" in steps
 
     def broken(text: str) -> Any:
         raise tc.InputError("not today")
 
-    without = measure(tts, {}, {}, compiled.stock, broken, [SHORT])
+    without = measure(tts, {}, {}, traced.stock, broken, [SHORT])
     assert without.waves[0].failures == ("raised InputError: not today",)
     assert without.notes == ("no component has replaced anything: there is nothing to compare",)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from tts_compile import CompilationError, FallbackManager
-from tts_compile.execution import Region
+from tts_compile.execution import CompileOptions, Region
 from tts_compile.timing.blocks import Timings, timed
 
 CPU = torch.device("cpu")
@@ -22,9 +22,16 @@ def double(x: Tensor) -> Tensor:
     return x * 2
 
 
-def region(function: Any = double, level: str = "inductor", backend: Any = "eager", policy: str = "fallback") -> Region:
-    chain = ["inductor", "eager"] if level == "inductor" else ["eager"]
-    return Region("double", function, FallbackManager("t3", chain, policy), CPU, backend=backend)
+class Made(NamedTuple):
+    """A region and the manager that decides its level."""
+
+    region: Region
+    fallback: FallbackManager
+
+
+def made(function: Any = double, level: str = "inductor", backend: Any = "eager", policy: str = "fallback") -> Made:
+    fallback = FallbackManager("t3", ["inductor", "eager"] if level == "inductor" else ["eager"], policy)
+    return Made(Region("double", function, fallback, CPU, CompileOptions(backend)), fallback)
 
 
 def broken_backend(graph: Any, inputs: Any) -> Any:
@@ -32,14 +39,14 @@ def broken_backend(graph: Any, inputs: Any) -> Any:
 
 
 def test_compiled_calls_are_counted_inside_the_graph() -> None:
-    r = region()
+    r, _ = made()
     for _ in range(3):
         assert torch.equal(r(torch.ones(4)), torch.full((4,), 2.0))
     assert (r.calls, r.compiled_calls, r.eager_calls, r.graphs, r.graph_breaks) == (3, 3, 0, 1, 0)
 
 
 def test_a_new_shape_is_a_new_graph_and_seen() -> None:
-    r = region()
+    r, _ = made()
     r(torch.ones(4))
     r(torch.ones(4, 4))
     assert r.graphs == 2
@@ -47,13 +54,13 @@ def test_a_new_shape_is_a_new_graph_and_seen() -> None:
 
 
 def test_eager_calls_are_counted_apart() -> None:
-    r = region(level="eager")
+    r, _ = made(level="eager")
     r(torch.ones(4))
     assert (r.calls, r.compiled_calls, r.eager_calls, r.graphs) == (1, 0, 1, 0)
 
 
 def test_torch_told_to_run_eagerly_shows() -> None:
-    r = region()
+    r, _ = made()
     with torch.compiler.set_stance("force_eager"):
         r(torch.ones(4))
     assert (r.calls, r.compiled_calls, r.eager_calls, r.graphs) == (1, 0, 1, 0)
@@ -63,14 +70,14 @@ def test_torch_told_to_run_eagerly_shows() -> None:
 
 def test_torch_switched_off_shows() -> None:
     with torch._dynamo.config.patch(disable=True):
-        r = region()
+        r, _ = made()
         r(torch.ones(4))
     assert (r.calls, r.compiled_calls, r.eager_calls) == (1, 0, 1)
 
 
 def test_past_the_recompile_limit_shows() -> None:
     with torch._dynamo.config.patch(cache_size_limit=1):
-        r = region()
+        r, _ = made()
         r(torch.ones(4))
         r(torch.ones(4, 4))
         r(torch.ones(4, 4, 4))
@@ -80,11 +87,11 @@ def test_past_the_recompile_limit_shows() -> None:
 
 
 def test_failed_compilation_falls_back_with_an_event() -> None:
-    r = region(backend=broken_backend)
+    r, fallback = made(backend=broken_backend)
     for _ in range(2):
         assert torch.equal(r(torch.ones(4)), torch.full((4,), 2.0))
     assert (r.calls, r.compiled_calls, r.eager_calls) == (2, 0, 2)
-    (event,) = r._fallback.events
+    (event,) = fallback.events
     assert event.phase == "compile"
     assert event.action == "eager instead of inductor"
 
@@ -96,7 +103,7 @@ def test_seconds_of_a_failed_compilation_are_compile_time() -> None:
         torch._dynamo.graph_break()
         return x * 2
 
-    r = region(unknown_to_dynamo)
+    r, _ = made(unknown_to_dynamo)
     with timed("call", timings):
         r(torch.ones(4))
     assert r.graphs == 0
@@ -108,9 +115,9 @@ def test_seconds_of_a_failed_compilation_are_compile_time() -> None:
 
 
 def test_event_names_the_cause() -> None:
-    r = region(backend=broken_backend)
+    r, fallback = made(backend=broken_backend)
     r(torch.ones(4))
-    (event,) = r._fallback.events
+    (event,) = fallback.events
     assert "this backend never works" in event.error
 
 
@@ -119,14 +126,14 @@ def test_graph_break_is_a_failed_compilation() -> None:
         torch._dynamo.graph_break()
         return x * 2
 
-    r = region(breaks)
+    r, fallback = made(breaks)
     assert torch.equal(r(torch.ones(4)), torch.full((4,), 2.0))
     assert r.compiled_calls == 0
-    assert len(r._fallback.events) == 1
+    assert len(fallback.events) == 1
 
 
 def test_policy_raise_raises_from_the_cause() -> None:
-    r = region(backend=broken_backend, policy="raise")
+    r, _ = made(backend=broken_backend, policy="raise")
     with pytest.raises(CompilationError, match=r"t3: compile .* failed") as caught:
         r(torch.ones(4))
     assert isinstance(caught.value.__cause__, torch._dynamo.exc.TorchDynamoException)
@@ -136,21 +143,21 @@ def test_interrupt_while_compiling_is_no_compile_failure() -> None:
     def interrupted(graph: Any, inputs: Any) -> Any:
         raise KeyboardInterrupt
 
-    r = region(backend=interrupted)
+    r, fallback = made(backend=interrupted)
     with pytest.raises(KeyboardInterrupt):
         r(torch.ones(4))
-    assert r._fallback.events == []
-    assert r._fallback.level == "inductor"
+    assert fallback.events == []
+    assert fallback.level == "inductor"
 
 
 def test_memory_running_out_while_compiling_is_no_compile_failure() -> None:
     def exhausted(graph: Any, inputs: Any) -> Any:
         raise MemoryError("no memory left")
 
-    r = region(backend=exhausted)
+    r, fallback = made(backend=exhausted)
     with pytest.raises(Exception, match="no memory left"):
         r(torch.ones(4))
-    assert r._fallback.events == []
+    assert fallback.events == []
 
 
 def test_error_of_the_running_graph_is_the_callers() -> None:
@@ -160,16 +167,16 @@ def test_error_of_the_running_graph_is_the_callers() -> None:
 
         return run
 
-    r = region(backend=compiles_to_a_failure)
+    r, fallback = made(backend=compiles_to_a_failure)
     with pytest.raises(ValueError, match="the caller's own mistake"):
         r(torch.ones(4))
-    assert r._fallback.events == []
-    assert r._fallback.level == "inductor"
+    assert fallback.events == []
+    assert fallback.level == "inductor"
 
 
 def test_error_that_eager_gives_too_is_no_compile_failure() -> None:
-    r = region(lambda x: x @ torch.ones(7))
+    r, fallback = made(lambda x: x @ torch.ones(7))
     with pytest.raises(RuntimeError, match=r"size mismatch|shape"):
         r(torch.ones(4, 4))
-    assert r._fallback.events == []
-    assert r._fallback.level == "inductor"
+    assert fallback.events == []
+    assert fallback.level == "inductor"

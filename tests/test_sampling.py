@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tts_compile import InputError
-from tts_compile.components.t3 import SamplingSettings
 from tts_compile.components.t3.noise import NoiseStream
 from tts_compile.components.t3.sampling import choose, guide, probabilities
+from tts_compile.families.english import ENGLISH
+from tts_compile.families.sampling import SamplingSettings
 
 quick = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
@@ -26,8 +27,16 @@ wide_rows = st.builds(
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.1, 3.0, 30.0]),
 )
+
+
+def sampling_of(**given: Any) -> SamplingSettings:
+    """Returns the checked settings of an English model."""
+    assert ENGLISH.speech is not None
+    return ENGLISH.speech.settings(given)
+
+
 samplings = st.builds(
-    SamplingSettings,
+    sampling_of,
     temperature=st.sampled_from([0.05, 0.8, 1.0, 2.0]) | st.floats(0.1, 5),
     top_p=st.sampled_from([0.0, 0.5, 0.95, 1.0]) | st.floats(0, 1),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]) | st.floats(0, 1),
@@ -36,18 +45,19 @@ samplings = st.builds(
 
 
 def stock_probabilities(logits: Tensor, seen: Tensor, settings: SamplingSettings) -> Tensor:
-    """The lines of ``T3.inference`` from penalty to softmax."""
+    """Repeats the lines of ``T3.inference`` from penalty to softmax."""
     from transformers.generation.logits_process import (
         MinPLogitsWarper,
         RepetitionPenaltyLogitsProcessor,
         TopPLogitsWarper,
     )
 
-    logits = RepetitionPenaltyLogitsProcessor(penalty=settings.repetition_penalty)(seen, logits)
-    if settings.temperature != 1.0:
-        logits = logits / settings.temperature
-    logits = MinPLogitsWarper(min_p=settings.min_p)(seen, logits)
-    logits = TopPLogitsWarper(top_p=settings.top_p)(seen, logits)
+    given = {processor.name: value for processor, value in zip(settings.processors, settings.values)}
+    logits = RepetitionPenaltyLogitsProcessor(penalty=given["repetition_penalty"])(seen, logits)
+    if given["temperature"] != 1.0:
+        logits = logits / given["temperature"]
+    logits = MinPLogitsWarper(min_p=given["min_p"])(seen, logits)
+    logits = TopPLogitsWarper(top_p=given["top_p"])(seen, logits)
     return torch.softmax(logits, dim=-1)
 
 
@@ -116,7 +126,7 @@ def test_without_guidance_rows_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("sampling", [SamplingSettings(), SamplingSettings(min_p=0, top_p=0.5, temperature=1.0)])
+@pytest.mark.parametrize("sampling", [sampling_of(), sampling_of(min_p=0, top_p=0.5, temperature=1.0)])
 def test_non_finite_logits_are_not_trusted(bad: float, sampling: SamplingSettings) -> None:
     logits = torch.zeros(1, 20)
     logits[0, 3] = bad
@@ -127,7 +137,7 @@ def test_non_finite_logits_are_not_trusted(bad: float, sampling: SamplingSetting
 def test_inputs_are_left_alone() -> None:
     logits, seen = torch.randn(1, 30), torch.tensor([[1, 2, 2]])
     before = logits.clone()
-    probabilities(logits, seen, SamplingSettings(top_p=0.5))
+    probabilities(logits, seen, sampling_of(top_p=0.5))
     assert torch.equal(logits, before)
 
 
@@ -151,9 +161,9 @@ def test_inputs_are_left_alone() -> None:
 )
 def test_settings_out_of_range_are_named(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name):
-        SamplingSettings(**{name: value})
+        sampling_of(**{name: value})
 
 
 def test_every_bad_setting_is_named_at_once() -> None:
     with pytest.raises(InputError, match=r"temperature.*top_p.*min_p"):
-        SamplingSettings(temperature=0, top_p=2, min_p=-1)
+        sampling_of(temperature=0, top_p=2, min_p=-1)

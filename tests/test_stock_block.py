@@ -1,4 +1,4 @@
-"""``with fast.stock() as tts``: stock inside, attached again outside."""
+"""``with fast.stock() as tts``: the model is stock inside the block and attached again after it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, ENGINES, components
 from speech import SHORT, Speech, speak
 from test_api import identities, instances
-from tts_compile.execution import process_lock as turn
+from tts_compile.execution import process_lock
 
 
 def test_inside_there_is_nothing_of_ours(tts: Any, stock_speech: Callable[..., Speech]) -> None:
@@ -88,7 +88,7 @@ def test_compiled_again_inside_it(tts: Any) -> None:
     fast = tc.compile_model(tts, EAGER)
     with pytest.raises(tc.ModelStateError, match="compiled again") as caught, fast.stock():
         other = tc.compile_model(tts, tc.CompileConfig.off())
-    assert caught.value.__context__ is None  # it is said once
+    assert caught.value.__context__ is None  # the error is raised once
     assert tc.compile_model(tts, tc.CompileConfig.off()) is other
     other.restore()
 
@@ -97,13 +97,13 @@ TRACED = (str(Path(tc.__file__).parent), contextlib.__file__)
 
 
 def interrupted(number: int, action: Callable[[], object]) -> bool:
-    """Whether an interrupt at the ``number``-th line of this library or of contextlib came before the action ended."""
+    """Interrupts an action at the ``number``-th line of the library or of contextlib; False where it ended before."""
     seen = 0
 
     def trace(frame: Any, event: str, _: Any) -> Any:
         nonlocal seen
         path = frame.f_code.co_filename
-        if path == turn.__file__ or not path.startswith(TRACED):  # a lock's own ``with`` is not interrupted
+        if path == process_lock.__file__ or not path.startswith(TRACED):  # a lock's own ``with`` is not interrupted
             return None
         if event == "line":
             if seen == number:
@@ -129,8 +129,7 @@ def test_an_interrupt_at_any_line_leaves_it_compiled(
     own = identities(*instances(tts))
     fast = tc.compile_model(tts, EAGER)
     compiled = identities(*instances(tts))
-    engines = [fast._components[name] for name in ("t3", "flow", "vocoder")]
-    below = [(engine._stock, engine._replaced) for engine in engines]
+    engines = [components(fast)[name] for name in ENGINES]
 
     def block() -> None:
         with contextlib.suppress(ZeroDivisionError), fast.stock():
@@ -139,7 +138,7 @@ def test_an_interrupt_at_any_line_leaves_it_compiled(
                 raise error
 
     def free() -> None:
-        with turn.alone():
+        with process_lock.locked():
             released.append(number)
 
     released: list[int] = []
@@ -147,7 +146,10 @@ def test_an_interrupt_at_any_line_leaves_it_compiled(
         ended = not interrupted(number, block)
         assert fast.report().attached, number
         assert identities(*instances(tts)) == compiled, number
-        assert [(engine._stock, engine._replaced) for engine in engines] == below, number
+        assert [engine.left_to_stock() for engine in engines] == [None] * 3, number
+        for owner in (tts.t3, tts.s3gen.flow, tts.s3gen.mel2wav):
+            with pytest.raises(TypeError, match="argument"):  # the engine's, then stock's: a loop would not end
+                owner.inference(no_such_argument=1)
         if ended:
             break
     other = threading.Thread(target=free, daemon=True)

@@ -1,4 +1,4 @@
-"""Threads take turns, processes keep to themselves, and handles are not carried over."""
+"""One thread speaks at a time, forked processes are refused, and handles cannot be pickled."""
 
 from __future__ import annotations
 
@@ -8,39 +8,38 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, components
 from speech import SHORT, TEXTS
 from tts_compile import background
-from tts_compile.execution.process_lock import Turn
+from tts_compile.execution.process_lock import DeviceLock
 
 
 def test_every_thread_hears_what_it_would_hear_alone(
     eager: tc.CompiledTTS, silent: Callable[[Any], list[tuple[int, ...]]]
 ) -> None:
-    heard = silent(eager)
+    spoken = silent(eager)
     wanted = {}
     texts = ["A", SHORT, "Who goes there?"]
     for seed, text in enumerate(texts):
         with eager.seeded(seed):
             eager.generate(text)
-        wanted[seed] = heard[-1]
+        wanted[seed] = spoken[-1]
     torch.manual_seed(1)
     eager.generate(texts[1])
-    assert heard[-1] == wanted[1]  # as by hand
+    assert spoken[-1] == wanted[1]  # as with torch.manual_seed
     state = torch.get_rng_state()
 
     def speak(number: int) -> tuple[int, tuple[int, ...]]:
         seed = number % len(texts)
         with eager.seeded(seed):
             eager.generate(texts[seed])
-            return seed, heard[-1]
+            return seed, spoken[-1]
 
     with ThreadPoolExecutor(4) as threads:
         for seed, tokens in threads.map(speak, range(9)):
@@ -64,8 +63,7 @@ def test_a_seed_is_its_threads_own(eager: tc.CompiledTTS) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tc.compile_model(tc.testing.load_checkpoint(checkpoint), EAGER)
+def test_two_models_take_turns(eager: tc.CompiledTTS, traced: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, most = [0], [0]
 
     def generate(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -75,13 +73,11 @@ def test_two_models_take_turns(eager: tc.CompiledTTS, checkpoint: Path, monkeypa
         inside[0] -= 1
         return torch.zeros(1, 1)
 
-    for handle in (eager, other):
+    for handle in (eager, traced):
         monkeypatch.setattr(handle.wrapped, "generate", generate)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda handle: handle.generate(SHORT), [eager, other] * 3))
+        list(threads.map(lambda handle: handle.generate(SHORT), [eager, traced] * 3))
     assert most[0] == 1
-    monkeypatch.undo()
-    other.restore()
 
 
 @pytest.mark.parametrize("state", ["eager", "off", "restored"])
@@ -193,7 +189,7 @@ def test_a_fork_is_refused_and_does_not_hang(eager: tc.CompiledTTS) -> None:
             eager.warmup,
             lambda: eager.t3.inference(),
             lambda: eager.wrapped.s3gen.flow.inference(),
-            lambda: eager._components["t3"].warm_up(),
+            lambda: components(eager)["t3"].warm_up(),
         ):
             try:
                 call()
@@ -241,15 +237,16 @@ def test_what_is_no_seed(eager: tc.CompiledTTS, seed: Any) -> None:
         pass
 
 
-def test_turns_nest() -> None:
-    turn = Turn()
-    with turn(), turn(), Turn()():
+def test_the_lock_nests() -> None:
+    cpu = torch.device("cpu")
+    lock = DeviceLock(cpu)
+    with lock(), lock(), DeviceLock(cpu)():
         pass
 
 
 def test_long_texts_are_seeded_alike(eager: tc.CompiledTTS, silent: Callable[[Any], list[tuple[int, ...]]]) -> None:
-    heard = silent(eager)
+    spoken = silent(eager)
     with eager.seeded(3):
         eager.generate(TEXTS[120])
     eager.generate_batch([TEXTS[120]], seeds=[3])
-    assert heard[0] == heard[1]
+    assert spoken[0] == spoken[1]

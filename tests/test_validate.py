@@ -13,7 +13,7 @@ import torch
 
 import tts_compile as tc
 from conftest import EAGER
-from speech import SHORT, Speech, speak
+from speech import Speech
 from tts_compile import background, handle
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
@@ -21,12 +21,12 @@ from tts_compile.components.vocoder.engine import VocoderEngine
 from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity
 from tts_compile.parity import transcription as quality
 
-# Flow and vocoder speak by themselves, which is enough to be compared, and quick.
+# Flow and vocoder alone are enough to be compared, and quick.
 CONFIG = EAGER.replace(**dict.fromkeys(("t3", "voice_encoder", "reference"), tc.ComponentPolicy(execution="stock")))
 
 
 def found(failing: dict[str, str], wave: str = "") -> ParityReport:
-    """A report in which some components, or the wave, are not as stock's."""
+    """Returns a report in which some components, or the wave, differ from stock's."""
     parts = {
         name: ComponentParity("eager", 1, 0, (), (), True, (failing[name],) if name in failing else ())
         for name in ("t3", "flow", "vocoder")
@@ -79,22 +79,11 @@ def test_a_component_that_differs_falls_back_alone(
     assert tc.compile_model(tts, EAGER).report().attached
 
 
-def test_each_well_alone_and_not_all_together(
-    tts: Any, planted: Callable[[ParityReport], None], stock_speech: Callable[..., Speech]
-) -> None:
-    planted(found({}, wave="another length than stock's"))
-    with tc.compile_model(tts, EAGER, validate=True) as fast:
-        for name in ("t3", "flow", "vocoder"):
-            (event,) = fast.report().components[name].fallbacks
-            assert "whole utterances: another length" in event.error
-        assert speak(fast, SHORT, 1, max_new_tokens=6) == stock_speech(SHORT, 1, max_new_tokens=6)
-
-
 def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[ParityReport], None]) -> None:
     planted(found({"t3": "other tokens"}))
     with tc.compile_model(tts, EAGER) as fast:
         assert fast.parity is None
-        assert tc.compile_model(tts, EAGER, validate=True) is fast  # now it is
+        assert tc.compile_model(tts, EAGER, validate=True) is fast  # now it is measured
         assert [event.phase for event in fast.report().components["t3"].fallbacks] == ["validate"]
         planted(found({"flow": "other frames"}))
         tc.compile_model(tts, EAGER, validate=True)
@@ -102,7 +91,7 @@ def test_nothing_is_measured_unasked_or_twice(tts: Any, planted: Callable[[Parit
 
 
 def test_what_is_left_must_speak_well_together(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A component that is wrong by itself may hide that the others are wrong together."""
+    """A component that is wrong alone may hide that the others are wrong together."""
 
     def measure(tts: Any, components: Any, *args: Any, **kwargs: Any) -> ParityReport:
         left = {name for name in ("t3", "flow", "vocoder") if components[name].seams}
@@ -173,7 +162,7 @@ def test_thresholds_follow_the_weights_that_are_read(tts: Any, monkeypatch: pyte
     monkeypatch.setattr(handle, "measure", measure)
     config = EAGER.replace(flow=tc.ComponentPolicy(execution="eager", dtype="bf16"))
     tc.validate(tts, config)
-    assert set(seen.values()) == {Thresholds.exact()}  # there are no others in this version
+    assert set(seen.values()) == {Thresholds.exact()}  # this version has no others
     monkeypatch.setattr(FlowComponent, "dtype", "bf16")
     tc.validate(tts, config)
     assert seen["flow"] == Thresholds.fast()
@@ -212,10 +201,14 @@ def test_a_recogniser_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_command(
-    checkpoint: Path, planted: Callable[[ParityReport], None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    checkpoint: Path,
+    tmp_path: Path,
+    planted: Callable[[ParityReport], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
-    monkeypatch.setenv("TTS_COMPILE_CONFIG", str(checkpoint / "config.toml"))
-    (checkpoint / "config.toml").write_text('[t3]\nexecution = "stock"\n')
+    monkeypatch.setenv("TTS_COMPILE_CONFIG", str(tmp_path / "config.toml"))
+    (tmp_path / "config.toml").write_text('[t3]\nexecution = "stock"\n')
     arguments = ["validate", "--model", str(checkpoint), "--no-words"]
     planted(found({}))
     assert cli.main([*arguments, "--json"]) == 0

@@ -1,11 +1,9 @@
-"""The reference voice: stock's values bit for bit, remembered, never shared, and kept when a new one is bad."""
+"""The reference voice: equal to stock's bit for bit, cached, never shared, and kept when a new recording is bad."""
 
 from __future__ import annotations
 
 import io
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import random_states, seed_everything
-from tts_compile.components.voice import ReferenceComponent
-from tts_compile.components.voice.lru import Memory
+from tts_compile.components.voice.lru import LRUCache
 from tts_compile.components.weight_watch import WeightWatch
 
 soundfile = pytest.importorskip("soundfile")
@@ -50,7 +47,7 @@ def wavs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def stock_conds(tts: Any, source: Any, **settings: Any) -> Any:
-    """What the class's own method makes of it, with nothing attached."""
+    """Returns the voice that the class's own method makes of a recording, with nothing attached."""
     assert "embeds_from_wavs" not in vars(tts.ve)
     voice = tts.conds
     try:
@@ -112,7 +109,7 @@ def test_exaggeration_is_no_part_of_what_is_kept(voiced: Any, wavs: dict[str, Pa
 def test_changing_a_voice_in_place_changes_no_other(voiced: Any, wavs: dict[str, Path]) -> None:
     voiced.prepare_conditionals(wavs["short"])
     expected = {name: value.clone() for name, value in parts(voiced.conds).items() if value is not None}
-    for _ in range(2):  # the tensors that were computed, and those that were answered
+    for _ in range(2):  # the tensors that were computed, and those from the cache
         for value in parts(voiced.conds).values():
             if value is not None:
                 value.zero_()
@@ -143,7 +140,7 @@ def _exchanged(weight: Tensor) -> None:
 
 
 def _cast(weight: Tensor) -> None:
-    weight.data = (weight.data * 1.5).half().float()  # may well come to lie where the first one was
+    weight.data = (weight.data * 1.5).half().float()  # the new tensor may get the address of the first
 
 
 @pytest.mark.parametrize("change", [_written, _exchanged, _cast])
@@ -422,23 +419,21 @@ def test_voice_conversion(tts: Any, wavs: dict[str, Path]) -> None:
     conversion = ChatterboxVC(tts.s3gen, "cpu")
     conversion.set_target_voice(wavs["other rate"])
     expected = conversion.ref_dict
-    component = ReferenceComponent(conversion, VOICE)
-    component.attach()
-    for _ in range(2):
-        conversion.set_target_voice(wavs["other rate"])
-        assert_identical(conversion.ref_dict, expected)
-    voice = conversion.ref_dict
-    with pytest.raises(tc.InputError, match="does not exist"):
-        conversion.set_target_voice("missing.wav")
-    assert conversion.ref_dict is voice
-    assert "1 of 2" in component.report().note
-    component.detach()
+    with tc.compile_model(conversion, VOICE) as fast:
+        for _ in range(2):
+            conversion.set_target_voice(wavs["other rate"])
+            assert_identical(conversion.ref_dict, expected)
+        voice = conversion.ref_dict
+        with pytest.raises(tc.InputError, match="does not exist"):
+            conversion.set_target_voice("missing.wav")
+        assert conversion.ref_dict is voice
+        assert "1 of 2" in row(fast).note
     assert "set_target_voice" not in vars(conversion)
     assert "embed_ref" not in vars(tts.s3gen)
 
 
 def test_memory_keeps_what_was_used_last() -> None:
-    memory = Memory(size=2)
+    memory = LRUCache(size=2)
     for key in ("a", "b"):
         memory.put(key, {"value": torch.ones(1)})
     memory.get("a")
@@ -447,22 +442,3 @@ def test_memory_keeps_what_was_used_last() -> None:
     assert memory.get("a") is not None
     memory.clear()
     assert memory.get("a") is None
-
-
-FRESH = """
-import sys, numpy, torch
-import tts_compile as tc
-tts = tc.testing.load_checkpoint(sys.argv[1])
-off, auto = tc.CompileConfig.off(), tc.ComponentPolicy()
-with tc.compile_model(tts, off.replace(reference=auto, voice_encoder=auto, watermark=auto)):
-    before = set(sys.modules)
-    tts.prepare_conditionals(sys.argv[2])
-    tts.watermarker.apply_watermark(numpy.ones(24000, dtype=numpy.float32), 24000)
-    print(*sorted(name for name in set(sys.modules) - before if name.startswith(("librosa", "numba", "sklearn"))))
-"""
-
-
-def test_the_first_voice_of_a_process_waits_for_no_library(checkpoint: Path, wavs: dict[str, Path]) -> None:
-    command = [sys.executable, "-c", FRESH, str(checkpoint), str(wavs["short"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == ""

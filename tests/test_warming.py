@@ -1,4 +1,4 @@
-"""A warm-up compiles, and speaks a little to see that nothing is left to compile."""
+"""A warm-up compiles, then generates short samples to check that nothing is left to compile."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, components
 from speech import SHORT, random_states
 from tts_compile.sample_text import prose
 from tts_compile.warmup import SAMPLE_TOKENS, sample_texts
 
-Heard = list[tuple[int, ...]]
+Spoken = list[tuple[int, ...]]
 
 
 @given(st.lists(st.integers(1, 400), max_size=5), st.integers(0, 12), st.integers(0, 100), st.integers(1, 3000))
@@ -41,45 +41,45 @@ def test_prose_has_the_length_asked_for() -> None:
     assert prose(50) != prose(50, start=7)
 
 
-def test_built_in_texts_are_begun(tts: Any, silent: Callable[[Any], Heard]) -> None:
-    heard = silent(tts)
+def test_built_in_texts_are_begun(tts: Any, silent: Callable[[Any], Spoken]) -> None:
+    spoken = silent(tts)
     fast = tc.compile_model(tts, EAGER.replace(warmup_samples=3, buckets=((5, 10), (10, 40))))
     voice, states = tts.conds.t3, random_states()
     steps: list[str] = []
     warm = fast.warmup(progress=steps.append)
     assert steps[:2] == ["compiling t3", "compiling flow"]
     assert steps[-3:] == [f"speaking the beginning of {n} characters" for n in (40, 20, 8)]
-    assert (warm.texts, len(heard)) == (3, 3)
-    assert all(len(tokens) <= SAMPLE_TOKENS for tokens in heard)
+    assert (warm.texts, len(spoken)) == (3, 3)
+    assert all(len(tokens) <= SAMPLE_TOKENS for tokens in spoken)
     assert warm.speaking > 0
     assert warm.total == pytest.approx(sum(warm.seconds.values()) + warm.speaking)
     assert f"speaking 3 texts  {warm.speaking:.1f}" in str(warm)
     assert random_states() == states
     assert tts.conds.t3 is voice
     fast.generate(SHORT)
-    assert len(heard[-1]) > SAMPLE_TOKENS  # only the warm-up ends early
+    assert len(spoken[-1]) > SAMPLE_TOKENS  # only the warm-up ends early
 
 
-def test_given_texts_are_spoken_to_their_ends_and_no_others(tts: Any, silent: Callable[[Any], Heard]) -> None:
-    heard = silent(tts)
+def test_given_texts_are_spoken_to_their_ends_and_no_others(tts: Any, silent: Callable[[Any], Spoken]) -> None:
+    spoken = silent(tts)
     warm = tc.compile_model(tts, EAGER.replace(warmup_samples=3)).warmup([SHORT])
-    assert warm.texts == len(heard) == 1
-    assert len(heard[0]) > SAMPLE_TOKENS
+    assert warm.texts == len(spoken) == 1
+    assert len(spoken[0]) > SAMPLE_TOKENS
 
 
-def test_what_another_thread_speaks_meanwhile_is_whole(tts: Any, silent: Callable[[Any], Heard]) -> None:
-    heard = silent(tts)
+def test_what_another_thread_speaks_meanwhile_is_whole(tts: Any, silent: Callable[[Any], Spoken]) -> None:
+    spoken = silent(tts)
     fast = tc.compile_model(tts, EAGER.replace(warmup_samples=1))
     other = threading.Thread(target=tts.generate, args=(SHORT,))
 
     def meanwhile(step: str) -> None:
         if step.startswith("speaking"):
             other.start()
-            other.join(0.3)  # it has come to T3, and waits there for its turn
+            other.join(0.3)  # it waits at T3 for the lock
 
     fast.warmup(progress=meanwhile)
     other.join()
-    ours, theirs = sorted(heard, key=len)
+    ours, theirs = sorted(spoken, key=len)
     assert len(theirs) > SAMPLE_TOKENS >= len(ours)
 
 
@@ -103,9 +103,9 @@ def test_an_utterance_that_fails_leaves_the_model_whole(tts: Any, monkeypatch: p
 
 @pytest.mark.parametrize("nothing", ["no voice", "restored", "stock"])
 def test_nothing_is_spoken_where_there_is_nothing_to_see(
-    nothing: str, tts: Any, silent: Callable[[Any], Heard]
+    nothing: str, tts: Any, silent: Callable[[Any], Spoken]
 ) -> None:
-    heard = silent(tts)
+    spoken = silent(tts)
     config = tc.CompileConfig.off() if nothing == "stock" else EAGER.replace(warmup_samples=3)
     fast = tc.compile_model(tts, config)
     if nothing == "no voice":
@@ -115,12 +115,12 @@ def test_nothing_is_spoken_where_there_is_nothing_to_see(
     warm = fast.warmup()
     assert warm.texts == 0
     assert (warm.seconds == {}) == (nothing == "restored")
-    assert not heard
+    assert not spoken
 
 
 def test_what_speaking_compiles_is_part_of_the_warm_up(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = tc.compile_model(tts, EAGER.replace(warmup_samples=1))
-    flow = fast._components["flow"]
+    flow = components(fast)["flow"]
     part = flow.parts[0]  # type: ignore[union-attr]
     monkeypatch.setattr(fast.wrapped.s3gen, "inference", _compiling(fast, part))
     fast.warmup()

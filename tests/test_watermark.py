@@ -29,7 +29,7 @@ def marking(tts: Any) -> Iterator[tc.CompiledTTS]:
 
 
 def wave(samples: int = 24_000, dtype: Any = np.float32) -> Any:
-    """Noise: the detector takes some pure tones for a watermark."""
+    """Returns noise: the detector takes some pure tones for a watermark."""
     return np.random.default_rng(0).normal(0, 0.1, samples).astype(dtype)
 
 
