@@ -69,7 +69,7 @@ def test_a_model_of_another_project_is_compiled_exact_batched_reported_and_resto
         assert row.recompiles_after_warmup == 0
         assert row.fallbacks == ()
         assert {name for name, other in fast.report().components.items() if other.ran != "stock"} == {"t3"}
-        assert fast.validate(TEXTS[:1]).passed
+        assert fast.validate(TEXTS[:1], transcribe=False).passed
         assert "sample" in vars(toy.lm)
     assert "sample" not in vars(toy.lm)
     assert toy.lm.sample == sample

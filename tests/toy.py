@@ -24,7 +24,7 @@ START, STOP, VOCABULARY, SAMPLES = 48, 49, 50, 240
 class ToyLM(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
         self.tfmr = Qwen2Model(Qwen2Config(vocab_size=1, max_position_embeddings=512, **sizes, **heads))
         self.characters = nn.Embedding(256, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ class StockWeights(NamedTuple):
 class StockForward:
     """The step of a Hugging Face decoder that takes ``inputs_embeds`` and a cache.
 
-    Its modules are called, not read, so that whatever they compute is computed. The step has no native decoder.
+    Its modules are called, so that whatever they compute is computed. The step has no native decoder.
 
     Args:
         transformer, embedding, head: names of the speech model's modules: the decoder, the embedding of speech tokens,
@@ -59,7 +60,7 @@ class StockForward:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return StockWeights(
-            layers=[transformer],
+            layers=[_Undecorated(transformer)],
             last=head,
             embedding=getattr(model, self._embedding),
             cache=CacheShape(config.num_hidden_layers, heads, head_dim),
@@ -67,13 +68,13 @@ class StockForward:
             speech_positions=self._speech_positions,
         )
 
-    def modules(self, model: Any) -> list[nn.Module]:  # noqa: ARG002 - a backbone's signature
-        """Return nothing: every module is called."""
-        return []
+    def modules(self, model: Any) -> list[nn.Module]:
+        """Return transformer, head and embedding: compiled code does not follow their hooks."""
+        return [getattr(model, name) for name in (self._transformer, self._head, self._embedding)]
 
-    def harmless_hook(self, hook: Any) -> bool:  # noqa: ARG002 - a backbone's signature
-        """Return True: the modules that are called run their own hooks."""
-        return True
+    def harmless_hook(self, hook: Any) -> bool:
+        """Return whether transformers registered the hook: it collects hidden states and changes nothing."""
+        return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
         """Return that the transformer takes no cache of keys and values, or None."""
@@ -119,6 +120,18 @@ class StockForward:
         """Project hidden states to logits (sequences, count, vocabulary)."""
         logits: Tensor = weights(x)
         return logits
+
+
+class _Undecorated(nn.Module):
+    """A transformer without the decorators of its forward, which merge settings in a way that torch cannot trace."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self._forward = inspect.unwrap(type(transformer).forward)
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self._forward(self.transformer, **kwargs)
 
 
 class _CacheView:

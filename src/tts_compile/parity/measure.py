@@ -207,7 +207,8 @@ def _tokens(call: Call, result: CallResult) -> tuple[TokenParity, list[TensorPar
     if at is not None and at < min(len(stock), len(theirs), len(ours)):
         gap = float(stock[at][theirs[at]] - stock[at][ours[at]])
     parity = TokenParity(len(ours), len(theirs), same_share(theirs, ours), at, gap)
-    logits = result.logits[-len(ours) :]  # those of a level that failed come first
+    unreturned = max(0, len(stock) - len(theirs))  # a stop token that stock samples and does not return
+    logits = result.logits[-(len(ours) + unreturned) :]  # those of a level that failed come first
     if min(len(logits), len(stock)) < together:  # stock answered, or a captured graph, whose logits are not read
         return parity, []
     pair = (torch.stack(list(side[:together])) for side in (stock, logits))
