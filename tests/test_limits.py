@@ -215,7 +215,9 @@ def test_another_process_compiles_while_this_one_speaks(
         assert "calls ran eager while another process compiled" in row.note
         assert row.fallbacks == ()
     assert tts.t3.speech_head.weight.data_ptr() == before
-    assert list((cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("llama_decoder-*.so"))  # built over there
+    assert list(
+        (cache.folder(str(tmp_path / "cache")) / cache.OWN_FOLDER).glob("llama_decoder-*.so")
+    )  # built over there
 
 
 def test_what_reaches_another_process_is_fit_to_be_compiled(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
