@@ -1,8 +1,9 @@
-"""A loaded model is stock's own, tensor by tensor; and what is wrong with a checkpoint is all said at once."""
+"""A loaded model equals stock's tensor by tensor, and the error for a bad checkpoint lists every problem."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import threading
 from collections.abc import Callable
@@ -19,14 +20,15 @@ from conftest import EAGER
 from sameness import everything, same
 from speech import SHORT, random_states, seed_everything
 from tts_compile.families import family_named
+from tts_compile.families.checkpoint_files import NO_FILES
 from tts_compile.loading import stock_class
-from tts_compile.loading.from_local import Build
-from tts_compile.loading.mapped_files import Stored
+from tts_compile.loading.from_local import assign_weights
+from tts_compile.loading.mapped_files import Stored, mapped
 from tts_compile.testing.depth import SMALL, built_with
 
 
 def load(folder: Path, cls: Any = "ChatterboxTTS", variant: str = "english", **options: Any) -> Any:
-    """``load_model`` for the depth of a small checkpoint, be the files of it damaged."""
+    """Calls ``load_model`` with the depth of a small checkpoint, even if its files are damaged."""
     with built_with(SMALL[variant], variant), tc.testing.nothing_fetched():
         return tc.load_model(cls, folder, **options)
 
@@ -38,13 +40,13 @@ def loaded(checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def stock(checkpoint: Path) -> Any:
-    """Never spoken with: speaking leaves things on a stock model."""
+    """A stock model that never generates: ``generate`` leaves attributes on a model."""
     return tc.testing.load_checkpoint(checkpoint)
 
 
 @pytest.fixture
 def folder(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged; files are links until they are replaced."""
+    """A copy of the checkpoint that a test may damage; its files are links until they are replaced."""
     target = tmp_path / "checkpoint"
     target.mkdir()
     for path in checkpoint.iterdir():
@@ -72,49 +74,29 @@ def test_equal_to_stock_tensor_by_tensor(loaded: Any, stock: Any) -> None:
     assert windows  # the comparison reaches plain attributes
 
 
-@pytest.mark.parametrize(("variant", "language"), [("multilingual", {"language_id": "en"}), ("turbo", {})])
-def test_other_variants_are_equal_too(variant: str, language: dict[str, str], tmp_path: Path) -> None:
-    folder = tc.testing.write_checkpoint(tmp_path, variant=variant, speech_tokens=4)
-    ours = load(folder, family_named(variant).load_class(), variant)
-    same(ours, tc.testing.load_checkpoint(folder, variant=variant))
-    half = load(folder, family_named(variant).class_name, variant, dtype="bf16")
-    assert half.t3.speech_head.weight.dtype == torch.bfloat16
-    assert half.generate(SHORT, **language).isfinite().all()
-    if family_named(variant).files.weights["s3gen"].endswith(".pt"):
-        _as_torch_before_1_6(folder / "ve.pt")
-        _odd(folder / "s3gen.pt")
-        same(load(folder, family_named(variant).class_name, variant), ours)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zipped", "as torch before 1.6"])
+def test_tensors_in_another_order_of_memory_are_copied(tmp_path: Path, zipped: bool) -> None:
+    matrix, bias = torch.randn(3, 80).T, torch.randn(80, 2)[:, 0]
+    torch.save({"weight": matrix, "bias": bias}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    module = nn.Linear(3, 80)
+    stored = mapped(tmp_path / "a.pt", weights_only=True)
+    assert not stored["weight"].is_contiguous()
+    assert assign_weights(module, stored, None, own_memory=False, lenient=False) == []
+    assert torch.equal(module.weight, matrix)
+    assert torch.equal(module.bias, bias)
+    assert module.weight.is_contiguous()
+    assert module.bias.is_contiguous()
 
 
-def _as_torch_before_1_6(path: Path) -> None:
-    tensors = torch.load(path, weights_only=True)
-    path.unlink()
-    torch.save(tensors, path, _use_new_zipfile_serialization=False)
-
-
-def _odd(path: Path) -> None:
-    """Equal values, in another order of memory."""
-    tensors = torch.load(path, weights_only=True)
-    matrix, bias = "flow.encoder_proj.weight", "flow.encoder_proj.bias"
-    tensors[matrix] = tensors[matrix].T.contiguous().T
-    tensors[bias] = torch.stack([tensors[bias], tensors[bias]], dim=1)[:, 0]  # every other number
-    path.unlink()  # others have it mapped
-    torch.save(tensors, path)
-
-
-def test_tensors_that_are_one_in_the_file_are_two_in_the_model(folder: Path) -> None:
-    names = ("flow.encoder_proj.bias", "flow.spk_embed_affine_layer.bias")
-    stored = Stored("a.pt", lambda: dict.fromkeys(names, torch.arange(80.0)))
-    build = Build(family_named("english"), {}, own_memory=False, strict=True)
-    module = nn.ModuleDict({"flow": nn.ModuleDict({n.split(".")[1]: nn.Linear(3, 80) for n in names})})
-    for linear in module["flow"].values():
+def test_tensors_that_are_one_in_the_file_are_two_in_the_model() -> None:
+    stored = Stored("a.pt", lambda: dict.fromkeys(("0.bias", "1.bias"), torch.arange(80.0)))
+    module = nn.ModuleList([nn.Linear(3, 80), nn.Linear(3, 80)])
+    for linear in module:
         del linear.weight
-    build._without_weights.append(module)
-    vars(module)["load_state_dict"] = None
-    build._assign(module, stored)
-    assert not build.problems
+    assert assign_weights(module, stored, None, own_memory=False, lenient=False) == []
     first, second = module.parameters()
     assert torch.equal(first, second)
+    assert torch.equal(first, torch.arange(80.0))
     assert first.data_ptr() != second.data_ptr()
 
 
@@ -231,7 +213,7 @@ def test_compiles_like_any_other(loaded: Any, model: Any) -> None:
 
 @pytest.mark.parametrize(("dtype", "wanted"), [("bf16", torch.bfloat16), (torch.float16, torch.float16)])
 def test_t3_in_half_precision_speaks_with_any_voice(
-    dtype: Any, wanted: torch.dtype, checkpoint: Path, stock: Any, tmp_path: Path
+    dtype: Any, wanted: torch.dtype, checkpoint: Path, stock: Any, tmp_path: Path, silent: Callable[[Any], list[Any]]
 ) -> None:
     ours = load(checkpoint, dtype=dtype)
     weights = dict(stock.t3.named_parameters())
@@ -240,15 +222,15 @@ def test_t3_in_half_precision_speaks_with_any_voice(
     same(ours.s3gen, stock.s3gen)
     same(ours.ve, stock.ve, least=16)
     assert ours.conds.t3.speaker_emb.dtype == torch.float32
-    assert ours.generate(SHORT, exaggeration=0.7).isfinite().all()
+    spoken = silent(ours)
+    ours.generate(SHORT, exaggeration=0.7)
     ours.prepare_conditionals(tc.testing.make_reference_wav(tmp_path / "voice.wav", 6))
     with tc.compile_model(ours, EAGER) as fast:
-        seed_everything(0)
-        wave = fast.generate(SHORT)
+        fast.generate(SHORT)
         assert fast.report().components["t3"].calls > 0
-    seed_everything(0)
-    assert wave.shape[1] > 0
-    assert torch.isfinite(ours.generate(SHORT)).all()
+    ours.generate(SHORT)
+    assert len(spoken) == 3
+    assert all(spoken)
 
 
 def test_halves_in_the_file_become_what_the_model_has(folder: Path) -> None:
@@ -328,9 +310,9 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path) -> None:
         "conds.pt: ",
         "t3_cfg.safetensors: ",
         "s3gen.safetensors: flow.input_embedding.weight is missing",
-        "s3gen.safetensors: flow.somebody is not of this model",
-        "s3gen.safetensors: flow.spk_embed_affine_layer.bias has the shape (81,) in place of (80,)",
-        "s3gen.safetensors: flow.encoder_proj.bias holds torch.int64 in place of torch.float32",
+        "s3gen.safetensors: flow.somebody does not belong to this model",
+        "s3gen.safetensors: flow.spk_embed_affine_layer.bias has the shape (81,) instead of (80,)",
+        "s3gen.safetensors: flow.encoder_proj.bias holds torch.int64 instead of torch.float32",
     ):
         assert sum(problem.startswith(start) for problem in found) == 1, start
 
@@ -360,7 +342,9 @@ def test_what_stock_ignores_can_be_ignored(folder: Path) -> None:
     assert len(problems(folder)) == 2
     same(load(folder, strict=False), tc.testing.load_checkpoint(folder))
     rewrite(folder / "t3_cfg.safetensors", lambda tensors: tensors.update(somebody=torch.zeros(1)))
-    assert problems(folder, strict=False) == ["t3_cfg.safetensors: somebody is not of this model"]  # not even by stock
+    assert problems(folder, strict=False) == [
+        "t3_cfg.safetensors: somebody does not belong to this model"
+    ]  # not even by stock
 
 
 def test_another_variant_is_named(folder: Path) -> None:
@@ -402,7 +386,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 def test_other_arguments_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(tc.UnsupportedModelError, match="known classes: ChatterboxTTS"):
         tc.load_model("Chatterbox", checkpoint)
-    with pytest.raises(tc.UnsupportedModelError, match="known classes: ChatterboxTTS"):
+    with pytest.raises(tc.UnsupportedModelError, match=r"cannot load .*Linear; supported: .*ChatterboxTTS"):
         tc.load_model(nn.Linear, checkpoint)
     for dtype in ("int8", torch.float64, 3):
         with pytest.raises(tc.InputError, match="dtype"):
@@ -424,6 +408,13 @@ def test_other_arguments_are_refused(checkpoint: Path, monkeypatch: pytest.Monke
         load(checkpoint, Own)
 
 
+def test_a_family_without_files_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = dataclasses.replace(family_named("english"), name="own", files=NO_FILES)
+    monkeypatch.setattr("tts_compile.loading.model.family_of", lambda *_: family)
+    with pytest.raises(tc.UnsupportedModelError, match="'own' declares no checkpoint files"):
+        tc.load_model(nn.Linear, checkpoint)
+
+
 def test_a_way_of_loading_that_is_not_known_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import chatterbox.tts
 
@@ -432,7 +423,7 @@ def test_a_way_of_loading_that_is_not_known_is_refused(checkpoint: Path, monkeyp
     scope = vars(chatterbox.tts)
     exec(source, scope)
     monkeypatch.setattr(chatterbox.tts.ChatterboxTTS, "from_local", scope.pop("from_local"))
-    with pytest.raises(tc.UnsupportedModelError, match="T3 is given its weights"):
+    with pytest.raises(tc.UnsupportedModelError, match="gives T3 its weights"):
         load(checkpoint)
 
 
