@@ -32,7 +32,7 @@ def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         return torch.ones(1, 1000 + 10 * len(speech_tokens)), None
 
     monkeypatch.setattr(type(tts.s3gen), "inference", inference)
-    monkeypatch.setattr(batch, "load", lambda source, device: tts)
+    monkeypatch.setattr(models, "load", lambda source, device: tts)
     policy = tc.ComponentPolicy(execution="inductor", backend="eager")
     config = tc.CompileConfig.off().replace(t3=policy)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: config))
