@@ -37,7 +37,7 @@ class Settings(Repeated):
     """Settings of the benchmark of many texts; the seed is that of the first text, and the next ones count up."""
 
     chunks: int = option(8, "texts", least=1)
-    chars: tuple[int, int] = option((60, 120), "characters of a text; the others lie evenly between", least=1, count=2)
+    chars: tuple[int, int] = option((60, 120), "fewest and most characters of a text", least=1, count=2)
     sizes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of texts that T3 speaks at a time", least=1)
     stock: bool = option(True, "leave stock out, which takes longest")
     tokens: int = option(150, "a synthetic model stops after about this many for 90 characters", least=8)
