@@ -14,7 +14,7 @@ from torch import Tensor
 import tts_compile as tc
 from tts_compile.bench import batch, models
 from tts_compile.cli import main as cli
-from tts_compile.components.t3.scheduler import Batch
+from tts_compile.components.t3.scheduler import Scheduler
 
 SETTINGS = batch.Settings(repeats=1, chunks=3, chars=(5, 30), sizes=(1, 2))
 SHORT = batch.Settings(repeats=1, chunks=2, chars=(5, 9), sizes=(), stock=False)
@@ -32,7 +32,7 @@ def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         return torch.ones(1, 1000 + 10 * len(speech_tokens)), None
 
     monkeypatch.setattr(type(tts.s3gen), "inference", inference)
-    monkeypatch.setattr(batch, "load", lambda source, device: tts)
+    monkeypatch.setattr(models, "load", lambda source, device: tts)
     policy = tc.ComponentPolicy(execution="inductor", backend="eager")
     config = tc.CompileConfig.off().replace(t3=policy)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: config))
@@ -70,7 +70,7 @@ def test_without_stock(small: Any) -> None:
     assert "stock" not in str(result).replace("as stock", "")
 
 
-def other_tokens(self: Batch, advance: Callable[[Batch], Any]) -> Any:
+def other_tokens(self: Scheduler, advance: Callable[[Scheduler], Any]) -> Any:
     ended = advance(self)
     for _, utterance in ended:
         utterance.tokens[0] += 1
@@ -78,8 +78,8 @@ def other_tokens(self: Batch, advance: Callable[[Batch], Any]) -> Any:
 
 
 def test_other_tokens_are_a_failure(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Batch.advance
-    monkeypatch.setattr(Batch, "advance", lambda self: other_tokens(self, advance))
+    advance = Scheduler.advance
+    monkeypatch.setattr(Scheduler, "advance", lambda self: other_tokens(self, advance))
     result = batch.run("anywhere", SHORT)
     assert result.identical["row"] == 0
     assert not result.passed

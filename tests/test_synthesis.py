@@ -50,7 +50,7 @@ def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
             settings = {"repeats": 1, "tokens": 2, **({"memory": False} if subject == "e2e" else {}), **settings}
             return synthesis.run("anywhere", SETTINGS[subject](**settings))
 
-    monkeypatch.setattr(synthesis, "load", lambda source, device: tts)
+    monkeypatch.setattr(models, "load", lambda source, device: tts)
     configure(OFF)
     return Bench(run, configure)
 
@@ -224,7 +224,7 @@ def test_only_the_subject_is_compiled_and_from_cold(bench: Bench, monkeypatch: p
         return tc.compile_model(tts, OFF)
 
     bench.configure(tc.CompileConfig(fallback="raise"))
-    monkeypatch.setattr(synthesis, "compile_model", compile_model)
+    monkeypatch.setattr(models, "compile_model", compile_model)
     for subject in SETTINGS:
         work = synthesis.Work([lambda side: Made([same(side)])], 4.0)
         monkeypatch.setitem(synthesis._WORK, subject, lambda *_, work=work: work)

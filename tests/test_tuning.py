@@ -127,7 +127,9 @@ class Laboratory:
         tts.generate = tts.prepare_conditionals = lambda _: None
         monkeypatch.setattr(timing, "read_clock", lambda: self.now)
         monkeypatch.setattr(measure, "recorded", recorded)
-        monkeypatch.setattr(measure, "Assembly", lambda tts, config: {"t3": Pretended(config.t3, tts.t3)})
+        monkeypatch.setattr(
+            measure, "ComponentSet", lambda tts, family, config, timings: {"t3": Pretended(config.t3, tts.t3)}
+        )
         monkeypatch.setattr(measure, "compare", compare)
         monkeypatch.setattr(measure, "_stock", lambda calls: take(STOCK))
 

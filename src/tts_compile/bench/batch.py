@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..api import compile_model
 from ..batch.pipeline import FLOW_GROUP
 from ..components.flow.engine import TOKENS
 from ..components.seam import Seam
-from ..components.t3.scheduler import Scheduler as Batch
-from ..config import CompileConfig
+from ..components.t3.scheduler import Scheduler
 from ..handle import CompiledTTS
 from ..measuring import interleaved
 from ..measuring.interleaved import Call, timed_call
@@ -26,7 +24,7 @@ from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 from ..parity.metrics import lowest_db
 from ..sample_text import prose
 from ..utils.patch import patched
-from .models import compile_cache, describe, load, new_graphs
+from .models import common, compile_cache, compiled_model, new_graphs
 from .plots import Lines, Plot, Ratios
 from .result import INTERVAL, LEAST_DB, Repeated, Result, Row, Section, decibels, option, ran
 from .stages import watched
@@ -39,7 +37,7 @@ class Settings(Repeated):
     """Settings of the benchmark of many texts; the seed is that of the first text, and the next ones count up."""
 
     chunks: int = option(8, "texts", least=1)
-    chars: tuple[int, int] = option((60, 120), "characters of a text; the others lie evenly between", least=1, count=2)
+    chars: tuple[int, int] = option((60, 120), "fewest and most characters of a text", least=1, count=2)
     sizes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of texts that T3 speaks at a time", least=1)
     stock: bool = option(True, "leave stock out, which takes longest")
     tokens: int = option(150, "a synthetic model stops after about this many for 90 characters", least=8)
@@ -210,11 +208,12 @@ def _per_second(amount: float, side: Side) -> str:
 def run(source: str, settings: Settings) -> BatchResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
     sides = len(SIDES) - (not settings.stock) + len(settings.sizes)
-    with compile_cache() as cache_dir, Progress(2 + sides * settings.repeats) as progress:
-        progress("loading")
-        tts = load(source, settings.device)
-        with compile_model(tts, CompileConfig.from_env().replace(cache_dir=cache_dir)) as fast:
-            return _measure(fast, settings, progress)
+    with (
+        compile_cache() as cache_dir,
+        Progress(2 + sides * settings.repeats) as progress,
+        compiled_model(source, settings.device, cache_dir, progress) as (fast, _),
+    ):
+        return _measure(fast, settings, progress)
 
 
 def _measure(fast: CompiledTTS, settings: Settings, step: Step) -> BatchResult:
@@ -242,9 +241,7 @@ def _measure(fast: CompiledTTS, settings: Settings, step: Step) -> BatchResult:
     reference, batch = calls[SIDES[s.reference]], calls[SIDES["batch"]]
     before = tts.conds.gen["prompt_token"].shape[1]
     return BatchResult(
-        settings=s,
-        model=describe(tts),
-        config=fast.config.replace(cache_dir=None).to_dict(),  # it was a temporary one
+        **common(fast, s),
         sides=sides,
         by_size={size: _side(calls[f"{size} at a time"]) for size in s.sizes},
         audio_seconds=sum(wave.shape[1] for wave in batch[-1].result.waves) / tts.sr,
@@ -254,7 +251,6 @@ def _measure(fast: CompiledTTS, settings: Settings, step: Step) -> BatchResult:
         ),
         padding=_padding([before + len(tokens) for tokens in sides["batch"].tokens], tts.device),
         later_graphs=later_graphs(),
-        report=fast.report().to_dict(),
     )
 
 
@@ -320,14 +316,14 @@ def _of_size(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, s
 @contextlib.contextmanager
 def _t3_watched(spent: list[float], tokens: list[list[int]]) -> Iterator[None]:
     """Collects seconds and tokens of T3 in batches inside the block."""
-    advance = Batch.advance
+    advance = Scheduler.advance
 
-    def timed(self: Batch) -> Any:
+    def timed(self: Scheduler) -> Any:
         ended, seconds = timed_call(str(next(iter(self.unfinished())).generator.device), lambda: advance(self))
         spent.append(seconds)
         for request, utterance in ended:
             tokens[request.index] = utterance.tokens
         return ended
 
-    with patched(Batch, "advance", timed):
+    with patched(Scheduler, "advance", timed):
         yield

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import _compat, testing
+from ..api import compile_model
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
 from ..families.english import text_tokens
+from ..handle import CompiledTTS
 from ..loading import load_model, load_pretrained
+from ..measuring.interleaved import timed_call
+from ..measuring.progress import Step
 from ..utils.patch import patched, patched_items
 
 PRETRAINED = "pretrained"
@@ -150,6 +154,38 @@ def quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def compiled_model(
+    source: str, device: str, cache_dir: str, step: Step, component: str | None = None
+) -> Iterator[tuple[CompiledTTS, float]]:
+    """Yields a compiled model, and the seconds of ``compile_model``.
+
+    Args:
+        source: see :func:`load`.
+        device: of the model.
+        cache_dir: folder for compiled code.
+        step: receives the name of the step.
+        component: the only one that is not stock; None follows the environment for all of them.
+    """
+    step("loading")
+    tts = load(source, device)
+    config = CompileConfig.from_env().replace(cache_dir=cache_dir)
+    config = only(component, config) if component else config
+    fast, seconds = timed_call(device, lambda: compile_model(tts, config))
+    with fast:
+        yield fast, seconds
+
+
+def common(fast: CompiledTTS, settings: Any) -> dict[str, Any]:
+    """Returns the fields that the results of all benchmarks of one model have."""
+    return {
+        "settings": settings,
+        "model": describe(fast.wrapped),
+        "config": fast.config.replace(cache_dir=None).to_dict(),  # the folder was a temporary one
+        "report": fast.report().to_dict(),
+    }
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ..measuring.interleaved import timed_call
 from ..measuring.progress import Progress, Step
 from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
 from ..utils.device import held_memory
-from .models import describe, load, new_graphs
+from .models import common, load, new_graphs
 from .result import Result, Row, Section, option
 
 TEXTS = (
@@ -178,14 +178,12 @@ def measure(fast: CompiledTTS, settings: Settings, folder: Path, step: Step) -> 
         if number == 0:
             later_graphs = new_graphs(fast)
     return SoakResult(
-        settings=settings,
-        model=describe(fast.wrapped),
+        **common(fast, settings),
         seconds=seconds,
         held=held,
         hooks=(hooks[0], hooks[-1]),
         graphs=later_graphs(),
         drifted=sum(a != b for found in waves for a, b in zip(waves[0], found)),
-        report=fast.report().to_dict(),
     )
 
 

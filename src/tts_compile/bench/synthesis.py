@@ -12,19 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import compile_model
 from ..audio.reading import digest
-from ..config import CompileConfig
 from ..handle import CompiledTTS
 from ..measuring import interleaved, stats
-from ..measuring.interleaved import same_states, timed_call
+from ..measuring.interleaved import same_states
 from ..measuring.progress import Progress, Step
 from ..measuring.proof import SPEAKING
 from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 from ..parity.metrics import lowest_db
 from ..sample_text import TEXT, prose
 from . import processes, stages
-from .models import compile_cache, describe, load, new_graphs, only
+from .models import common, compile_cache, compiled_model, new_graphs
 from .plots import Lines, Plot, Ratios
 from .result import INTERVAL, LEAST_DB, Repeated, Result, Row, Section, decibels, option, ran, sums
 from .stages import STAGES, Watched, by_stage, watched
@@ -322,19 +320,14 @@ class Work:
     together: Callable[[], Made] | None = None
 
 
-def run(source: str, settings: Settings | FlowSettings) -> SynthesisResult:
+def run(source: str, settings: Any) -> SynthesisResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
     s = settings
     with compile_cache() as cache_dir, Progress() as progress:
-        progress("loading")
-        tts = load(source, s.device)
-        config = CompileConfig.from_env().replace(cache_dir=cache_dir)
-        if s.subject != "e2e":
-            config = only(s.subject, config)
-        fast, attach_seconds = timed_call(s.device, functools.partial(compile_model, tts, config))
-        with fast:
+        component = None if s.subject == "e2e" else s.subject
+        with compiled_model(source, s.device, cache_dir, progress, component) as (fast, attach_seconds):
             result = measure(fast, s, progress, attach_seconds)
-        del tts, fast
+        del fast
         if not getattr(s, "memory", False) or len(result.texts) > 1:
             return result
         progress("memory of fresh processes")
@@ -368,9 +361,7 @@ def measure(fast: CompiledTTS, settings: Any, step: Step, attach_seconds: float 
     step("other lengths")
     work.vary()
     return SynthesisResult(
-        settings=s,
-        model=describe(fast.wrapped),
-        config=fast.config.replace(cache_dir=None).to_dict(),  # it was a temporary one
+        **common(fast, s),
         stock=[_spoken(text, work.rate) for text in calls["stock"]],
         compiled=[_spoken(text, work.rate) for text in calls["compiled"]],
         batch=interleaved.seconds(done.get("batch", [])),
@@ -381,7 +372,6 @@ def measure(fast: CompiledTTS, settings: Any, step: Step, attach_seconds: float 
         first_call_seconds=attach_seconds + first_call.seconds,
         warmup_seconds=warmup.total,
         later_graphs=later_graphs(),
-        report=fast.report().to_dict(),
     )
 
 

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import compile_model
-from ..config import CompileConfig
 from ..errors import InputError, TTSCompileError
 from ..handle import CompiledTTS
 from ..measuring import interleaved
-from ..measuring.interleaved import same_states, seconds, timed_call
+from ..measuring.interleaved import same_states, seconds
 from ..measuring.progress import Progress, Step
 from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 from ..sample_text import TEXT
 from . import processes
-from .models import compile_cache, describe, load, new_graphs, only, t3_inputs
+from .models import common, compile_cache, compiled_model, new_graphs, t3_inputs
 from .plots import Plot, Ratios
 from .result import INTERVAL, Repeated, Result, Row, Section, option, ran
 
@@ -160,13 +158,9 @@ def run(source: str, settings: Settings) -> T3Result:
     """
     s = settings
     with compile_cache() as cache_dir, Progress(5 + 4 * s.repeats) as progress:
-        progress("loading")
-        tts = load(source, s.device)
-        config = only("t3", CompileConfig.from_env()).replace(cache_dir=cache_dir)
-        fast, attach_seconds = timed_call(s.device, functools.partial(compile_model, tts, config))
-        with fast:
+        with compiled_model(source, s.device, cache_dir, progress, "t3") as (fast, attach_seconds):
             result = _measure(fast, s, attach_seconds, progress)
-        del tts, fast
+        del fast
         if not s.memory:
             return result
         progress("memory of fresh processes")
@@ -211,9 +205,7 @@ def _measure(fast: CompiledTTS, settings: Settings, attach_seconds: float, step:
     for length in _LENGTHS:
         t3.inference(**t3_inputs(tts, text[:length]), max_new_tokens=_SHORT)
     return T3Result(
-        settings=settings,
-        model=describe(tts),
-        config=fast.config.replace(cache_dir=None).to_dict(),  # it was a temporary one
+        **common(fast, settings),
         stock=sides["stock"],
         compiled=sides["compiled"],
         tokens_identical=all(torch.equal(a.result, b.result) for both in pairs for a, b in zip(*both)),
@@ -221,5 +213,4 @@ def _measure(fast: CompiledTTS, settings: Settings, attach_seconds: float, step:
         first_call_seconds=attach_seconds + first_call.seconds,
         warmup_seconds=warmup.total,
         later_graphs=later_graphs(),
-        report=fast.report().to_dict(),
     )

@@ -33,7 +33,7 @@ def shortfalls(report: Mapping[str, Any], called: Collection[str]) -> list[str]:
         eager = name not in COMPILED or row["asked"] == "eager"
         if not row["calls"]:
             if name in called:
-                found.append(f"{name} did not run: no call reached it{_note(row)}")
+                found.append(f"{name} did not run{_note(row)}")
         elif row["ran"] == "stock" or (row["ran"] == "eager" and not eager):
             found.append(f"{name} did not run compiled: it ran {row['ran']}{_note(row)}")
         found += [f"{name}: {event['phase']} failed: {event['error']}; {event['action']}" for event in row["fallbacks"]]
