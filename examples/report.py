@@ -1,24 +1,22 @@
-"""What the report says when steps run compiled, when they do not, and when the model was given back."""
+"""Prints the report of a compiled, an eager and a stock T3, and the report after ``restore()``."""
 
 import tempfile
-
-import torch
 
 import tts_compile as tc
 from tts_compile import testing
 
 
 def main():
-    """Speak once per configuration and print the report of each."""
+    """Generates one text per configuration and prints each report."""
     with tempfile.TemporaryDirectory() as folder:
         tts = testing.load_checkpoint(testing.write_checkpoint(folder, size="small", speech_tokens=20))
     for execution in ("auto", "eager", "stock"):
         config = tc.CompileConfig(t3=tc.ComponentPolicy(execution=execution))
         with tc.compile_model(tts, config) as fast:
-            torch.manual_seed(0)
-            fast.generate("One, two, three.")
-            print(f"\nt3 asked to run {execution}:\n{fast.report()}")
-    print("\nas a dictionary, after restore():")
+            with fast.seeded(0):
+                fast.generate("One, two, three.")
+            print(f"\nT3 with execution={execution!r}:\n{fast.report()}")
+    print("\nT3's part of the report as a dictionary, after restore():")
     print(fast.report().to_dict()["components"]["t3"])
 
 
