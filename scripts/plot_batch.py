@@ -1,4 +1,4 @@
-"""Draw the throughput of a ``bench batch`` over the number of texts spoken at a time, as its page shows it.
+"""Draws the throughput of a ``bench batch`` over the number of texts spoken at a time, in the style of its page.
 
 python scripts/plot_batch.py FILE.json OUT.svg
 """
@@ -12,7 +12,7 @@ from tts_compile.bench.batch import Side, rates
 
 
 def main(source, target):
-    """From the raw values of a result."""
+    """Draws the raw values of a result."""
     result = json.loads(Path(source).read_text(encoding="utf-8"))
     sides, by_size = (
         {name: Side(*(side[part] for part in ("total", "t3", "tokens"))) for name, side in result[sides].items()}

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import tts_compile as tc
-from tts_compile.bench import fresh, models, t3
-from tts_compile.bench.section import as_json
+from tts_compile.bench import models, processes, t3
+from tts_compile.bench.result import as_json
 from tts_compile.measuring import machine
-from tts_compile.measuring.stats import Median, Ratio, difference_of_medians, few, median_of, ratio_of_medians
+from tts_compile.measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
 from tts_compile.parity.metrics import lowest_db
 from tts_compile.timing import peak_memory as peak
 from tts_compile.utils.tables import markdown_table
 
 
 def planted(seed, slowdown, repeats=5):
-    """Rates of two sides with 3% of noise, the second ``slowdown`` times slower."""
+    """Returns rates of two sides with 3% of noise, the second ``slowdown`` times slower."""
     noise = np.random.default_rng(seed).normal(1.0, 0.03, size=(2, repeats))
     return list(noise[0]), list(noise[1] / slowdown)
 
@@ -56,7 +56,6 @@ def test_too_few_repeats_claim_nothing():
     assert "too few" in str(ratio)
     assert median_of([2.0] * 4) == Median(2.0, None)
     assert str(median_of([2.0] * 4)) == "2"
-    assert (len(few(4)), few(5)) == (1, [])
 
 
 def test_the_interval_is_seeded_and_holds_the_ratio():
@@ -188,7 +187,7 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(monkeypatch):
 
 @pytest.fixture(scope="module")
 def eager_config(tmp_path_factory):
-    """Have a bench run the library's own loop without compiling: what is tested here is the measuring."""
+    """Makes a benchmark run the library's own loop without compiling, since the subject here is the measuring."""
     pytest.importorskip("chatterbox")
     path = tmp_path_factory.mktemp("config") / "eager.toml"
     path.write_text('[t3]\nexecution = "eager"\n')
@@ -199,7 +198,7 @@ def eager_config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def children():
-    """Every fresh process of the bench."""
+    """Collects every fresh process of the benchmark."""
     return {}
 
 
@@ -207,14 +206,14 @@ def children():
 def result(tmp_path_factory, eager_config, children):
     folder = tmp_path_factory.mktemp("bench-checkpoint")
     tc.testing.write_checkpoint(folder, speech_tokens=200)
-    measure = fresh.measure
+    measure = processes.measure
 
-    def noted(source, side, **options):
-        children[side] = measure(source, side, **options)
+    def noted(source, side, wanted):
+        children[side] = measure(source, side, wanted)
         return children[side]
 
     with models.quiet(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fresh, "measure", noted)
+        patch.setattr(processes, "measure", noted)
         return t3.run(str(folder), t3.Settings(repeats=2, tokens=12, text="A short text.", memory=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
-from tts_compile.bench import batch
+from tts_compile.bench import batch, models
 from tts_compile.cli import main as cli
 from tts_compile.components.t3.scheduler import Batch
 
-SETTINGS = batch.Settings(repeats=1, chunks=3, shortest=5, longest=30, sizes=(1, 2))
-SHORT = batch.Settings(repeats=1, chunks=2, shortest=5, longest=9, sizes=(), stock=False)
+SETTINGS = batch.Settings(repeats=1, chunks=3, chars=(5, 30), sizes=(1, 2))
+SHORT = batch.Settings(repeats=1, chunks=2, chars=(5, 9), sizes=(), stock=False)
 
 
 def side(total: float, t3: float, tokens: list[list[int]]) -> batch.Side:
@@ -25,7 +26,7 @@ def side(total: float, t3: float, tokens: list[list[int]]) -> batch.Side:
 
 @pytest.fixture
 def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model whose synthesis is silence as long as the tokens are many, found whatever checkpoint is asked for."""
+    """Loads one model for every source; its synthesis is silence whose length follows from the number of tokens."""
 
     def inference(self: Any, speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:
         return torch.ones(1, 1000 + 10 * len(speech_tokens)), None
@@ -43,7 +44,7 @@ def test_texts_lie_between_the_lengths() -> None:
     assert [len(text) for text in settings.texts][::7] == [60, 120]
     assert len(set(settings.texts)) == 8
     assert [len(text) for text in batch.Settings(chunks=1).texts] == [60]
-    assert {len(text) for text in batch.Settings(chunks=5, shortest=400, longest=400).texts} == {400}
+    assert {len(text) for text in batch.Settings(chunks=5, chars=(400, 400)).texts} == {400}
 
 
 def test_a_small_one_passes_and_says_what_it_measured(small: Any) -> None:
@@ -85,27 +86,31 @@ def test_other_tokens_are_a_failure(small: Any, monkeypatch: pytest.MonkeyPatch)
     assert "NO" in str(result)
 
 
+def test_nothing_compiled_is_a_failure(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: tc.CompileConfig.off()))
+    result = batch.run("anywhere", SHORT)
+    assert result.kept
+    assert not result.passed
+    assert "FAILED: nothing ran compiled: every policy is 'stock'" in str(result)
+
+
 def test_a_later_graph_is_a_failure(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter(range(10**6))
-    monkeypatch.setattr(batch._compat, "graph_counts", lambda: (next(counts), 0))
+    monkeypatch.setattr(models._compat, "graph_counts", lambda: (next(counts), 0))
     assert not batch.run("anywhere", SHORT).passed
 
 
 def test_gains_are_ratios_of_medians() -> None:
     tokens = [[1] * 50, [1] * 70]
     result = batch.BatchResult(
-        SETTINGS,
-        {},
-        {},
-        {},
-        {"stock": side(90, 60, tokens), "row": side(40, 20, tokens), "batch": side(30, 8, tokens)},
-        {},
+        settings=SETTINGS,
+        sides={"stock": side(90, 60, tokens), "row": side(40, 20, tokens), "batch": side(30, 8, tokens)},
+        by_size={},
         audio_seconds=5.0,
         reference_seconds=10.0,
         signal_to_error_db=70.0,
         padding=0.1,
         later_graphs=0,
-        report={},
     )
     assert (result.gain("stock").value, result.gain("row", "t3").value) == (3.0, 2.5)
     assert result.sides["batch"].rates == [15.0]
@@ -117,4 +122,5 @@ def test_on_the_command_line(small: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main([*arguments, "--sizes", "2", "--no-stock", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["sizes"] == [2]
-    assert (found["settings"]["shortest"], found["settings"]["longest"]) == (4, 9)
+    assert found["settings"]["chars"] == [9, 4]
+    assert "texts of 4 to 9 characters" in str(batch.run("anywhere", dataclasses.replace(SHORT, chars=(9, 4))))

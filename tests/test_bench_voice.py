@@ -14,13 +14,18 @@ from tts_compile.bench import voice
 pytest.importorskip("chatterbox")
 
 
+EVENT = {"phase": "call", "error": "no memory", "action": "stock"}
+ROW = {"asked": "auto", "ran": "eager", "calls": 3, "compiled_calls": 0, "fallbacks": []}
+REPORT = {"components": {"voice_encoder": ROW, "reference": ROW}}
+
+
 def child(seconds: float, tensors: str = "same") -> dict[str, Any]:
     model = {"dtype": "float32", "device": "cpu"}
     return {
         **dict.fromkeys(("first", "later", "repeated"), seconds),
         "digests": [tensors],
         "model": model,
-        "report": {},
+        "report": REPORT,
     }
 
 
@@ -57,11 +62,20 @@ def test_one_different_tensor_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert "NO" in str(result)
 
 
+@pytest.mark.parametrize("change", [{"calls": 0, "ran": "stock"}, {"fallbacks": [EVENT]}])
+def test_a_component_that_did_not_run_is_a_failure(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    monkeypatch.setitem(REPORT["components"], "reference", {**ROW, **change})
+    result = measured(monkeypatch)
+    assert result.identical
+    assert not result.passed
+    assert "FAILED: reference" in str(result)
+
+
 def test_both_sides_print_the_same_tensors(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     files = [str(tc.testing.make_reference_wav(tmp_path / f"{i}.wav", seconds=1 - i / 10)) for i in range(2)]
     printed = []
     for side in voice.SIDES:
-        assert voice.main([str(checkpoint), "--side", side, *files]) == 0
+        assert voice.main([str(checkpoint), side, "cpu", *files]) == 0
         printed.append(json.loads(capsys.readouterr().out))
     stock, compiled = printed
     assert stock["digests"] == compiled["digests"]

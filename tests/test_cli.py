@@ -1,5 +1,6 @@
 """The installed command, run as a user runs it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,8 +11,8 @@ import pytest
 
 import tts_compile as tc
 from tts_compile import cache, config
-from tts_compile.bench import plots
-from tts_compile.bench.section import Result, Section
+from tts_compile.bench import batch, plots, processes, t3, voice
+from tts_compile.bench.result import Result, Section
 from tts_compile.cli import bench as commands
 from tts_compile.cli import doctor
 from tts_compile.cli import main as cli
@@ -37,10 +38,7 @@ def checkpoint_dir(tmp_path_factory):
 
 
 def test_help_of_every_command(capsys):
-    benches = [
-        ["bench", subject]
-        for subject in ("t3", "flow", "vocoder", "voice", "e2e", "load", "batch", "soak", "report", "--report")
-    ]
+    benches = [["bench", subject] for subject in commands.SUBJECTS]
     for command in ([], ["demo"], ["bench"], *benches, ["warmup"], ["doctor"]):
         with pytest.raises(SystemExit) as exit_info:
             cli.main([*command, "--help"])
@@ -65,8 +63,10 @@ def test_help_of_every_command(capsys):
         ["bench", "vocoder", "--repeats", "0"],
         ["bench", "e2e", "--tokens", "few"],
         ["bench", "e2e", "--lengths"],
-        ["bench", "--report", "t3"],
-        ["bench", "--report", "--texts", "2"],
+        ["bench", "batch", "--chars", "60"],
+        ["bench", "load", "--dtype", "int3"],
+        ["bench", "soak", "--calls", "12"],
+        ["bench", "report"],
         ["demo", "--model", "pretrained", "--checkpoint-dir", "somewhere"],
     ],
 )
@@ -202,7 +202,8 @@ def test_different_tokens_are_a_failure(monkeypatch, capsys, tmp_path):
 class Pretended(Result):
     """A result with one table."""
 
-    title, passed = "A bench", True
+    subject, title, kept = "pretended", "A bench", True
+    shortfalls = ()
 
     def to_dict(self):
         return {"passed": True}
@@ -211,10 +212,15 @@ class Pretended(Result):
         return [Section([("what", "found"), ("speed", Ratio(2.0, (1.5, 2.5)))])]
 
 
+def replace_t3(monkeypatch, run):
+    """Makes ``bench t3`` call ``run`` with its settings."""
+    subject = commands.Subject(t3.Settings, run, "", None)
+    monkeypatch.setitem(commands.SUBJECTS, "t3", subject)
+
+
 @pytest.fixture
 def pretended(monkeypatch):
-    for name in ("_t3", "_report"):
-        monkeypatch.setattr(commands, name, lambda args: Pretended())
+    replace_t3(monkeypatch, lambda settings: Pretended(settings=settings))
 
 
 def test_bench_results_go_to_files_too(pretended, capsys, tmp_path):
@@ -236,16 +242,13 @@ def test_a_figure_that_is_not_finite_is_shown_and_saved(pretended, monkeypatch, 
         assert json.loads(text) == {"signal_to_error_db": "nan"}
 
 
-@pytest.mark.parametrize("option", ["--out", "--markdown", "--html", "--report"])
+@pytest.mark.parametrize("option", ["--out", "--markdown", "--html"])
 def test_a_place_that_cannot_be_written_is_refused_before_measuring(option, monkeypatch, capsys, tmp_path):
     measured = []
-    for name in ("_t3", "_report"):
-        monkeypatch.setattr(commands, name, lambda args: measured.append(args) or Pretended())
+    replace_t3(monkeypatch, measured.append)
     (tmp_path / "file").write_text("")
-    places = [tmp_path / "file" / "a"] if option == "--report" else [tmp_path / "file" / "a", tmp_path]
-    for place in places:
-        words = ["report", "--out", place] if option == "--report" else ["t3", option, place]
-        assert cli.main(["bench", *map(str, words)]) == 1
+    for place in (tmp_path / "file" / "a", tmp_path):
+        assert cli.main(["bench", "t3", option, str(place)]) == 1
         assert str(place).removesuffix("/a") in capsys.readouterr().err
     assert measured == []
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -268,29 +271,32 @@ def test_what_was_measured_is_shown_though_saving_fails_and_saved_though_showing
     assert json.loads((tmp_path / "a.json").read_text()) == {"passed": True}
 
 
-def test_the_report_is_an_option_of_bench_or_a_subject(pretended, capsys, tmp_path):
-    for number, words in enumerate((["--report"], ["report"])):
-        assert cli.main(["bench", *words, "--out", str(tmp_path / str(number)), "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {"passed": True}
-    assert cli.main(["bench", "--size", "small", "--report", "--out", str(tmp_path / "2")]) == 0
-    for number in range(3):
-        assert sorted(path.name for path in (tmp_path / str(number)).iterdir()) == [
-            "report.html",
-            "report.json",
-            "report.md",
-        ]
-
-
 def test_without_matplotlib_a_page_is_refused_before_measuring(monkeypatch, capsys, tmp_path):
-    def measured(args):
-        raise AssertionError("measured nevertheless")
-
-    monkeypatch.setattr(commands, "_t3", measured)
-    monkeypatch.setattr(commands, "_report", measured)
+    replace_t3(monkeypatch, lambda settings: pytest.fail("measured nevertheless"))
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
-    for command in (["t3", "--html", str(tmp_path / "a.html")], ["--report"]):
-        assert cli.main(["bench", *command]) == 1
-        assert "pip install 'tts-compile[plots]'" in capsys.readouterr().err
+    assert cli.main(["bench", "t3", "--html", str(tmp_path / "a.html")]) == 1
+    assert "pip install 'tts-compile[plots]'" in capsys.readouterr().err
+
+
+def test_settings_come_from_the_command_line(monkeypatch, capsys):
+    given = []
+
+    def run(settings):
+        given.append(settings)
+        return Pretended(settings=settings)
+
+    for settings in (t3.Settings, batch.Settings, processes.LoadSettings, voice.Settings):
+        monkeypatch.setitem(commands.SUBJECTS, "t3", commands.Subject(settings, run, "", None))
+        assert cli.main(["bench", "t3"]) == 0
+        assert given.pop() == settings()
+    monkeypatch.setitem(commands.SUBJECTS, "t3", commands.Subject(batch.Settings, run, "", lambda _: 60))
+    monkeypatch.setattr(commands, "checkpoint", lambda *args: contextlib.nullcontext("anywhere"))
+    monkeypatch.setitem(
+        commands.SUBJECTS, "t3", commands.SUBJECTS["t3"]._replace(run=lambda source, settings: run(settings))
+    )
+    words = "--chars 9 4 --sizes 2 3 --no-stock --repeats 7 --device cuda --seed 5 --model anywhere"
+    assert cli.main(["bench", "t3", *words.split()]) == 0
+    assert given == [batch.Settings(chars=(9, 4), sizes=(2, 3), stock=False, repeats=7, device="cuda", seed=5)]
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import tts_compile as tc
-from tts_compile.bench import child, fresh, loading, startup
-from tts_compile.bench.child import Child
+from tts_compile.bench import processes
+from tts_compile.bench.processes import Child, LoadResult, LoadSettings, StartupResult, StartupSettings, Wanted
+from tts_compile.measuring import proof
 
 GIB = 2**30
+EVENT = {"phase": "call", "error": "no memory", "action": "stock"}
 
 
 def test_the_last_line_is_what_was_found_and_marks_have_their_time() -> None:
@@ -25,7 +27,7 @@ print("@ slept", flush=True)
 print("chatter")
 print(json.dumps({"given": os.environ["GIVEN"]}))
 """
-    done = child.run(["-c", program], "this", {"GIVEN": "a value"})
+    done = processes.run_python(["-c", program], "this", {"GIVEN": "a value"})
     assert done.found == {"given": "a value"}
     assert list(done.marks) == ["begun", "slept"]
     assert 0.1 < done.marks["slept"] - done.marks["begun"] < 10
@@ -34,15 +36,15 @@ print(json.dumps({"given": os.environ["GIVEN"]}))
 def test_a_process_that_fails_is_a_clear_error() -> None:
     program = "import sys; print('x\\n' * 10**5, file=sys.stderr); raise ValueError('no checkpoint folder')"
     with pytest.raises(tc.TTSCompileError, match=r"^the stock side failed: ValueError: no checkpoint folder$"):
-        child.run(["-c", program], "the stock side")
+        processes.run_python(["-c", program], "the stock side")
 
 
 def test_a_side_loads_speaks_and_reports(checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("chatterbox")
-    monkeypatch.setattr(fresh, "reset_peak", lambda: True)
+    monkeypatch.setattr(processes, "reset_peak", lambda: True)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: tc.CompileConfig.off()))
-    arguments = [str(checkpoint), "--side", "compiled", "--tokens", "2", "--text", "A.", "--calls", "2"]
-    assert fresh.main([*arguments, "--dtype", "bf16"]) == 0
+    wanted = Wanted("cpu", tokens=2, text="A.", seed=0, cache_dir=None, calls=2, dtype="bf16")
+    assert processes.main([str(checkpoint), "compiled", json.dumps(wanted._asdict())]) == 0
     *marks, last = capsys.readouterr().out.splitlines()
     assert marks == ["@ loading", "@ loaded", "@ compiling", "@ compiled"]
     found = json.loads(last)
@@ -62,7 +64,8 @@ def pretended(side: str, cold: bool, failed: bool = False, calls: int = 1, misse
     names = ("imported", "loading", "loaded", "compiling", "compiled")
     times = itertools.accumulate(spent.values(), initial=3.0)
     peaks = {"process": (4 if side == "stock" else 2) * GIB, "loading": GIB, "call": 3 * GIB, "how": "guessed"}
-    rows = {"t3": {"fallbacks": [{}] * failed, "calls": 7, "compiled_calls": 7, "ran": "inductor"}}
+    row = {"asked": "auto", "calls": 7, "compiled_calls": 7, "ran": "inductor"}
+    rows = {name: {**row, "fallbacks": [EVENT] * (failed and name == "t3")} for name in proof.SPEAKING}
     graphs = {"hit": 0 if cold else 9, "miss": 9 if cold else missed, "bypass": 2}
     found = {"peaks": peaks, "calls": [first, *[steady] * (calls - 1)], "graphs": graphs}
     if side == "compiled":
@@ -70,26 +73,26 @@ def pretended(side: str, cold: bool, failed: bool = False, calls: int = 1, misse
     return Child(found, dict(zip(("started", *names), times)))
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, failed: int | None = None) -> loading.LoadingResult:
+def measured(monkeypatch: pytest.MonkeyPatch, failed: int | None = None) -> LoadResult:
     """Runs the loading benchmark on made-up figures, with a failure in the process of that number, if any."""
     asked: list[str] = []
 
-    def measure(source: str, side: str, **_: Any) -> Child:
+    def measure(source: str, side: str, wanted: Wanted) -> Child:
         asked.append(side)
         return pretended(side, len(asked) <= 2, len(asked) == failed)
 
-    monkeypatch.setattr(fresh, "measure", measure)
-    result = loading.run("anywhere", loading.Settings(repeats=5))
+    monkeypatch.setattr(processes, "measure", measure)
+    result = processes.run_load("anywhere", LoadSettings(repeats=5))
     assert asked == ["stock", "compiled", "compiled", "stock"] * 3
     return result
 
 
 def test_stages_are_between_their_marks_and_the_first_process_is_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     result = measured(monkeypatch)
-    assert result.stock.ready == [12.0] * 5
-    assert result.compiled.ready == [13.0] * 5
-    assert (result.stock.answered[0], result.compiled.answered[0]) == (14.0, 14.0)
-    assert result.compiled.cold["call"] == 100.0
+    assert result.sides["stock"].ready == [12.0] * 5
+    assert result.sides["compiled"].ready == [13.0] * 5
+    assert [side.answered[0] for side in result.sides.values()] == [14.0, 14.0]
+    assert result.sides["compiled"].cold["call"] == 100.0
     verdicts = {name: gain.verdict for name, gain in result.gains.items()}
     assert verdicts == {
         "imports": "gain",
@@ -112,23 +115,24 @@ def test_stages_are_between_their_marks_and_the_first_process_is_apart(monkeypat
 def test_a_failure_of_any_compiled_process_is_one(monkeypatch: pytest.MonkeyPatch, failed: int) -> None:
     result = measured(monkeypatch, failed)
     assert not result.passed
-    assert len(result.events) == 1
-    assert "what the sides speak is not compared here: NO" in str(result)
+    assert result.shortfalls == ["t3: call failed: no memory; stock"]
+    assert "the outputs of the sides are not compared here: NO" in str(result)
+    assert "FAILED: t3: call failed: no memory; stock" in str(result)
     assert "what stock does" not in result.promise
 
 
-def started(monkeypatch: pytest.MonkeyPatch, **last: Any) -> startup.StartupResult:
+def started(monkeypatch: pytest.MonkeyPatch, **last: Any) -> StartupResult:
     """Runs the startup benchmark on made-up figures; ``last`` changes those of the last warm process."""
     asked: list[tuple[str, str]] = []
 
-    def measure(source: str, side: str, *, cache_dir: str, calls: int, **_: Any) -> Child:
-        asked.append((side, cache_dir))
-        cold = [folder for _, folder in asked].count(cache_dir) == 1
+    def measure(source: str, side: str, wanted: Wanted) -> Child:
+        asked.append((side, str(wanted.cache_dir)))
+        cold = [folder for _, folder in asked].count(str(wanted.cache_dir)) == 1
         options = last if side == "compiled" and not cold and len(asked) > 12 else {}
-        return pretended(side, cold, calls=calls, **options)
+        return pretended(side, cold, calls=wanted.calls, **options)
 
-    monkeypatch.setattr(fresh, "measure", measure)
-    result = startup.run("anywhere", startup.Settings(repeats=5, calls=2))
+    monkeypatch.setattr(processes, "measure", measure)
+    result = processes.run_startup("anywhere", StartupSettings(repeats=5, calls=2))
     assert [side for side, _ in asked] == ["compiled"] + ["stock", *["compiled"] * 4, "stock"] * 2 + [
         "stock",
         *["compiled"] * 2,
@@ -159,3 +163,18 @@ def test_a_full_cache_that_is_not_used_is_a_failure(monkeypatch: pytest.MonkeyPa
     result = started(monkeypatch, **last)
     assert not result.passed
     assert "found in a full cache: NO" in str(result)
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_processes_that_ran_stock_are_a_failure(monkeypatch: pytest.MonkeyPatch, call: bool) -> None:
+    def measure(source: str, side: str, wanted: Wanted) -> Child:
+        child = pretended(side, cold=False)
+        if side == "compiled":
+            for row in child.found["report"]["components"].values():
+                row.update(ran="stock", calls=0, **({} if call else {"asked": "stock"}))
+        return child
+
+    monkeypatch.setattr(processes, "measure", measure)
+    result = processes.run_load("anywhere", LoadSettings(repeats=5, call=call))
+    assert not result.passed
+    assert ("t3 did not run" if call else "nothing ran compiled") in str(result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,24 @@ from torch import Tensor
 
 import tts_compile as tc
 from tts_compile.bench import models, synthesis
-from tts_compile.bench.child import Child
+from tts_compile.bench.processes import Child, Wanted
+from tts_compile.bench.stages import Watched
+from tts_compile.bench.synthesis import Made
 from tts_compile.cli import main as cli
 from tts_compile.execution.native import build
+from tts_compile.measuring import proof
 
 pytest.importorskip("chatterbox")
 
-EAGER_BACKEND = tc.ComponentPolicy(backend="eager")  # dynamo without inductor
+EAGER_BACKEND = tc.ComponentPolicy(backend="eager")  # dynamo without a compiler of its own
 OFF = tc.CompileConfig.off()
 
 Call = Callable[[str], Tensor]
+SETTINGS: dict[str, Any] = {
+    "flow": synthesis.FlowSettings,
+    "vocoder": synthesis.VocoderSettings,
+    "e2e": synthesis.Settings,
+}
 
 
 class Bench(NamedTuple):
@@ -40,8 +47,8 @@ def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
     def run(subject: str = "flow", **settings: Any) -> synthesis.SynthesisResult:
         with models.quiet():
-            settings = {"repeats": 1, "tokens": 2, "memory": False, **settings}
-            return synthesis.run("anywhere", synthesis.Settings(subject, **settings))
+            settings = {"repeats": 1, "tokens": 2, **({"memory": False} if subject == "e2e" else {}), **settings}
+            return synthesis.run("anywhere", SETTINGS[subject](**settings))
 
     monkeypatch.setattr(synthesis, "load", lambda source, device: tts)
     configure(OFF)
@@ -60,16 +67,7 @@ def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         *((stage, "1") for stage in stages),  # the transformer blocks
     ):
         monkeypatch.setitem(owner._modules, name, owner._modules[name][:1].eval())
-    sides = synthesis._sides
-
-    def quick(inference: Any, **arguments: Any) -> Any:
-        if "n_timesteps" in arguments:
-            arguments["n_timesteps"] = 1
-        return inference(**arguments)
-
-    monkeypatch.setattr(
-        synthesis, "_sides", lambda module: {side: functools.partial(quick, f) for side, f in sides(module).items()}
-    )
+    monkeypatch.setattr(synthesis, "_SOLVER_STEPS", 1)
     monkeypatch.setattr(synthesis, "_LENGTHS", [3])
     kept = build.library
     monkeypatch.setattr(build, "library", lambda name, cache_dir=None: kept(name))  # built by other tests
@@ -79,12 +77,17 @@ def pretend(
     monkeypatch: pytest.MonkeyPatch,
     call: Call,
     vary: Callable[[], None] | None = None,
-    tokens: list[tuple[int, ...]] | None = None,
+    tokens: list[list[int]] | None = None,
 ) -> None:
-    """Makes the benchmark measure ``call`` in place of the flow."""
-    subject = synthesis._Subject(call, lambda made: made.shape[1] / 4, tokens=[] if tokens is None else tokens)
-    subject.vary = vary
-    monkeypatch.setattr(synthesis, "_flow", lambda tts, fast, settings: subject)
+    """Makes the benchmark measure ``call`` in place of the flow, on a model that counts as compiled."""
+
+    def made(side: str) -> Made:
+        audio = [call(side)]
+        return Made(audio, Watched(tokens=[tokens.pop()]) if tokens else None)
+
+    work = synthesis.Work([made], 4.0, vary or (lambda: None))
+    monkeypatch.setitem(synthesis._WORK, "flow", lambda fast, settings: work)
+    monkeypatch.setattr(proof, "shortfalls", lambda report, called: [])
 
 
 def same(side: str) -> Tensor:
@@ -121,8 +124,9 @@ def test_sides_alternate_from_the_same_seed(bench: Bench, monkeypatch: pytest.Mo
     result = bench.run(repeats=5)
     assert sides == (["stock", "compiled"] + ["stock", "compiled", "compiled", "stock"] * 3)[:-2]
     assert result.passed
-    assert len(result.stock) == len(result.compiled) == 5
-    assert min(*result.stock, *result.compiled) > 0
+    seconds = result.total("stock"), result.total("compiled")
+    assert list(map(len, seconds)) == [5, 5]
+    assert min(map(min, seconds)) > 0
     assert result.audio_seconds == 1
     assert result.gain.interval is not None
 
@@ -134,8 +138,14 @@ def test_equal_results_are_json_and_a_table(bench: Bench, monkeypatch: pytest.Mo
     assert (plain["bench"], plain["passed"], plain["later_graphs"]) == ("flow", True, 0)
     assert (plain["bit_identical"], plain["signal_to_error_db"]) == (True, None)
     assert plain["gain"]["verdict"] == "unknown"
-    assert plain["compile_seconds"] == result.first_call_seconds - result.compiled[0]
-    for words in ("tokens to mel", "inf dB", "generator state identical", "graphs compiled for 20", "ran: stock"):
+    assert plain["compile_seconds"] == result.first_call_seconds - result.total("compiled")[0]
+    for words in (
+        "tokens to mel",
+        "inf dB",
+        "generator state identical",
+        "graphs after the warm-up, 20 other",
+        "ran: stock",
+    ):
         assert words in str(result)
     assert "tokens identical" not in str(result)  # none are spoken
     assert "NO" not in str(result)
@@ -145,9 +155,9 @@ def test_equal_results_are_json_and_a_table(bench: Bench, monkeypatch: pytest.Mo
     ("call", "vary", "found"),
     [
         (altered, None, "40.0 dB"),
-        (longer, None, "shapes differ"),
+        (longer, None, "lengths differ"),
         (drawing_more, None, "NO"),
-        (same, a_graph, "| 1 "),
+        (same, a_graph, "lengths included: 1;"),
     ],
 )
 def test_what_is_not_stocks_is_a_failure(
@@ -187,13 +197,13 @@ def test_one_bad_repeat_is_a_failure(bad: Call, bench: Bench, monkeypatch: pytes
 
 
 def test_tokens_of_every_measured_call_are_compared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens: list[tuple[int, ...]] = []
+    tokens: list[list[int]] = []
     calls: list[str] = []
     different = 0
 
     def call(side: str) -> Tensor:
         calls.append(side)
-        tokens.append((1, 2, 3 + (len(calls) == different)))
+        tokens.append([1, 2, 3 + (len(calls) == different)])
         return same(side)
 
     for different, expected in ((0, True), (1, True), (6, False)):  # noqa: B007 - the first two are not measured
@@ -201,6 +211,7 @@ def test_tokens_of_every_measured_call_are_compared(bench: Bench, monkeypatch: p
         pretend(monkeypatch, call, tokens=tokens)
         result = bench.run(repeats=2)
         assert (result.tokens_identical, result.passed) == (expected, expected)
+        assert result.to_dict()["tokens_identical"] is expected
         assert "tokens identical" in str(result)
 
 
@@ -214,8 +225,9 @@ def test_only_the_subject_is_compiled_and_from_cold(bench: Bench, monkeypatch: p
 
     bench.configure(tc.CompileConfig(fallback="raise"))
     monkeypatch.setattr(synthesis, "compile_model", compile_model)
-    for subject in synthesis.SUBJECTS:
-        monkeypatch.setattr(synthesis, f"_{subject}", lambda *_: synthesis._Subject(same, lambda made: 1.0))
+    for subject in SETTINGS:
+        work = synthesis.Work([lambda side: Made([same(side)])], 4.0)
+        monkeypatch.setitem(synthesis._WORK, subject, lambda *_, work=work: work)
     bench.run("vocoder")
     bench.run("e2e")
     alone, whole = configs
@@ -225,11 +237,6 @@ def test_only_the_subject_is_compiled_and_from_cold(bench: Bench, monkeypatch: p
     assert {getattr(whole, name).execution for name in tc.config.COMPONENTS} == {"auto"}
     assert alone.cache_dir != whole.cache_dir
     assert not Path(str(alone.cache_dir)).exists()
-
-
-def test_unknown_subject_is_an_error() -> None:
-    with pytest.raises(tc.InputError, match="unknown subject 'watermark'; there are flow, vocoder, e2e"):
-        synthesis.run("anywhere", synthesis.Settings("watermark"))
 
 
 @pytest.mark.parametrize("subject", ["flow", "vocoder"])
@@ -258,9 +265,9 @@ def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tokens_of_generate_are_heard(bench: Bench, babbling: None, tts: Any) -> None:
     result = bench.run("e2e", text="A.")
-    assert result.passed
+    assert result.kept
     assert result.tokens_identical
-    assert result.later_graphs is None
+    assert result.later_graphs == 0
     assert "inference" not in vars(tts.s3gen)
 
 
@@ -276,8 +283,8 @@ def test_generate_that_speaks_other_tokens_is_a_failure(
     monkeypatch.setattr(tc.CompiledTTS, "_checked_generate", other)
     result = bench.run("e2e", text="A.")
     assert result.signal_to_error_db == torch.inf  # silence on both sides
-    assert result.tokens_identical is False
-    assert not result.passed
+    assert result.tokens_identical == 0
+    assert not result.kept
     assert "NO" in str(result)
 
 
@@ -286,12 +293,12 @@ def test_memory_of_generate_is_that_of_fresh_processes(
 ) -> None:
     asked: list[tuple[str, Any]] = []
 
-    def measure(source: str, side: str, *, tokens: int | None, **_: Any) -> Child:
-        asked.append((side, tokens))
+    def measure(source: str, side: str, wanted: Wanted) -> Child:
+        asked.append((side, wanted.tokens))
         peaks = {"process": 4 * 2**30, "call": (2 if side == "stock" else 3) * 2**30, "how": "guessed"}
         return Child({"peaks": peaks}, {})
 
-    monkeypatch.setattr(synthesis.fresh, "measure", measure)
+    monkeypatch.setattr(synthesis.processes, "measure", measure)
     result = bench.run("e2e", text="A.", memory=True)
     assert asked == [("stock", None), ("compiled", None)]
     assert "1.500 of stock's" in str(result)

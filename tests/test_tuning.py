@@ -1,4 +1,4 @@
-"""A choice by measuring: what is kept, what it costs, when it is made again; with a fake clock throughout."""
+"""A choice by measuring: what is kept, what it costs, when it is measured again; with a fake clock throughout."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_when_compiling_pays() -> None:
 
 
 def test_candidates() -> None:
-    assert list(candidates(AUTO, "t3", CPU)) == ["eager", "inductor", "inductor, guessing"]
+    assert list(candidates(AUTO, "t3", CPU)) == ["eager", "inductor", "inductor, draft tokens"]
     assert candidates(AUTO, "t3", CPU)["inductor"].draft_tokens == 0
     fixed = tc.ComponentPolicy(draft_tokens=2, backend="eager")
     assert list(candidates(fixed, "t3", CPU)) == ["eager", "inductor"]
@@ -164,7 +164,7 @@ def test_the_fastest_that_gives_what_stock_gives(laboratory: Laboratory, tuned: 
     assert found.trials[2].pays_after == pytest.approx(2.5, rel=0.1)
     assert found.config.flow.execution == "stock"  # not asked to be tuned
     assert "3 calls" in str(found)
-    assert "kept in" in str(found)
+    assert "stored in" in str(found)
 
 
 def test_what_fails_or_differs_is_not_kept(laboratory: Laboratory, tuned: Any) -> None:
@@ -182,7 +182,7 @@ def test_what_did_not_run_as_asked_is_not_kept(laboratory: Laboratory, tuned: An
     laboratory.failing = {"inductor falls"}
     found = tuned()
     assert found.config.t3.execution == "eager"
-    assert ways(found)["inductor, guessing"] == "too little"
+    assert ways(found)["inductor, draft tokens"] == "too little"
     laboratory.failing = {"inductor later"}
     found = tuned(refresh=True)
     assert found.config.t3.execution == "eager"
@@ -207,7 +207,7 @@ def test_a_choice_that_cannot_be_kept_is_good_all_the_same(
 
     monkeypatch.setattr(store.files, "replaced", full)
     assert tuned().config.t3.execution == "inductor"
-    assert "cannot be kept" in caplog.text
+    assert "cannot be stored" in caplog.text
     assert not tuned().reused
 
 
@@ -223,7 +223,7 @@ def test_a_choice_is_made_once(laboratory: Laboratory, tuned: Any, tts: Any, cap
     for damaged in (path.read_text()[:100], "{}", '{"format": 1}', "nonsense"):
         path.write_text(damaged)
         assert not tuned().reused
-    assert "is made again" in caplog.text
+    assert "is measured again" in caplog.text
     plain = json.loads(path.read_text())
     plain["trials"][0]["policy"]["execution"] = "sing"
     path.write_text(json.dumps(plain))

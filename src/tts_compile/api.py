@@ -1,4 +1,4 @@
-"""Attach to a stock model, and compare what it speaks with stock."""
+"""The functions that take a stock model: compile it, compare it with stock, make it stock for a while."""
 
 from __future__ import annotations
 
@@ -8,53 +8,51 @@ from typing import Any
 
 import torch
 
+from .attachment import HANDLE
 from .config import CompileConfig, switched_off_by_env
 from .errors import ConfigError, ModelStateError, UnsupportedModelError
-from .execution.process_lock import locked as alone
-from .handle import HANDLE, CompiledTTS
+from .execution.process_lock import locked
+from .families import Family, families, family_of
+from .handle import CompiledTTS
 from .parity import ParityReport
 from .validation import check_mode
 
-SUPPORTED = {"chatterbox.tts.ChatterboxTTS", "chatterbox.vc.ChatterboxVC"}
-
 
 def compile_model(tts: Any, config: CompileConfig | None = None, *, validate: bool = False) -> CompiledTTS:
-    """Make a stock model fast, in place, until :meth:`CompiledTTS.restore`.
+    """Makes a stock model fast, in place, until :meth:`CompiledTTS.restore`.
 
-    A few methods of this one instance are replaced by instance attributes; no class or module is touched, and no
-    weight is changed. On a CPU, T3 guesses ahead with an int8 copy of itself (a quarter of its fp32 bytes) unless
-    ``draft_tokens`` is 0, and flow and vocoder keep their matrices a second time as native code reads them. Calling
-    it again with an equal configuration returns the same handle.
+    A few methods of this one instance are replaced by instance attributes; classes, modules and weights are not
+    changed. On a CPU, T3 drafts tokens with an int8 copy of its weights (a quarter of their fp32 bytes) unless
+    ``draft_tokens`` is 0, and flow and vocoder keep a second copy of their matrices in the layout of the native code.
+    Calling it again with an equal configuration returns the same handle.
 
     Args:
-        tts: a ``chatterbox.tts.ChatterboxTTS`` or ``chatterbox.vc.ChatterboxVC`` in evaluation mode.
+        tts: a model of a registered family, such as ``chatterbox.tts.ChatterboxTTS``, in evaluation mode.
         config: what to run and how; None reads the environment (:meth:`CompileConfig.from_env`).
-        validate: compare every component with stock, which speaks a short sentence; those that do not give what it
-            gives stay stock, and :attr:`CompiledTTS.parity` has the figures.
+        validate: compare every component with stock on a short sentence. Components whose results differ stay stock,
+            and :attr:`CompiledTTS.parity` has the figures.
 
     Raises:
         UnsupportedModelError: for any other object.
         ConfigError: when ``config`` is no :class:`CompileConfig`.
         ModelStateError: for a model in training mode, one compiled with another configuration, or a shallow copy of
             a compiled one.
-        ParityError: for a component that does not give what stock gives, where the policy is ``"raise"``.
+        ParityError: for a component whose results differ from stock's, where the policy is ``"raise"``.
     """
-    if isinstance(tts, CompiledTTS):
-        tts = tts.wrapped
-    check_supported(tts)
+    tts, family = _model(tts)
     if config is None:
         config = CompileConfig.from_env()
     if not isinstance(config, CompileConfig):
         raise ConfigError(f"config must be a CompileConfig, got {type(config).__name__}")
     if switched_off_by_env():
         config = CompileConfig.off()
-    with alone():
-        existing = _handle(tts)
+    with locked(family.device(tts)):
+        existing = _handle(tts, family)
         if existing is not None and existing.config != config:
             raise ModelStateError("this model is already compiled with another configuration; call restore() first")
-        # What is made here must serve outside inference mode too.
+        # Tensors that are made here must be usable outside inference mode too.
         with torch.inference_mode(mode=False), torch.no_grad():
-            handle = existing or CompiledTTS(tts, config)
+            handle = existing or CompiledTTS(tts, family, config)
             if validate and handle.parity is None:
                 try:
                     handle.keep_what_passes()
@@ -68,23 +66,21 @@ def compile_model(tts: Any, config: CompileConfig | None = None, *, validate: bo
 def validate(
     tts: Any, config: CompileConfig | None = None, texts: Iterable[str] | None = None, **options: Any
 ) -> ParityReport:
-    """Compare a compiled model with stock: tensors and tokens of each component, then waves.
+    """Compares a compiled model with stock: tensors and tokens of each component, then waves.
 
     Args:
-        tts: the model, which is stock again afterwards, or a compiled one, which stays as it is.
+        tts: the model, which is stock again afterwards, or a compiled one, which stays compiled.
         config: what to run and how; None takes that of a compiled model, or reads the environment.
-        texts: what is spoken; None takes three sentences.
-        options: of :meth:`CompiledTTS.validate`: ``seed``, ``recording``, ``transcribe``, ``step``.
+        texts: the texts; None takes three sentences.
+        options: ``seed``, ``recording``, ``transcribe`` and ``step`` of :meth:`CompiledTTS.validate`.
 
     Raises:
-        InputError: for texts or a recording that the model cannot speak with.
-        ModelStateError, UnsupportedModelError, ConfigError: as :func:`compile_model`.
+        InputError: for texts or a recording that the model cannot use.
+        ModelStateError, UnsupportedModelError, ConfigError: see :func:`compile_model`.
     """
-    if isinstance(tts, CompiledTTS):
-        tts = tts.wrapped
-    check_supported(tts)
-    with alone():
-        existing = _handle(tts)
+    tts, family = _model(tts)
+    with locked(family.device(tts)):
+        existing = _handle(tts, family)
         if existing is not None and config is None:
             return existing.validate(texts, **options)
         fast = compile_model(tts, config)
@@ -97,38 +93,38 @@ def validate(
 
 @contextlib.contextmanager
 def as_stock(tts: Any) -> Iterator[Any]:
-    """The model with stock behaviour inside the block, compiled or not, in turn with others that speak.
+    """Makes a model stock inside the block, compiled or not, while other threads wait; returns the stock model.
 
     Raises:
-        UnsupportedModelError, ModelStateError: as :func:`compile_model`.
+        UnsupportedModelError, ModelStateError: see :func:`compile_model`.
     """
-    if isinstance(tts, CompiledTTS):
-        tts = tts.wrapped
-    check_supported(tts)
-    with alone():
-        existing = _handle(tts)
+    tts, family = _model(tts)
+    with locked(family.device(tts)):
+        existing = _handle(tts, family)
         with existing.stock() if existing is not None else contextlib.nullcontext(tts) as stock:
             yield stock
 
 
-def check_supported(tts: Any) -> None:
-    """Refuse what is no model that this library knows.
+def _model(tts: Any) -> tuple[Any, Family]:
+    """Returns a stock model, out of its handle if need be, and its family.
 
     Raises:
-        UnsupportedModelError: naming those that it does.
+        UnsupportedModelError: for an object that belongs to no family, or to one that cannot be compiled.
     """
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(tts).__mro__}
-    if not names & SUPPORTED:
-        raise UnsupportedModelError(
-            f"cannot compile {type(tts).__module__}.{type(tts).__qualname__}; supported: {', '.join(sorted(SUPPORTED))}"
-        )
+    if isinstance(tts, CompiledTTS):
+        tts = tts.wrapped
+    family = family_of(type(tts))
+    if family.unsupported:
+        known = ", ".join(sorted(known.stock_class for known in families() if not known.unsupported))
+        raise UnsupportedModelError(f"cannot compile {family.stock_class}: {family.unsupported}; supported: {known}")
+    return tts, family
 
 
-def _handle(tts: Any) -> CompiledTTS | None:
-    """Of a model that is compiled already."""
+def _handle(tts: Any, family: Family) -> CompiledTTS | None:
+    """Returns the handle of a model that is compiled already."""
     existing: CompiledTTS | None = vars(tts).get(HANDLE)
     if existing is None:
-        check_mode(tts)
+        check_mode(tts, family)
     elif existing.wrapped is not tts:
         raise ModelStateError("a shallow copy of a compiled model sets the original's voice; use copy.deepcopy")
     return existing

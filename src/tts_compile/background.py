@@ -24,10 +24,10 @@ from torch.nn.utils import parametrizations, parametrize
 from . import cache
 from .config import COMPONENTS, CompileConfig, ComponentPolicy
 from .fallback import reason
+from .families import Family
 
 logger = logging.getLogger(__name__)
 
-_PARTS = ("t3", "s3gen")  # modules of the model that are compiled
 _NOTHING_TO_COMPILE = ("voice_encoder", "reference", "watermark")
 _WORKER = f"{__package__}.background_worker"  # by name: an import would be a circle
 
@@ -37,10 +37,11 @@ class BackgroundCompilation:
 
     Args:
         tts: the model; its weights are not copied.
+        family: of the model.
         config: the configuration to compile.
     """
 
-    def __init__(self, tts: Any, config: CompileConfig) -> None:
+    def __init__(self, tts: Any, family: Family, config: CompileConfig) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tts-compile-")
         stock = ComponentPolicy(execution="stock")
         config = config.replace(
@@ -51,7 +52,7 @@ class BackgroundCompilation:
         )
         payload = {
             "class": type(tts),
-            "parts": {name: _skeleton(getattr(tts, name)) for name in _PARTS if hasattr(tts, name)},
+            "parts": {name: _skeleton(getattr(tts, name)) for name in family.modules},
             "config": config,
             "threads": torch.get_num_threads(),
         }
@@ -136,13 +137,13 @@ def _with_norms(
     return module
 
 
-def start(tts: Any, config: CompileConfig) -> BackgroundCompilation | None:
+def start(tts: Any, family: Family, config: CompileConfig) -> BackgroundCompilation | None:
     """Starts the process where the configuration asks for it and there is something to compile on a CPU."""
-    device = next(tts.s3gen.parameters()).device
-    if not (config.compile_in_background and device.type == "cpu" and _compiled(config)):
+    on_cpu = family.device(tts).type == "cpu"
+    if not (config.compile_in_background and on_cpu and _compiled(config)):
         return None
     try:
-        return BackgroundCompilation(tts, config)
+        return BackgroundCompilation(tts, family, config)
     except Exception as error:  # somebody else's addition to the model may be impossible to copy or pickle
         logger.warning("nothing is compiled in the background: %s", reason(error))
         return None

@@ -1,107 +1,80 @@
-"""A stock model with fast components: speak through it, ask what ran, and let go of it again."""
+"""The object that stands for a compiled model: generating speech, reporting what ran, and restoring the model."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from . import background
-from .batch import BatchProgress, delivered
-from .batch import speak as speak_batch
-from .components.compiled_component import CompiledComponent as EngineComponent
-from .components.component_set import ComponentSet
-from .components.seam import not_its_own
+from .attachment import Attachment
+from .batch import BatchProgress, collect, generate_chunks
 from .config import CompileConfig
 from .errors import InputError, ModelStateError, ParityError
-from .execution.process_lock import DeviceLock
-from .execution.process_lock import locked as alone
-from .families import family_of
-from .families.english import check_text
-from .parity import TEXTS, ParityReport, Thresholds, Transcriber, measure
-from .parity import transcription as quality
+from .families import Family
+from .parity import TEXTS, ParityReport, Transcriber, gate, measure, transcription
 from .report import ExecutionReport, WarmupReport
 from .timing.blocks import Timings, timed
 from .utils.arguments import checked_seeds, checked_texts
 from .utils.proxy import Proxy
 from .utils.random_state import RandomNumbers
-from .validation import check_request, check_settings, check_voice, checked_inputs
-from .warmup import sample_texts, warm_up
-
-logger = logging.getLogger(__name__)
-
-HANDLE = "_tts_compile_handle"  # the attribute of a compiled model
+from .validation import check_request, check_settings, checked_inputs, checked_warmup_texts
+from .warmup import warm_up
 
 
 class CompiledTTS(Proxy):
     """A stock model with fast components attached; made by :func:`tts_compile.compile_model`.
 
-    Attributes that it does not have itself are the wrapped model's, read and written. As a context manager it
-    restores the model on exit.
+    Attributes that the handle does not have itself are the wrapped model's, for reading and for writing. Used as a
+    context manager, the handle restores the model on exit.
 
     Attributes:
         wrapped: the model.
-        config: what was asked for.
-        parity: what ``compile_model(..., validate=True)`` has found; None without.
-        timings: how long the last calls have taken, stage by stage, and their real-time factor.
+        config: the configuration that was asked for.
+        parity: the comparison with stock made by ``compile_model(..., validate=True)``; None without.
+        timings: the durations of the last calls, stage by stage, and their real-time factor.
     """
 
     wrapped: Any
+    _attachment: Attachment
     config: CompileConfig
     parity: ParityReport | None
     timings: Timings
 
-    def __init__(self, tts: Any, config: CompileConfig) -> None:
+    def __init__(self, tts: Any, family: Family, config: CompileConfig) -> None:
         own = vars(self)  # plain assignment would reach the wrapped model
         own["wrapped"] = tts
         own["config"] = config
         own["parity"] = None
-        own["timings"] = Timings(next(tts.s3gen.parameters()).device)
-        own["_earlier"] = {}
-        own["_process"] = DeviceLock(torch.device("cpu"))
-        own["_attached"] = False
-        own["_suspended"] = False
+        own["timings"] = Timings(family.device(tts))
         own["generate"] = functools.wraps(tts.generate)(lambda *args, **kwargs: self._checked_generate(*args, **kwargs))
+        own["_family"] = family
         own["_signature"] = inspect.signature(tts.generate)
-        own["_background"] = background.start(tts, config)
-        try:
-            first = background.meanwhile(config) if own["_background"] else config
-            own["_components"] = ComponentSet(tts, family_of(type(tts)), first, self.timings)
-            own["_turn"] = own["_components"].lock
-            self._attach()
-        except BaseException:
-            if own["_background"] is not None:
-                own["_background"].stop()
-            raise
+        own["_attachment"] = Attachment(self, tts, family, config, self.timings)
 
     def generate(self, text: str, *args: Any, **kwargs: Any) -> Tensor:
-        """Speak ``text``; signature and return of the wrapped class: float32 (1, samples) on the CPU.
+        """Generates speech for ``text``; signature and return of the wrapped class: float32 (1, samples) on the CPU.
 
         Raises:
-            InputError: for text, voice or settings that the model cannot speak with, before any work is done.
-            ModelStateError: for a model in training mode, or a process that was forked from the one that compiled it.
+            InputError: for a text, a voice or settings that the model cannot use, before any work is done.
+            ModelStateError: for a model in training mode, or in a process that was forked from the one that compiled
+                the model.
             NonFiniteError: for a model whose logits are not finite.
-            OutOfMemoryError: when memory has run out at every level.
+            OutOfMemoryError: when memory runs out at every level.
         """
-        # An instance attribute with the wrapped method's signature stands in front of this one.
+        # An instance attribute with the wrapped method's signature hides this method.
         return self._checked_generate(text, *args, **kwargs)
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._attached:
-            given = self._signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            check_request(self.wrapped, given.arguments)
-        with self._turns():
+        if self._attachment.attached:
+            check_request(self.wrapped, self._family, self._arguments(*args, **kwargs))
+        with self._attachment.lock():
             self._switch()
             with self._timed("generate") as block:
                 wave: Tensor = self.wrapped.generate(*args, **kwargs)
@@ -118,26 +91,26 @@ class CompiledTTS(Proxy):
         on_error: str = "raise",
         **generate_kwargs: Any,
     ) -> list[Tensor | None]:
-        """Speak many texts; waves as :meth:`generate` gives them, in input order.
+        """Generates speech for many texts; returns waves like those of :meth:`generate`, in input order.
 
-        What a text sounds like depends on the text, its seed and the settings alone, not on the texts around it: the
-        speech tokens are those of ``torch.manual_seed(seed)`` and :meth:`generate`, up to rounding. T3 speaks many
-        texts at a time. A model that is restored, whose T3 is left to stock, or whose ``generate`` is not chatterbox's
-        own speaks them one after the other.
+        The speech of a text depends on the text, its seed and the settings alone, not on the other texts: the speech
+        tokens are those of ``torch.manual_seed(seed)`` and :meth:`generate`, up to rounding. T3 works on many texts at
+        a time. A model that is restored, whose T3 is left to stock, or whose ``generate`` is not its package's own
+        works on one text after the other.
 
         Args:
-            texts: what to speak; :func:`tts_compile.split_text` makes chunks of a long text.
+            texts: the texts; :func:`tts_compile.split_text` makes chunks of a long text.
             seeds: one for each text; None draws them from torch's global generator. Otherwise the global generators
-                are left as they are.
-            max_batch: texts that T3 speaks at a time at most; None leaves it to the free memory.
+                are left unchanged.
+            max_batch: texts that T3 works on at a time at most; None chooses by the free memory.
             progress: True shows a bar; a function is called with a :class:`BatchProgress` after every text.
-            on_error: what happens when some texts fail, after the others have been spoken: ``"raise"`` raises, and
-                ``"skip"`` leaves None in their places.
-            generate_kwargs: as of :meth:`generate`, for all texts.
+            on_error: what happens when some texts fail, after the others are complete: ``"raise"`` raises, and
+                ``"skip"`` returns None in their positions.
+            generate_kwargs: further arguments of :meth:`generate`, for all texts.
 
         Raises:
-            BatchError: naming the texts that failed; it holds the waves of the others.
-            InputError: for settings that the model cannot speak with, before any work is done.
+            BatchError: lists the texts that failed; it holds the waves of the others.
+            InputError: for settings that the model cannot use, before any work is done.
             ModelStateError: for a model in training mode.
         """
         texts = checked_texts(texts)
@@ -145,99 +118,64 @@ class CompiledTTS(Proxy):
             raise InputError(f"max_batch must be a whole number from 1 or None, got {max_batch!r}")
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        if not hasattr(self.wrapped, "t3"):
+        if self._family.speech is None:
             raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
-        bound = self._signature.bind("", **generate_kwargs)
-        bound.apply_defaults()
-        given = {name: value for name, value in bound.arguments.items() if name != "text"}
-        check_settings(self.wrapped, given)
-        with self._turns():
-            seeds = checked_seeds(seeds, len(texts))  # which may draw them
+        given = self._arguments("", **generate_kwargs)
+        del given[self._family.subject]
+        check_settings(self.wrapped, self._family, given)
+        with self._attachment.lock():
+            seeds = checked_seeds(seeds, len(texts))  # may draw them
             self._switch()
-            # What was put in the way of generate and of what it calls is honoured, in a row.
-            t3 = self._engine("t3") if not_its_own(self.wrapped, "generate") is None else None
-            flow = self._engine("flow") if not_its_own(self.wrapped.s3gen, "inference") is None else None
             with self._timed("generate_batch") as block:
-                chunks = speak_batch(
-                    self.wrapped, t3, flow, self.wrapped.generate, given, texts, seeds, max_batch, progress
+                chunks = generate_chunks(
+                    self._attachment, texts, seeds, given=given, max_batch=max_batch, progress=progress
                 )
                 block.audio_seconds = self._seconds([chunk.wave for chunk in chunks])
-        return delivered(chunks, on_error)
-
-    def _timed(self, name: str, phase: str | None = None) -> timed:
-        """What stock speaks is no part of the timings."""
-        return timed(name, self.timings if self._attached else None, phase=phase)
-
-    def _seconds(self, waves: Iterable[Tensor | None]) -> float:
-        """Of speech; somebody's own ``generate`` may give anything."""
-        samples = sum(wave.shape[-1] for wave in waves if isinstance(wave, Tensor) and wave.ndim)
-        return samples / float(self.wrapped.sr)
-
-    def _engine(self, name: str) -> Any:
-        """The component, where it speaks by itself now."""
-        component = self._components[name]
-        if not isinstance(component, EngineComponent) or not component.speaks_together:
-            return None
-        return component
+        return collect(chunks, on_error)
 
     def warmup(
         self, texts: Iterable[str] | None = None, progress: bool | Callable[[str], object] = False
     ) -> WarmupReport:
-        """Compile, or record, every shape that later calls may need, and speak to see that nothing is missing.
+        """Compiles, or captures, every shape that later calls may need, and generates speech to check that.
 
-        The global random generators and the model's voice are left as they were.
+        The global random generators and the model's voice are left unchanged.
 
         Args:
-            texts: spoken to their ends; the voice must be set then. None has the first speech tokens of
-                ``config.warmup_samples`` built-in texts spoken, where the model speaks texts and has a voice.
-            progress: True shows a bar; a function is told each step as it begins.
+            texts: generated in full; the model must have a voice then. None generates the first speech tokens of
+                ``config.warmup_samples`` built-in texts, if the model speaks texts and has a voice.
+            progress: True shows a bar; a function is called with the name of each step as it begins.
 
         Raises:
-            InputError: for texts without a voice, one that cannot be spoken, a single text in place of a list, or a
-                model that speaks none; before anything is compiled.
+            InputError: for texts without a voice, one that the model cannot speak, a single text in place of a list,
+                or a model that speaks none; before anything is compiled.
         """
-        if isinstance(texts, str):
-            raise InputError("texts must be a list of texts, not a single one")
-        samples: list[str] = []
-        if texts is not None:
-            if not hasattr(self.wrapped, "t3"):
-                raise InputError(f"{type(self.wrapped).__name__} speaks no texts")
-            check_voice(self.wrapped, None)
-            texts = checked_texts(texts)
-            for text in texts:
-                check_text(self.wrapped, text)
-        elif self._attached and self._components.engines and getattr(self.wrapped, "conds", None) is not None:
-            longest = self.wrapped.t3.hp.max_text_tokens // 2  # room for two tokens a character
-            samples = sample_texts(self.config.buckets, self.config.warmup_samples, longest)
-        with self._turns():
+        checked = None if texts is None else checked_warmup_texts(self.wrapped, self._family, texts)
+        with self._attachment.lock():
             self._switch(wait=True)
             with self._timed("warmup", "warm-up"):
-                speak = self._checked_generate
-                return warm_up(
-                    self.wrapped, self._components, speak, texts or (), samples, progress, compiles=self._attached
-                )
+                return warm_up(self._attachment, self._checked_generate, checked, progress)
 
     @contextlib.contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Alone among the threads that speak, with torch's generators as ``torch.manual_seed(seed)`` leaves them.
+        """Holds the model for this thread, with torch's generators as ``torch.manual_seed(seed)`` leaves them.
 
-        Afterwards they are as before. Calls from several threads take turns in any case; but ``torch.manual_seed`` is
-        global, and another thread may draw between it and :meth:`generate`.
+        Afterwards they are as before. Calls from several threads wait for each other in any case; but
+        ``torch.manual_seed`` is global, and another thread may draw between it and :meth:`generate`.
 
         >>> def speak(fast, text, seed):  # doctest: +SKIP
         ...     with fast.seeded(seed):
-        ...         return fast.generate(text)  # the same from every thread, at any time
+        ...         return fast.generate(text)  # equal from every thread, at any time
 
         Raises:
-            InputError: for what is no seed.
+            InputError: for anything but a seed.
         """
         (seed,) = checked_seeds([seed], 1)
-        with self._turns(), RandomNumbers(seed, torch.device(self.wrapped.device)).as_global():
+        with self._attachment.lock(), RandomNumbers(seed, self._family.device(self.wrapped)).as_global():
             yield
 
     @contextlib.contextmanager
     def stock(self) -> Iterator[Any]:
-        """The wrapped model with stock behaviour, inside a ``with`` block; what was compiled is kept meanwhile.
+        """Makes the wrapped model stock inside a ``with`` block, and returns it; compiled code is kept meanwhile.
 
         Raises:
             ModelStateError: at the end of the block, when the model was compiled again inside it.
@@ -246,10 +184,7 @@ class CompiledTTS(Proxy):
         ...     with fast.stock() as tts:
         ...         return tts.generate(text), fast.generate(text)  # both stock
         """
-        if not self._attached:
-            yield self.wrapped
-            return
-        with self._turn(), self._detached():
+        with self._attachment.suspended():
             yield self.wrapped
 
     def validate(
@@ -261,162 +196,78 @@ class CompiledTTS(Proxy):
         transcribe: Transcriber | bool = True,
         step: Callable[[str], object] = lambda _: None,
     ) -> ParityReport:
-        """Compare with stock: tensors and tokens of each component on stock's own inputs, then whole utterances.
+        """Compares with stock: tensors and tokens of each component on stock's own inputs, then whole utterances.
 
-        The voice and the global generators are left as they were.
+        The voice and the global generators are left unchanged.
 
         Args:
-            texts: what is spoken; None takes :data:`tts_compile.parity.TEXTS`. A voice converter converts the
-                recording instead.
-            seed: of the first text; the next ones count up.
+            texts: the texts; None takes :data:`tts_compile.parity.TEXTS`. A voice converter converts the recording
+                instead.
+            seed: of the first text; the next texts count up.
             recording: of a voice, for the components that read one; None makes one. A model without a voice speaks
                 with it.
-            transcribe: writes down a wave (1, samples) of a rate in Hz, so that words are compared too; True takes a
-                speech recogniser where the extra ``quality`` is installed.
-            step: told what is being done.
+            transcribe: returns the text of a wave (1, samples) with a rate in Hz, so that words are compared too; True
+                takes a speech recogniser if the extra ``quality`` is installed.
+            step: called with the name of each step.
 
         Raises:
-            InputError: for texts or a recording that the model cannot speak with.
+            InputError: for texts or a recording that the model cannot use.
             ModelStateError: for a model that has been restored.
         """
-        texts = checked_inputs(self.wrapped, TEXTS if texts is None else texts, recording)
-        note = ""
-        listener = transcribe if callable(transcribe) else None
-        if not hasattr(self.wrapped, "t3"):
-            note, listener = "words were not compared: what a recording says is not known", None
-        elif transcribe is True:
-            listener, note = quality.listener()
-        with self._turns():
-            if not self._attached:
+        texts = checked_inputs(self.wrapped, self._family, TEXTS if texts is None else texts, recording)
+        words = transcription.chosen(transcribe, self._family)
+        with self._attachment.lock():
+            if not self._attachment.attached:
                 raise ModelStateError("this model is not compiled: there is nothing to compare with stock")
             self._switch()
-            components = {name: self._components[name] for name in self._components}
             with self._timed("validate"):
-                found = measure(
-                    self.wrapped,
-                    components,
-                    {name: Thresholds.of(component.dtype) for name, component in components.items()},
-                    self.stock,
-                    self._checked_generate,
-                    texts,
-                    seed=seed,
-                    recording=recording,
-                    transcribe=listener,
-                    step=step,
-                )
-        return dataclasses.replace(found, notes=(*found.notes, note) if note else found.notes)
+                return measure(self._attachment, texts, seed=seed, recording=recording, words=words, step=step)
 
     def keep_what_passes(self) -> None:
-        """Give up every component that does not give what stock gives; the report has an event for each.
+        """Leaves every component to stock whose results differ from stock's, with an event; sets :attr:`parity`.
 
         Raises:
             ParityError: instead, where the policy is ``"raise"``; the model is stock then.
         """
-        with self._turns():
-            first = found = self.validate(TEXTS[:1], transcribe=False)
-            while not found.passed:
-                failed = {name: part.failures[0] for name, part in found.components.items() if not part.passed}
-                if not failed:  # each is well alone, and not all together
-                    (wave,) = found.waves
-                    failed = dict.fromkeys(found.components, f"whole utterances: {wave.failures[0]}")
-                if self.config.fallback == "raise":
-                    self.restore()
-                    raise ParityError("; ".join(f"{name}: {why}" for name, why in failed.items()), found)
-                for name, why in failed.items():
-                    self._components.give_up(name, why)
-                if not failed:
-                    break  # stock differs from itself
-                found = self.validate(TEXTS[:1], transcribe=False)  # do the others speak well without them?
-            vars(self)["parity"] = first
+        with self._attachment.lock(), self._timed("validate"):
+            try:
+                vars(self)["parity"] = gate.keep_what_passes(self._attachment)
+            except ParityError:
+                self.restore()
+                raise
 
     def report(self) -> ExecutionReport:
-        """What was asked, what ran, and the counts that prove it; waits for the device."""
-        rows = self._components.report()
-        if self._background is not None:
-            rows = {name: row.meanwhile(getattr(self.config, name).execution) for name, row in rows.items()}
-        for name, row in self._earlier.items():
-            rows[name] = rows[name].after(row, "while another process compiled")
-        return ExecutionReport(self._attached, rows)
+        """Returns what was asked, what ran, and the counts that prove it; waits for the device."""
+        return self._attachment.report()
 
     def restore(self) -> None:
-        """Give the model back as it was; the handle then passes everything through. Doing it twice is harmless.
+        """Makes the model stock again; the handle then forwards everything to it. A second call does nothing.
 
-        Waits for an utterance that another thread is speaking.
+        Waits for an utterance that another thread is generating.
 
         Raises:
-            ModelStateError: when a replaced method was replaced again by somebody else.
+            ModelStateError: when another program has replaced a method again.
         """
-        with alone() if self._process.forked else self._turn():
-            vars(self)["_suspended"] = False
-            if self._attached:
-                self._detach()
-            self._components.release()
-            if self._background is not None:
-                self._background.stop()
-                vars(self)["_background"] = None
+        self._attachment.restore()
+
+    def _arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns the arguments of a call of ``generate`` by name, defaults included."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
     def _switch(self, wait: bool = False) -> None:
-        """Use what another process has compiled, once it has; between two utterances, and while attached."""
-        running = self._background
-        if running is None or not self._attached or (running.running and not wait):
-            return
-        own = vars(self)
-        running.wait()
-        earlier = self._components.report()
-        try:
-            with self._detached():
-                own["_components"], own["_earlier"] = (
-                    ComponentSet(self.wrapped, family_of(type(self.wrapped)), self.config, self.timings),
-                    earlier,
-                )
-        except ModelStateError as error:  # somebody stands in front of a component, which can only stay then
-            logger.warning("what was compiled in the background is not used: %s", error)
-        own["_background"] = None
-        if self.parity is not None:
+        if self._attachment.switch(wait) and self.parity is not None:
             self.keep_what_passes()
 
-    def _turns(self) -> contextlib.AbstractContextManager[None]:
-        """Utterances take turns, those of a model that is stock again too; only compiled code minds a fork."""
-        return self._turn() if self._attached else alone()
+    def _timed(self, name: str, phase: str | None = None) -> timed:
+        """Returns a block that is timed unless the model is stock."""
+        return timed(name, self.timings if self._attachment.attached else None, phase=phase)
 
-    # An interrupt may come between any two of these lines: what says that the model is compiled is set before it is and
-    # taken away after it is not, and all of it can be done twice.
-
-    @contextlib.contextmanager
-    def _detached(self) -> Iterator[None]:
-        """Stock inside the block and attached after it, unless it was restored in it."""
-        try:
-            try:
-                vars(self)["_suspended"] = True
-                self._detach()
-                yield
-            finally:
-                self._resume()
-        except BaseException:
-            self._resume()  # the rest of it, where an interrupt came in the middle
-            raise
-
-    def _resume(self) -> None:
-        if self._suspended:
-            self._attach()
-            vars(self)["_suspended"] = False
-
-    def _detach(self) -> None:
-        self._components.detach()
-        vars(self.wrapped).pop(HANDLE, None)
-        vars(self)["_attached"] = False
-
-    def _attach(self) -> None:
-        if vars(self.wrapped).get(HANDLE) not in (None, self):  # a copied model has None
-            vars(self)["_suspended"] = False
-            raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
-        vars(self)["_attached"] = True
-        setattr(self.wrapped, HANDLE, self)
-        try:
-            self._components.attach()
-        except BaseException:
-            self._detach()
-            raise
+    def _seconds(self, waves: Iterable[Tensor | None]) -> float:
+        """Returns the length of waves; another program's ``generate`` may return anything."""
+        samples = sum(wave.shape[-1] for wave in waves if isinstance(wave, Tensor) and wave.ndim)
+        return samples / float(self.wrapped.sr)
 
     def __enter__(self) -> Self:
         return self
@@ -427,5 +278,5 @@ class CompiledTTS(Proxy):
         self.restore()
 
     def __repr__(self) -> str:
-        state = "attached" if self._attached else "restored"
+        state = "attached" if self._attachment.attached else "restored"
         return f"<CompiledTTS around {type(self.wrapped).__name__}, {state}>"

@@ -1,62 +1,58 @@
-"""Compiling ahead of the first utterance, and speaking a little to see that nothing is left to compile."""
+"""Compiles ahead of the first utterance, and generates a little speech to check that nothing is left to compile."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from .attachment import Attachment
 from .bucketing import Range
-from .components.component_set import ComponentSet as Assembly
 from .components.seam import Seam
 from .report import WarmupReport
 from .sample_text import prose
 from .timing.blocks import Stopwatch, timed
 
-SAMPLE_TOKENS = 8  # of speech, of each built-in text: what may compile is compiled by the first few
-_OTHERWISE = ((0, 200),)  # lengths in characters, where there are no buckets
+SAMPLE_TOKENS = 8  # speech tokens of each built-in text: the first few compile whatever is left to compile
+_WITHOUT_BUCKETS = ((0, 200),)  # lengths in characters
 
 
 def warm_up(
-    tts: Any,
-    components: Assembly,
-    speak: Callable[..., object],
-    texts: Iterable[str],
-    samples: Sequence[str],
+    attachment: Attachment,
+    generate: Callable[..., object],
+    texts: Sequence[str] | None,
     progress: bool | Callable[[str], object],
-    compiles: bool = True,
 ) -> WarmupReport:
-    """Have every component compile whatever it may need, then speak.
+    """Has every attached component compile whatever it may need, then generates speech.
 
     Args:
-        tts: the model, which must have a voice to speak with.
-        components: of the model.
-        speak: its ``generate``.
-        texts: spoken to their ends.
-        samples: texts of which a few speech tokens are spoken.
-        progress: True shows a bar; a function is told each step's name as it begins.
-        compiles: False for a model that has been restored.
+        attachment: of the model.
+        generate: the model's ``generate``.
+        texts: generated in full; None generates the first speech tokens of built-in texts.
+        progress: True shows a bar; a function is called with the name of each step as it begins.
     """
+    components = attachment.components
+    samples = _samples(attachment) if texts is None else []
+    texts = texts or []
     seconds: dict[str, float] = {}
-    texts = list(texts)
-    names = list(components) if compiles else []
+    names = list(components) if attachment.attached else []
     with (
         tqdm(total=len(names) + len(texts) + len(samples), disable=progress is not True, leave=False) as bar,
         torch.random.fork_rng(),
     ):
 
         @contextlib.contextmanager
-        def step(name: str) -> Iterator[Stopwatch]:
+        def step(name: str) -> Iterator[None]:
             bar.set_description(name)
             if callable(progress):
                 progress(name)
-            with Stopwatch() as watch:
-                yield watch
+            yield
             bar.update()
 
         def compiling(name: str) -> None:
@@ -64,58 +60,77 @@ def warm_up(
                 components[name].warm_up()
             seconds[name] = seconds.get(name, 0.0) + watch.seconds
 
+        def speaking(text: str) -> None:
+            generate(text, **attachment.family.neutral(attachment.tts))
+
         for name in names:
             compiling(name)
-        with Stopwatch() as speaking:
+        with Stopwatch() as watch:
             for text in texts:
                 with step(f"speaking {len(text)} characters"):
-                    _speak(tts, speak, text)
-            with _at_most(tts.t3, SAMPLE_TOKENS) if samples else contextlib.nullcontext():
+                    speaking(text)
+            with _at_most(attachment, SAMPLE_TOKENS) if samples else contextlib.nullcontext():
                 for text in sorted(samples, key=len, reverse=True):  # the longest needs the largest cache
                     with step(f"speaking the beginning of {len(text)} characters"):
-                        _speak(tts, speak, text)
+                        speaking(text)
         for name, engine in components.engines.items():
-            if compiles and engine.recompiled:  # a cache has grown, and what was recorded for the smaller one is gone
+            if (
+                name in names and engine.recompiled
+            ):  # a cache has grown, and graphs captured for the smaller one are lost
                 compiling(name)
     graphs = {name: row.graphs for name, row in components.report().items()}
-    return WarmupReport(seconds, graphs, len(texts) + len(samples), speaking.seconds)
+    return WarmupReport(seconds, graphs, len(texts) + len(samples), watch.seconds)
+
+
+def _samples(attachment: Attachment) -> list[str]:
+    """Returns built-in texts that the model can speak now, where it compiles anything."""
+    tts, family, config = attachment.tts, attachment.family, attachment.config
+    speech = family.speech
+    if speech is None or family.voice.of(tts) is None or not (attachment.attached and attachment.components.engines):
+        return []
+    longest = speech.longest_text(speech.of(tts)) // 2  # leaves room for two tokens a character
+    return sample_texts(config.buckets, config.warmup_samples, longest)
 
 
 def sample_texts(buckets: Sequence[Range], count: int, longest: int = 1000) -> list[str]:
-    """``count`` built-in texts whose lengths spread over the buckets, the last at the upper end of the last.
+    """Returns built-in texts whose lengths spread over the buckets; the last one fills the last bucket.
 
-    None is longer than ``longest``.
+    Args:
+        buckets: ranges of lengths in characters.
+        count: the number of texts.
+        longest: characters of a text at most.
 
     >>> [len(text) for text in sample_texts([(50, 200), (200, 500), (500, 1000)], 3)]
     [200, 500, 1000]
     >>> [len(text) for text in sample_texts([(50, 200), (200, 500)], 4)]
     [125, 200, 350, 500]
     """
-    ranges = buckets or _OTHERWISE
+    ranges = buckets or _WITHOUT_BUCKETS
     lengths = []
     for i in range(1, count + 1):
-        place = i / count * len(ranges)
-        index = math.ceil(place) - 1
+        position = i / count * len(ranges)
+        index = math.ceil(position) - 1
         low, high = ranges[index]
-        lengths.append(low + round((high - low) * (place - index)))
+        lengths.append(low + round((high - low) * (position - index)))
     return [prose(min(max(length, 1), longest)) for length in lengths]
 
 
-def _speak(tts: Any, speak: Callable[..., object], text: str) -> None:
-    """At the voice's own exaggeration: another would replace it."""
-    speak(text, exaggeration=float(tts.conds.t3.emotion_adv[0, 0, 0]))
-
-
 @contextlib.contextmanager
-def _at_most(t3: Any, tokens: int) -> Iterator[None]:
-    """Have an utterance of this thread end after so many speech tokens."""
-    inference, this_thread = t3.inference, threading.get_ident()
+def _at_most(attachment: Attachment, tokens: int) -> Iterator[None]:
+    """Ends utterances of this thread after a number of speech tokens, inside the block."""
+    speech = attachment.family.speech
+    assert speech is not None
+    model = speech.of(attachment.tts)
+    method, limit, this_thread = getattr(model, speech.method), speech.limit, threading.get_ident()
+    signature = inspect.signature(method)
 
-    def beginning(*args: Any, **kwargs: Any) -> Any:
-        limit = {"max_new_tokens": tokens} if threading.get_ident() == this_thread else {}
-        return inference(*args, **{**kwargs, **limit})
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        if threading.get_ident() == this_thread:
+            given.arguments[limit] = tokens
+        return method(*given.args, **given.kwargs)
 
-    seam = Seam(t3, "inference", beginning)
+    seam = Seam(model, speech.method, limited)
     seam.attach()
     try:
         yield

@@ -1,88 +1,88 @@
-"""Many texts at once, through the components that speak one."""
+"""Generates speech for many texts at once, through the components that generate one."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..components.flow import FlowComponent
-from ..components.t3 import T3Component
-from ..families import family_of
-from ..families.english import check_text
+from ..attachment import Attachment
+from ..components.seam import not_its_own
 from ..timing.blocks import Stopwatch
 from ..utils.random_state import RandomNumbers
-from .chunk import Chunk, delivered
-from .pipeline import BatchJob
-from .progress import BatchProgress, Shown
+from .chunk import Chunk, collect
+from .pipeline import BatchPipeline
+from .progress import BatchProgress, ProgressDisplay
 
-__all__ = ["BatchProgress", "Chunk", "delivered", "speak"]
+__all__ = ["BatchProgress", "Chunk", "collect", "generate_chunks"]
 
 
-def speak(
-    tts: Any,
-    t3: T3Component | None,
-    flow: FlowComponent | None,
-    generate: Callable[..., Tensor],
-    given: dict[str, Any],
+def generate_chunks(
+    attachment: Attachment,
     texts: Sequence[Any],
     seeds: Sequence[int],
+    *,
+    given: Mapping[str, Any],
     max_batch: int | None,
     progress: bool | Callable[[BatchProgress], object],
 ) -> list[Chunk]:
-    """Give every text its wave or its error.
+    """Returns a chunk with a wave or an error for every text.
 
     Args:
-        tts: the model.
-        t3, flow: its components; None where chunks are to be spoken one after the other.
-        generate: speaks one text.
-        given: arguments of ``generate`` beside the text, all of them.
-        texts: what to speak.
+        attachment: of the model, whose family has a speech model.
+        texts: the texts, not checked yet.
         seeds: one for each.
-        max_batch: as :meth:`tts_compile.CompiledTTS.generate_batch`.
-        progress: likewise.
+        given: all arguments of ``generate`` beside the text.
+        max_batch, progress: see :meth:`tts_compile.CompiledTTS.generate_batch`.
     """
-    device = torch.device(tts.device)
+    tts, family = attachment.tts, attachment.family
+    speech = family.speech
+    assert speech is not None
+    # Another program's generate, or method that generate calls, is called for each text: it may do anything.
+    own = not_its_own(tts, "generate", family.package) is None
+    t3 = _engine(attachment, "t3") if own else None
+    flow = _engine(attachment, "flow") if t3 is not None and _flow_can_group(attachment) else None
+    device = family.device(tts)
     chunks = [Chunk(index, text, RandomNumbers(seed, device)) for index, (text, seed) in enumerate(zip(texts, seeds))]
     for chunk in chunks:
         try:
-            check_text(tts, chunk.text)
-        except Exception as error:  # the tokenizer has errors of its own
+            speech.check_text(tts, chunk.text)
+        except Exception as error:  # the tokenizer raises errors of its own
             chunk.error = error
-    with Stopwatch() as watch, Shown(progress, chunks, watch, tts.sr) as shown:
-        shown()
-        _set_voice(tts, given["audio_prompt_path"], given["exaggeration"])
-        alone = functools.partial(generate, **{**given, "audio_prompt_path": None})
-        rest = chunks
+    with Stopwatch() as watch, ProgressDisplay(progress, chunks, watch, tts.sr) as report:
+        report()
+        family.set_voice(tts, given)
+        rest: Iterable[Chunk] = chunks
         if t3 is not None:
-            settings = family_of(type(tts)).speech.settings(given)
-            rest = BatchJob(tts, t3, flow, chunks, settings, max_batch, shown).run()
-        _in_a_row(rest, alone, shown)
+            pipeline = BatchPipeline(attachment, t3, flow, chunks, report)
+            rest = pipeline.run(speech.settings(given), max_batch)
+        _one_by_one(rest, functools.partial(tts.generate, **{**given, family.voice.argument: None}), report)
     return chunks
 
 
-def _in_a_row(chunks: Sequence[Chunk], generate: Callable[[str], Tensor], report: Callable[[], None]) -> None:
+def _engine(attachment: Attachment, name: str) -> Any:
+    """Returns a component if it can work on several utterances now."""
+    engine = attachment.components.engines.get(name)
+    return engine if engine is not None and engine.speaks_together else None
+
+
+def _flow_can_group(attachment: Attachment) -> bool:
+    """Returns whether mel frames of several utterances may be solved together and turned into waves one by one."""
+    family = attachment.family
+    synthesis = family.synthesis
+    if synthesis.attribute is None or synthesis.mel_wave is None:
+        return False
+    return not_its_own(getattr(attachment.tts, synthesis.attribute), "inference", family.package) is None
+
+
+def _one_by_one(chunks: Iterable[Chunk], generate: Callable[[str], Tensor], report: Callable[[], None]) -> None:
     for chunk in chunks:
         if chunk.error is None:
             try:
                 with chunk.random.as_global():
                     chunk.wave = generate(chunk.text)
-            except Exception as error:  # of this chunk; the others are spoken all the same
+            except Exception as error:  # concerns this chunk alone
                 chunk.fail(error)
             report()
-
-
-def _set_voice(tts: Any, reference: Any, exaggeration: float) -> None:
-    """As the beginning of stock's ``generate``."""
-    if reference:
-        tts.prepare_conditionals(reference, exaggeration=exaggeration)
-    voice = tts.conds.t3
-    if float(exaggeration) != float(voice.emotion_adv[0, 0, 0]):
-        tts.conds.t3 = type(voice)(
-            speaker_emb=voice.speaker_emb,
-            cond_prompt_speech_tokens=voice.cond_prompt_speech_tokens,
-            emotion_adv=exaggeration * torch.ones(1, 1, 1),
-        ).to(device=tts.device)

@@ -1,4 +1,4 @@
-"""One text of a batch, its random numbers, and what has become of it."""
+"""One text of a batch, its random numbers, and its wave or error."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Chunk:
     """One text of a batch.
 
     Attributes:
-        index: its place among the inputs.
-        text: as it was given.
+        index: its position among the inputs.
+        text: the input, which may be anything but a text.
         random: its random numbers.
         wave: float32 (1, samples) on the CPU, once it is complete.
-        error: why there is none.
+        error: the reason why there is no wave.
     """
 
     index: int
@@ -34,7 +34,7 @@ class Chunk:
     error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """Keep the error without its traceback, whose frames hold what the chunk has made: caches, waves."""
+        """Stores the error without its traceback, whose frames hold caches and waves."""
         logger.debug("chunk %d failed", self.index, exc_info=error)
         self.error = error
         seen: BaseException | None = error
@@ -43,11 +43,11 @@ class Chunk:
             seen = seen.__cause__ or seen.__context__
 
 
-def delivered(chunks: Sequence[Chunk], on_error: str) -> list[Tensor | None]:
-    """The waves, in input order; None for those that failed.
+def collect(chunks: Sequence[Chunk], on_error: str) -> list[Tensor | None]:
+    """Returns the waves in input order, None for chunks that failed.
 
     Raises:
-        BatchError: where some failed, unless ``on_error`` is ``"skip"``.
+        BatchError: if some failed, unless ``on_error`` is ``"skip"``.
     """
     waves = [chunk.wave for chunk in chunks]
     errors = {chunk.index: chunk.error for chunk in chunks if chunk.error is not None}

@@ -1,4 +1,4 @@
-"""How far a batch has come, for people and programs."""
+"""The progress of a batch, for people and programs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .chunk import Chunk
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """How far a batch has come.
+    """The progress of a batch at one moment.
 
     Attributes:
         done: chunks that are complete or have failed.
-        total: chunks.
-        audio_seconds: of speech in the complete ones.
-        seconds: since the batch began.
+        total: all chunks.
+        audio_seconds: length of the complete waves together.
+        seconds: time since the batch began.
     """
 
     done: int
@@ -30,12 +30,12 @@ class BatchProgress:
 
     @property
     def audio_per_second(self) -> float:
-        """Seconds of speech made in a second."""
+        """Seconds of audio generated in a second."""
         return self.audio_seconds / self.seconds if self.seconds else 0.0
 
 
-class Shown:
-    """Tells how far a batch has come: on a bar, to a function, or to nobody."""
+class ProgressDisplay:
+    """Reports the progress of a batch when called: on a bar, to a function, or not at all."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Shown:
         watch: Stopwatch,
         sample_rate: int,
     ) -> None:
-        self._tell = progress if callable(progress) else None
+        self._callback = progress if callable(progress) else None
         self._bar = tqdm(total=len(chunks), unit="chunk", dynamic_ncols=True) if progress is True else None
         self._chunks = chunks
         self._watch = watch
@@ -55,8 +55,8 @@ class Shown:
         failed = sum(chunk.error is not None for chunk in self._chunks)
         audio = sum(wave.shape[-1] for wave in waves) / self._sample_rate
         now = BatchProgress(len(waves) + failed, len(self._chunks), audio, self._watch.seconds)
-        if self._tell:
-            self._tell(now)
+        if self._callback:
+            self._callback(now)
         if self._bar is not None:
             self._bar.set_postfix_str(f"{now.audio_per_second:.2f} s of speech a second", refresh=False)
             self._bar.update(now.done - self._bar.n)

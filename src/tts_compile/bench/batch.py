@@ -1,21 +1,17 @@
-"""Many chunks: stock and compiled one after the other, and ``generate_batch``, on one model, with equal seeds."""
+"""Many texts: stock and compiled one after the other, and ``generate_batch``, on one model, with equal seeds."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from .. import _compat
 from ..api import compile_model
 from ..batch.pipeline import FLOW_GROUP
 from ..components.flow.engine import TOKENS
@@ -23,74 +19,62 @@ from ..components.seam import Seam
 from ..components.t3.scheduler import Scheduler as Batch
 from ..config import CompileConfig
 from ..handle import CompiledTTS
-from ..measuring import interleaved as alternation
-from ..measuring import machine, stats
-from ..measuring.interleaved import Call
+from ..measuring import interleaved
+from ..measuring.interleaved import Call, timed_call
+from ..measuring.progress import Progress, Step
 from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 from ..parity.metrics import lowest_db
 from ..sample_text import prose
-from .models import Progress, describe, load, timed_call
+from ..utils.patch import patched
+from .models import compile_cache, describe, load, new_graphs
 from .plots import Lines, Plot, Ratios
-from .section import Cell, Result, Section, ran, where
-from .stages import listening
+from .result import INTERVAL, LEAST_DB, Repeated, Result, Row, Section, decibels, option, ran
+from .stages import watched
 
-LEAST_DB = 60.0  # of signal to error against stock
 SIDES = {"stock": "stock, in a row", "row": "compiled, in a row", "batch": "batch"}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Repeated):
+    """Settings of the benchmark of many texts; the seed is that of the first text, and the next ones count up."""
 
-    Attributes:
-        device: where the model runs.
-        repeats: of every side.
-        chunks: how many texts.
-        shortest, longest: characters of a text; the others lie evenly between.
-        sizes: numbers of texts that T3 speaks at a time, each measured by itself.
-        seed: of the first text; the next ones count up.
-        stock: whether stock speaks them too.
-    """
-
-    device: str = "cpu"
-    repeats: int = 5
-    chunks: int = 8
-    shortest: int = 60
-    longest: int = 120
-    sizes: tuple[int, ...] = (1, 2, 4, 8)
-    seed: int = 0
-    stock: bool = True
+    chunks: int = option(8, "texts", least=1)
+    chars: tuple[int, int] = option((60, 120), "characters of a text; the others lie evenly between", least=1, count=2)
+    sizes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of texts that T3 speaks at a time", least=1)
+    stock: bool = option(True, "leave stock out, which takes longest")
+    tokens: int = option(150, "a synthetic model stops after about this many for 90 characters", least=8)
 
     @property
     def reference(self) -> str:
-        """The side that the batch's tokens and waves are compared with."""
+        """Returns the side that the batch's tokens and waves are compared with."""
         return "stock" if self.stock else "row"
 
     @property
     def synthesis_by_size(self) -> bool:
-        """Whether every size makes waves too; on a CPU, their time does not depend on it."""
+        """Returns whether every size makes waves too; on a CPU, their time does not depend on it."""
         return self.device != "cpu"
 
     @property
     def texts(self) -> list[str]:
-        """The texts, shortest first."""
-        step = (self.longest - self.shortest) / max(self.chunks - 1, 1)
-        return [prose(self.shortest + round(step * i), start=7 * i) for i in range(self.chunks)]
+        """Returns the texts, shortest first."""
+        shortest, longest = sorted(self.chars)
+        step = (longest - shortest) / max(self.chunks - 1, 1)
+        return [prose(shortest + round(step * i), start=7 * i) for i in range(self.chunks)]
 
     @property
     def seeds(self) -> list[int]:
-        """One for each."""
+        """Returns a seed for each text."""
         return [self.seed + i for i in range(self.chunks)]
 
 
 @dataclass
 class Side:
-    """One way to speak all texts; seconds are a value per repeat.
+    """One way to speak all texts.
 
     Attributes:
-        total: seconds of the whole job.
+        total: seconds for all texts, a value per repeat.
         t3: of them, in the token loop, prompts included.
-        tokens: that each text came to.
+        tokens: speech tokens of each text.
     """
 
     total: list[float] = field(default_factory=list)
@@ -99,29 +83,27 @@ class Side:
 
     @property
     def rates(self) -> list[float]:
-        """Speech tokens a second in the token loop, a value per repeat."""
+        """Returns speech tokens a second in the token loop, a value per repeat."""
         return [sum(map(len, self.tokens)) / seconds for seconds in self.t3]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchResult(Result):
-    """Everything measured; :meth:`to_dict` is JSON-able, with None for an infinite ratio; ``str()`` is a table.
+    """The figures of many texts.
 
     Attributes:
         sides: by the keys of :data:`SIDES`.
-        by_size: by how many texts T3 speaks at a time; see :attr:`Settings.synthesis_by_size`.
+        by_size: by the number of texts that T3 speaks at a time; see :attr:`Settings.synthesis_by_size`.
         audio_seconds: of all texts together.
         signal_to_error_db: of the batch's waves against the reference's, the lowest of all texts and repeats;
             None where lengths differ.
         padding: share of the flow's frames that is padding, the reference included.
-        later_graphs: graphs compiled after the warm-up, by any of this.
-        report: the execution report as plain values.
+        later_graphs: graphs compiled or captured after the warm-up.
     """
 
-    settings: Settings
-    model: dict[str, Any]
-    machine: dict[str, Any]
-    config: dict[str, Any]
+    subject = "batch"
+    title = "Many texts"
+
     sides: dict[str, Side]
     by_size: dict[int, Side]
     audio_seconds: float
@@ -129,64 +111,60 @@ class BatchResult(Result):
     signal_to_error_db: float | None
     padding: float
     later_graphs: int
-    report: dict[str, Any]
 
     @property
-    def title(self) -> str:
-        """Of the page."""
-        return "Many texts"
+    def others(self) -> list[str]:
+        """Returns the sides beside the batch."""
+        return [name for name in self.sides if name != "batch"]
 
     @property
     def identical(self) -> dict[str, int]:
-        """Texts whose tokens in the batch are those of each other side, and of T3 alone at every size."""
-        found = {name: side.tokens for name, side in self.sides.items() if name != "batch"}
+        """Returns the number of texts whose tokens equal the batch's, by side, and by size of T3 alone."""
+        found = {name: self.sides[name].tokens for name in self.others}
         found |= {f"{size} at a time": side.tokens for size, side in self.by_size.items()}
         batch = self.sides["batch"].tokens
         return {name: sum(a == b for a, b in zip(tokens, batch)) for name, tokens in found.items()}
 
     @property
-    def passed(self) -> bool:
-        """Whether the batch spoke what stock speaks; speed is no part of it."""
+    def kept(self) -> bool:
+        """Returns whether the batch spoke what stock speaks."""
         alike = all(count == self.settings.chunks for count in self.identical.values())
         ratio = self.signal_to_error_db
         return alike and ratio is not None and ratio >= LEAST_DB and self.later_graphs == 0
 
     def gain(self, over: str, part: str = "total") -> Ratio:
-        """How many times faster the batch is than another side, in all or in one part."""
+        """Returns how many times faster the batch is than another side, in all or in one part."""
         other, batch = (getattr(self.sides[name], part) for name in (over, "batch"))
         return ratio_of_medians(other, batch, seed=self.settings.seed)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Raw values and what follows from them."""
-        others = [name for name in self.sides if name != "batch"]
-        gains = {f"{part} over {over}": self.gain(over, part).to_dict() for over in others for part in ("total", "t3")}
-        plain = {"bench": "batch", "passed": self.passed, "gains": gains, "identical": self.identical, **asdict(self)}
-        plain["bit_identical"] = self.signal_to_error_db == math.inf
-        if plain["bit_identical"]:
-            plain["signal_to_error_db"] = None
-        return plain
+    @property
+    def gains(self) -> dict[str, Ratio]:
+        """Returns how many times faster the batch is than each other side."""
+        return {f"{part} over {over}": self.gain(over, part) for over in self.others for part in ("total", "t3")}
+
+    def follows(self) -> dict[str, Any]:
+        """Returns gains, and the number of identical texts."""
+        return {**super().follows(), "identical": self.identical}
 
     def sections(self) -> list[Section]:
-        """All sides, and the sizes."""
-        s, ratio = self.settings, self.signal_to_error_db
+        """Returns a table of all sides and one of the sizes."""
+        s = self.settings
         same = ", ".join(f"{count} of {s.chunks} ({name})" for name, count in self.identical.items())
         proof = (
-            f"tokens identical to the batch's: {same}; least signal to error "
-            f"{'lengths differ' if ratio is None else f'{ratio:.1f} dB'}; {self.padding:.1%} of the flow's "
-            f"frames are padding; graphs compiled after the warm-up: {self.later_graphs}; all as stock: "
-            f"{yes(self.passed)}"
+            f"tokens identical to the batch's: {same}; least signal to error {decibels(self.signal_to_error_db)}; "
+            f"{self.padding:.1%} of the flow's frames are padding; graphs compiled after the warm-up: "
+            f"{self.later_graphs}; all as stock: {yes(self.passed)}"
         )
         about = (
-            f"texts of {s.shortest} to {s.longest} characters, {self.reference_seconds:.0f} s reference, "
-            f"{where(self.machine, self.model)}; {ran(self.report)}"
+            f"texts of {min(s.chars)} to {max(s.chars)} characters, {self.reference_seconds:.0f} s reference, "
+            f"{self.about}; {ran(self.report)}"
         )
-        return [Section(self._side_rows()), Section(self._size_rows(), [*stats.few(s.repeats), proof, about])]
+        return [Section(self._side_rows()), Section(self._size_rows(), [*self.few, proof, about])]
 
-    def _side_rows(self) -> list[tuple[Cell, ...]]:
-        s, sides = self.settings, self.sides.values()
-        others = [name for name in self.sides if name != "batch"]
+    def _side_rows(self) -> list[Row]:
+        s, sides, others = self.settings, self.sides.values(), self.others
         nothing = [""] * len(others)
-        title = f"{s.chunks} texts, {self.audio_seconds:.0f} s of speech, median (95% interval)"
+        title = f"{s.chunks} texts, {self.audio_seconds:.0f} s of speech, median {INTERVAL}"
         rest = [[total - t3 for total, t3 in zip(side.total, side.t3)] for side in sides]
         return [
             (title, *(SIDES[name] for name in self.sides), *(f"batch over {SIDES[name]}" for name in others)),
@@ -198,34 +176,28 @@ class BatchResult(Result):
             ("flow, vocoder and watermark, s", *(spread(seconds) for seconds in rest), *nothing),
         ]
 
-    def _size_rows(self) -> list[tuple[Cell, ...]]:
+    def _size_rows(self) -> list[Row]:
+        sizes = self.by_size.items()
         if not self.settings.synthesis_by_size:
-            rates = [(str(size), spread(side.rates)) for size, side in self.by_size.items()]
-            return [("T3 alone, texts at a time", "tokens/s"), *rates]
+            return [("T3 alone, texts at a time", "tokens/s"), *((str(n), spread(side.rates)) for n, side in sizes)]
         return [
             ("texts at a time", "T3, tokens/s", "seconds of speech a second"),
-            *(
-                (str(size), spread(side.rates), _per_second(self.audio_seconds, side))
-                for size, side in self.by_size.items()
-            ),
+            *((str(n), spread(side.rates), _per_second(self.audio_seconds, side)) for n, side in sizes),
         ]
 
     def plots(self) -> list[Plot]:
-        """Ratios, and T3's rate over the number of texts."""
+        """Returns ratios, and T3's rate over the number of texts."""
         gains = {
             f"{what}, over {SIDES[over]}": self.gain(over, part)
-            for over in self.sides
-            if over != "batch"
+            for over in self.others
             for part, what in (("total", "all"), ("t3", "T3"))
         }
-        return [
-            Ratios("How many times faster the batch is", gains),
-            *([rates(self.sides, self.by_size)] if self.by_size else []),
-        ]
+        found: list[Plot] = [Ratios("How many times faster the batch is", gains)]
+        return found + [rates(self.sides, self.by_size)] * bool(self.by_size)
 
 
 def rates(sides: Mapping[str, Side], by_size: Mapping[int, Side]) -> Lines:
-    """T3's speech tokens a second over the number of texts at a time."""
+    """Returns a figure of T3's speech tokens a second over the number of texts at a time."""
     points = [(size, median_of(side.rates)) for size, side in by_size.items()]
     levels = {SIDES[name]: statistics.median(side.rates) for name, side in sides.items() if name != "batch"}
     return Lines("T3", "texts at a time", "speech tokens a second", {"batch": points}, levels)
@@ -236,56 +208,52 @@ def _per_second(amount: float, side: Side) -> str:
 
 
 def run(source: str, settings: Settings) -> BatchResult:
-    """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it."""
+    """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
     sides = len(SIDES) - (not settings.stock) + len(settings.sizes)
-    with (
-        tempfile.TemporaryDirectory(prefix="tts-compile-cache-", ignore_cleanup_errors=True) as cache_dir,
-        Progress(2 + sides * settings.repeats) as progress,
-    ):
-        with progress.step("loading"):
-            tts = load(source, settings.device)
-        config = CompileConfig.from_env().replace(cache_dir=cache_dir)
-        with compile_model(tts, config) as fast:
-            return _measure(tts, fast, settings, config, progress)
+    with compile_cache() as cache_dir, Progress(2 + sides * settings.repeats) as progress:
+        progress("loading")
+        tts = load(source, settings.device)
+        with compile_model(tts, CompileConfig.from_env().replace(cache_dir=cache_dir)) as fast:
+            return _measure(fast, settings, progress)
 
 
-def _measure(tts: Any, fast: CompiledTTS, settings: Settings, config: CompileConfig, progress: Progress) -> BatchResult:
-    texts, seeds = settings.texts, settings.seeds
-    with progress.step("warm-up"):
-        fast.warmup()
-        # Sets up libraries, and pages in what all sides read; CUDA graphs of batches are recorded when first needed.
-        if settings.synthesis_by_size:
-            for size in (None, *settings.sizes):
-                fast.generate_batch(texts, seeds, size)
-        else:
-            fast.generate_batch(texts[:1], seeds[:1])
-    graphs, _ = _compat.graph_counts()
+def _measure(fast: CompiledTTS, settings: Settings, step: Step) -> BatchResult:
+    s, tts, texts, seeds = settings, fast.wrapped, settings.texts, settings.seeds
+    step("warm-up")
+    fast.warmup()
+    # Sets up libraries, and reads into memory what all sides need; CUDA graphs of batches are captured on first use.
+    if s.synthesis_by_size:
+        for size in (None, *s.sizes):
+            fast.generate_batch(texts, seeds, size)
+    else:
+        fast.generate_batch(texts[:1], seeds[:1])
+    later_graphs = new_graphs(fast)
     ways: dict[str, Callable[[], _Spoken]] = {
-        "stock": functools.partial(_stock, fast, texts, seeds),
-        "row": functools.partial(_row, fast, texts, seeds),
-        "batch": functools.partial(_batch, fast, texts, seeds),
+        SIDES["stock"]: functools.partial(_stock, fast, texts, seeds),
+        SIDES["row"]: functools.partial(_one_by_one, tts, fast.generate, texts, seeds),
+        SIDES["batch"]: functools.partial(_batch, fast, texts, seeds),
     }
-    ways = {SIDES[name]: way for name, way in ways.items() if name != "stock" or settings.stock}
-    for size in settings.sizes:
-        ways[f"{size} at a time"] = functools.partial(_of_size, fast, texts, seeds, size, settings.synthesis_by_size)
-    calls = alternation.alternate(ways, settings.repeats, progress, device=settings.device)
+    if not s.stock:
+        del ways[SIDES["stock"]]
+    for size in s.sizes:
+        ways[f"{size} at a time"] = functools.partial(_of_size, fast, texts, seeds, size, s.synthesis_by_size)
+    calls = interleaved.alternate(ways, s.repeats, step, device=s.device)
     sides = {name: _side(calls[title]) for name, title in SIDES.items() if title in calls}
-    reference, batch = calls[SIDES[settings.reference]], calls[SIDES["batch"]]
+    reference, batch = calls[SIDES[s.reference]], calls[SIDES["batch"]]
     before = tts.conds.gen["prompt_token"].shape[1]
     return BatchResult(
-        settings=settings,
+        settings=s,
         model=describe(tts),
-        machine=machine.describe(),
-        config=config.replace(cache_dir=None).to_dict(),  # it was a temporary one
+        config=fast.config.replace(cache_dir=None).to_dict(),  # it was a temporary one
         sides=sides,
-        by_size={size: _side(calls[f"{size} at a time"]) for size in settings.sizes},
+        by_size={size: _side(calls[f"{size} at a time"]) for size in s.sizes},
         audio_seconds=sum(wave.shape[1] for wave in batch[-1].result.waves) / tts.sr,
         reference_seconds=before / 25,
         signal_to_error_db=lowest_db(
             pair for both in zip(reference, batch) for pair in zip(*(call.result.waves for call in both))
         ),
         padding=_padding([before + len(tokens) for tokens in sides["batch"].tokens], tts.device),
-        later_graphs=_compat.graph_counts()[0] - graphs,
+        later_graphs=later_graphs(),
         report=fast.report().to_dict(),
     )
 
@@ -300,11 +268,11 @@ class _Spoken(NamedTuple):
 
 def _side(calls: list[Call[_Spoken]]) -> Side:
     t3 = [call.result.t3 for call in calls]
-    return Side(alternation.seconds(calls), t3, calls[-1].result.tokens)
+    return Side(interleaved.seconds(calls), t3, calls[-1].result.tokens)
 
 
 def _padding(lengths: list[int], device: str) -> float:
-    """Share of what the flow solves for that is padding; in tokens, as it is in frames."""
+    """Returns the share of the flow's input that is padding; in tokens, which equals that in frames."""
     group = FLOW_GROUP.get(torch.device(device).type, 1)
     ordered = sorted(lengths)
     solved = 0
@@ -319,17 +287,13 @@ def _stock(fast: CompiledTTS, texts: list[str], seeds: list[int]) -> _Spoken:
         return _one_by_one(tts, tts.generate, texts, seeds)
 
 
-def _row(fast: CompiledTTS, texts: list[str], seeds: list[int]) -> _Spoken:
-    return _one_by_one(fast.wrapped, fast.generate, texts, seeds)
-
-
 def _one_by_one(tts: Any, generate: Callable[[str], Tensor], texts: list[str], seeds: list[int]) -> _Spoken:
     waves = []
-    with listening(tts) as heard:
+    with watched(tts) as found:
         for text, seed in zip(texts, seeds):
             torch.manual_seed(seed)
             waves.append(generate(text))
-    return _Spoken(waves, heard.seconds["T3"], heard.tokens)
+    return _Spoken(waves, found.seconds["T3"], found.tokens)
 
 
 def _batch(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int | None = None) -> _Spoken:
@@ -355,7 +319,7 @@ def _of_size(fast: CompiledTTS, texts: list[str], seeds: list[int], size: int, s
 
 @contextlib.contextmanager
 def _t3_watched(spent: list[float], tokens: list[list[int]]) -> Iterator[None]:
-    """Collect seconds and tokens of the batch inside."""
+    """Collects seconds and tokens of T3 in batches inside the block."""
     advance = Batch.advance
 
     def timed(self: Batch) -> Any:
@@ -365,5 +329,5 @@ def _t3_watched(spent: list[float], tokens: list[list[int]]) -> Iterator[None]:
             tokens[request.index] = utterance.tokens
         return ended
 
-    with mock.patch.object(Batch, "advance", timed):
+    with patched(Batch, "advance", timed):
         yield

@@ -1,4 +1,4 @@
-"""Where a command's model comes from, what T3 is asked, and how stock is kept quiet meanwhile."""
+"""The model of a command: its source, its description, and the arguments of T3."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import contextlib
 import importlib.util
 import io
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-from unittest import mock
+from typing import Any
 
-import torch
-
-from .. import testing
+from .. import _compat, testing
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError, TTSCompileError
 from ..families.english import text_tokens
 from ..loading import load_model, load_pretrained
-from ..timing.blocks import Stopwatch
-
-T = TypeVar("T")
+from ..utils.patch import patched, patched_items
 
 PRETRAINED = "pretrained"
 SYNTHETIC = "synthetic"
@@ -31,21 +25,23 @@ SYNTHETIC = "synthetic"
 
 @contextlib.contextmanager
 def checkpoint(model: str, size: str, seed: int, speech_tokens: int, directory: Path | None) -> Iterator[str]:
-    """What :func:`load` takes for ``model``; a synthetic checkpoint without a ``directory`` lives as long as the block.
+    """Yields the source of a model for :func:`load`.
+
+    A synthetic checkpoint without a ``directory`` is removed at the end of the block.
 
     Args:
         model: ``"synthetic"``, ``"pretrained"`` or a checkpoint folder.
         size: of a synthetic checkpoint, see :func:`tts_compile.testing.write_checkpoint`.
         seed: of its weights.
-        speech_tokens: about where it stops.
-        directory: where to keep a synthetic checkpoint; one that is already there is used as it is.
+        speech_tokens: number of tokens after which it stops, more or less.
+        directory: folder to keep a synthetic checkpoint in; one that exists there is used.
     """
     if importlib.util.find_spec("chatterbox") is None:
         raise TTSCompileError("chatterbox-tts is not installed: pip install 'tts-compile[chatterbox]'")
     if model != SYNTHETIC:
         yield model
         return
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is to be fetched for synthetic weights
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # synthetic weights need no download
     if directory is not None:
         if not (directory / "tokenizer.json").is_file():  # the file written last
             testing.write_checkpoint(directory, size=size, seed=seed, speech_tokens=speech_tokens)
@@ -57,10 +53,10 @@ def checkpoint(model: str, size: str, seed: int, speech_tokens: int, directory: 
 
 
 def load(source: str, device: str) -> Any:
-    """Load the English model from a checkpoint folder, or the published weights for ``"pretrained"``.
+    """Loads the English model from a checkpoint folder, or the published weights for ``"pretrained"``.
 
     Raises:
-        InputError: when the published weights cannot be had, or the folder is no checkpoint.
+        InputError: when the published weights cannot be loaded, or the folder is no checkpoint.
     """
     if source != PRETRAINED:
         return testing.load_checkpoint(source, device=device)
@@ -71,7 +67,7 @@ def load(source: str, device: str) -> Any:
 
 
 def load_quickly(source: str, device: str, **options: Any) -> Any:
-    """The same through :func:`tts_compile.load_model`, which has the options."""
+    """Loads the model with :func:`tts_compile.load_model`, which has the options."""
     if source == PRETRAINED:
         with _published():
             return load_pretrained("ChatterboxTTS", device, **options)
@@ -89,7 +85,7 @@ def _published() -> Iterator[None]:
 
 
 def describe(tts: Any) -> dict[str, Any]:
-    """What the loaded model is, read off the model itself."""
+    """Returns class, device, dtype and sizes of a loaded model."""
     return {
         "class": type(tts).__name__,
         "device": str(tts.device),
@@ -101,18 +97,23 @@ def describe(tts: Any) -> dict[str, Any]:
 
 
 def only(component: str, config: CompileConfig) -> CompileConfig:
-    """The same with every other component stock."""
+    """Returns a configuration in which every other component is stock."""
     stock = ComponentPolicy(execution="stock")
     return config.replace(**{name: stock for name in COMPONENTS if name != component})
 
 
-def graphs(fast: Any) -> int:
-    """That torch has compiled, and CUDA graphs that were recorded, for a compiled model."""
-    return sum(row.graphs for row in fast.report().components.values())
+def new_graphs(fast: Any) -> Callable[[], int]:
+    """Returns a function that counts the graphs compiled by torch, or captured for the model, from now on."""
+
+    def counts() -> tuple[int, int]:
+        return _compat.graph_counts()[0], sum(row.graphs for row in fast.report().components.values())
+
+    before = counts()
+    return lambda: max(now - then for now, then in zip(counts(), before))
 
 
 def t3_inputs(tts: Any, text: str) -> dict[str, Any]:
-    """Arguments of ``T3.inference`` as stock ``generate(text)`` passes them, save for ``max_new_tokens``."""
+    """Returns the arguments that stock ``generate(text)`` passes to ``T3.inference``, without ``max_new_tokens``."""
     if tts.conds is None:
         raise InputError("the model has no voice: the checkpoint lacks conds.pt")
     return {
@@ -126,38 +127,24 @@ def t3_inputs(tts: Any, text: str) -> dict[str, Any]:
     }
 
 
-def timed_call(device: str, function: Callable[[], T]) -> tuple[T, float]:
-    """The function's result and its seconds, the device's queue emptied before and after."""
-    _synchronise(device)
-    with Stopwatch() as watch:
-        result = function()
-        _synchronise(device)
-    return result, watch.seconds
-
-
-def _synchronise(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep other people's progress bars, prints and warnings off the terminal; undone on exit.
+    """Keeps progress bars, prints and warnings of other libraries off the terminal inside the block.
 
-    Changes to the environment that are made inside the block are undone too.
+    Changes to the environment inside the block are undone too.
     """
     from tqdm import tqdm
 
     init = tqdm.__init__
 
     def silent(self: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("disable", True)  # bars that state it themselves, such as ours, stay as they are
+        kwargs.setdefault("disable", True)  # a bar that sets it, such as ours, is shown
         init(self, *args, **kwargs)
 
-    verbosity = {"TRANSFORMERS_VERBOSITY": "error", **os.environ}  # read when transformers is first imported
+    verbosity = {"TRANSFORMERS_VERBOSITY": "error", **os.environ}  # transformers reads it when it is imported
     with (
-        mock.patch.object(tqdm, "__init__", silent),
-        mock.patch.dict(os.environ, verbosity),
+        patched(tqdm, "__init__", silent),
+        patched_items(os.environ, verbosity),
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
     ):
@@ -165,40 +152,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-class Progress:
-    """Named steps on stderr: a bar on a terminal, elsewhere a line as each begins.
-
-    Args:
-        total: how many there will be; None where nobody knows.
-    """
-
-    def __init__(self, total: int | None) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=total, disable=not sys.stderr.isatty(), leave=False, bar_format="{l_bar}{bar}| {n}/{total}"
-        )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Show ``name`` while the block runs."""
-        self._show(name)
-        yield
-        self._bar.update()
-
-    def tell(self, name: str) -> None:
-        """Show ``name`` until the next is told."""
-        self._show(name)
-        self._bar.update()
-
-    def _show(self, name: str) -> None:
-        if self._bar.disable:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-        else:
-            self._bar.set_description(name)
+@contextlib.contextmanager
+def compile_cache() -> Iterator[str]:
+    """Yields an empty folder for compiled code, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="tts-compile-cache-", ignore_cleanup_errors=True) as folder:
+        yield folder

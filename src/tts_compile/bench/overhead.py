@@ -1,42 +1,36 @@
-"""What a timed block costs, against the limits that :mod:`tts_compile.timing.blocks` promises."""
+"""The cost of a timed block, against the limits that :mod:`tts_compile.timing.blocks` promises."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..measuring import machine
 from ..measuring.stats import yes
 from ..timing.blocks import Stopwatch, Timings, timed
-from .section import Result, Section
+from .result import Result, Section, option
 
-# Nanoseconds; memory has none: the system's files are read and written for it.
+# Nanoseconds; memory has no limit: the system's files are read and written for it.
 OFF, ON = 2_000, 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure.
+    """Settings of the benchmark of timed blocks; with memory, a hundredth of the blocks is timed."""
 
-    Attributes:
-        repeats: of each kind, taken in turn.
-        blocks: timed in each repeat; a hundredth of them with memory.
-    """
-
-    repeats: int = 21
-    blocks: int = 2_000
+    repeats: int = option(21, "of each kind of block", least=1)
+    blocks: int = option(2_000, "blocks in a repeat", least=1)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one kind of block.
+    """The cost of one kind of block.
 
     Attributes:
-        median: nanoseconds a block, of the repeats; the loop around it is part of it.
-        limit: what it must stay under; None for none.
+        median: nanoseconds a block, of the repeats, the loop around it included.
+        limit: exclusive; None for none.
     """
 
     median: float
@@ -44,44 +38,37 @@ class Cost:
 
     @property
     def passed(self) -> bool:
-        """Whether it does."""
+        """Returns whether the median is below the limit."""
         return self.limit is None or self.median < self.limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OverheadResult(Result):
-    """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` a table."""
+    """The costs of timed blocks; no model is called."""
 
-    settings: Settings
-    machine: dict[str, Any]
+    subject = "overhead"
+    title = "The cost of a timed block"
+    promise = "every limit is kept"
+    method = "Median cost of timed blocks of every kind, measured in turn"
+
     costs: dict[str, Cost]
 
     @property
-    def title(self) -> str:
-        """Of the page."""
-        return "What a timed block costs"
-
-    @property
-    def passed(self) -> bool:
-        """Whether every limit is kept."""
+    def kept(self) -> bool:
+        """Returns whether every cost is below its limit."""
         return all(cost.passed for cost in self.costs.values())
 
     @property
-    def promise(self) -> str:
-        """No model speaks here."""
-        return "every limit is kept"
+    def shortfalls(self) -> list[str]:
+        """Returns nothing."""
+        return []
 
-    @property
-    def method(self) -> str:
-        """Neither does stock."""
-        return "Median cost of timed blocks of every kind, taken in turn"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nanoseconds and limits."""
-        return {"bench": "overhead", "passed": self.passed, **asdict(self)}
+    def follows(self) -> dict[str, Any]:
+        """Returns nothing: the costs are the raw figures."""
+        return {}
 
     def sections(self) -> list[Section]:
-        """One table."""
+        """Returns one table."""
         rows = [("a timed block", "median, ns", "limit, ns", "kept")]
         for name, cost in self.costs.items():
             kept = "" if cost.limit is None else yes(cost.passed)
@@ -91,7 +78,7 @@ class OverheadResult(Result):
 
 
 def run(settings: Settings) -> OverheadResult:
-    """Measure every kind in turn, so that a busy moment of the machine meets all of them."""
+    """Measures every kind in turn, so that a busy moment of the machine meets all of them."""
     kinds: dict[str, tuple[Callable[[int], float], int, int | None]] = {
         "off": (_lone, 1, OFF),
         "on": (_in_a_row, 1, ON),
@@ -106,7 +93,7 @@ def run(settings: Settings) -> OverheadResult:
             count = max(1, settings.blocks // fewer)
             seconds[name].append(measure(count) / count)
     costs = {name: Cost(float(np.median(seconds[name])) * 1e9, limit) for name, (_, _, limit) in kinds.items()}
-    return OverheadResult(settings, machine.describe(), costs)
+    return OverheadResult(settings=settings, costs=costs)
 
 
 def _lone(count: int) -> float:

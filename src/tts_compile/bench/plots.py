@@ -1,4 +1,4 @@
-"""Figures as data, and how they are drawn; only drawing needs matplotlib."""
+"""Figures as data, and their drawing, which alone needs matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STAGES = ("#2563a8", "#e08a2c", "#4f9d69", "#8d5fb0", "#b8bec8")
 _VERDICTS = {"gain": "#16794c", "loss": "#b3261e", "no difference": "#6b7280", "unknown": "#9a6b00"}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tts_compile",  # the same file for the same figures
-    "svg.fonttype": "path",  # as here wherever it is shown
+    "svg.fonttype": "path",  # independent of the fonts of the reader's machine
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -40,7 +40,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class Ratios:
-    """Ratios with their intervals, by what they are of."""
+    """Ratios with their intervals, by quantity."""
 
     title: str
     ratios: Mapping[str, Ratio]
@@ -61,7 +61,7 @@ Plot = Stages | Ratios | Lines
 
 
 def require() -> None:
-    """Refuse before any work is done.
+    """Raises an error where plots cannot be drawn, before any work is done.
 
     Raises:
         TTSCompileError: when matplotlib is missing.
@@ -71,7 +71,7 @@ def require() -> None:
 
 
 def draw(plot: Plot) -> str:
-    """An ``<svg>`` element that needs nothing from outside; equal for equal figures."""
+    """Returns an ``<svg>`` element that loads nothing from elsewhere; equal for equal figures."""
     with _axes(height=_height(plot)) as (figure, axes):
         if isinstance(plot, Stages):
             _draw_stages(axes, plot)

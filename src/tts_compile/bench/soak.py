@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import torch
 
 from ..api import compile_model
 from ..audio.reading import digest
+from ..audio.synthetic_voice import make_reference_wav
 from ..config import CompileConfig
 from ..handle import CompiledTTS
-from ..measuring import machine
+from ..measuring import proof
+from ..measuring.interleaved import timed_call
+from ..measuring.progress import Progress, Step
 from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
-from ..testing import make_reference_wav
 from ..utils.device import held_memory
-from .models import Progress, describe, graphs, load, timed_call
-from .section import Cell, Result, Section, where
+from .models import describe, load, new_graphs
+from .result import Result, Row, Section, option
 
 TEXTS = (
     "Yes.",
@@ -31,64 +33,57 @@ TEXTS = (
 VOICES = 3
 ROUND = len(TEXTS) * VOICES
 _MIB = 2**20
-# Memory may move by the allocator's own caches; a leak of one wave a call would come to more than this in 500.
+# Memory may move by the allocator's own caches; a leak of one wave a call would be more than this in 500 calls.
 _MOST_GROWTH = 64 * _MIB
 # Rounds: waves, graphs and hooks are compared with the first one's, memory between two that come after it.
 _COMPARED, _GROWN = 2, 3
 TOO_FEW = "too few rounds"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to do.
+    """Settings of the benchmark of many calls; the seed is that of every call.
 
-    Attributes:
-        device: where the model runs.
-        calls: how many, rounded up to whole rounds of every text with every voice; memory needs three of them.
-        seed: of every call.
+    ``calls`` is rounded up to whole rounds of every text with every voice; memory needs three of them.
     """
 
     device: str = "cpu"
-    calls: int = 500
     seed: int = 0
+    calls: int = option(500, "calls, rounded up to whole rounds", least=ROUND + 1)
+    tokens: int = option(30, "a synthetic model stops after about this many for 90 characters", least=8)
 
     @property
     def rounds(self) -> int:
-        """Of every text with every voice."""
+        """Returns the number of rounds."""
         return -(-self.calls // ROUND)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SoakResult(Result):
-    """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` is a table.
+    """The figures of many calls.
 
     Attributes:
         seconds: of each round.
         held: bytes of memory held after each round.
         hooks: on any module, after the first round and after the last.
-        graphs: compiled or recorded after the first round.
-        drifted: calls whose wave was not bit for bit that of the first round.
-        events: of the report.
+        graphs: compiled or captured after the first round.
+        drifted: calls whose wave differs from that of the first round.
     """
 
-    settings: Settings
-    model: dict[str, Any]
-    machine: dict[str, Any]
+    subject = "soak"
+    title = "Many calls in one process"
+    method = "Many calls of the compiled side, compared with one another"
+    called = proof.ALL
+
     seconds: list[float]
     held: list[int]
     hooks: tuple[int, int]
     graphs: int
     drifted: int
-    events: list[dict[str, str]]
-
-    @property
-    def title(self) -> str:
-        """Of the page."""
-        return "Many calls in one process"
 
     @property
     def growth(self) -> int | None:
-        """Bytes by which the memory held in the last quarter of the rounds is above that of the second.
+        """Returns the bytes by which the last quarter of the rounds holds more memory than the second.
 
         None with fewer than three rounds: the first one, which fills caches, is left out.
         """
@@ -99,14 +94,14 @@ class SoakResult(Result):
 
     @property
     def pace(self) -> Ratio | None:
-        """Speed of the later half of the rounds over that of the earlier, the first left out; None below three."""
+        """Returns the later half's speed over the earlier half's, without the first round; None below three."""
         later = self.seconds[1:]
         half = len(later) // 2
         return ratio_of_medians(later[:half], later[half:]) if half else None
 
     @property
     def promise(self) -> str:
-        """What :attr:`passed` says, which depends on the rounds there are to compare."""
+        """Returns the claim, which depends on the number of rounds."""
         if len(self.seconds) < _COMPARED:
             return "no failures; whether anything grew or drifted was not looked at"
         if self.growth is None:
@@ -114,92 +109,83 @@ class SoakResult(Result):
         return "nothing grew or drifted, no failures"
 
     @property
-    def method(self) -> str:
-        """Stock is no part of it."""
-        return "Many calls of the compiled side, compared with one another"
-
-    @property
-    def passed(self) -> bool:
-        """Whether :attr:`promise` is kept; how long a call takes depends on the machine and is shown only."""
-        grown = self.hooks[1] - self.hooks[0] or self.graphs or self.drifted or self.events
+    def kept(self) -> bool:
+        """Returns whether nothing grew or drifted; the seconds of a call depend on the machine and are only shown."""
+        grown = self.hooks[1] - self.hooks[0] or self.graphs or self.drifted
         return not grown and (self.growth is None or self.growth <= _MOST_GROWTH)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Raw values and what follows from them."""
-        followed = {"growth": self.growth, "pace": None if self.pace is None else self.pace.to_dict()}
-        return {"bench": "soak", "passed": self.passed, "promise": self.promise, **followed, **asdict(self)}
+    def follows(self) -> dict[str, Any]:
+        """Returns plain values that follow from the raw ones."""
+        pace = None if self.pace is None else self.pace.to_dict()
+        return {"promise": self.promise, "growth": self.growth, "pace": pace}
 
     @property
     def gained(self) -> str:
-        """The growth in MiB, for a table's cell."""
+        """Returns the growth in MiB, for a table's cell."""
         return TOO_FEW if self.growth is None else f"{self.growth / _MIB:.1f}"
 
     def later(self, value: object) -> str:
-        """A table's cell for what is compared with the first round."""
+        """Returns a table's cell for what is compared with the first round."""
         return str(value) if len(self.seconds) >= _COMPARED else TOO_FEW
 
     def sections(self) -> list[Section]:
-        """One table."""
+        """Returns one table."""
         calls = len(self.seconds) * ROUND
-        rows: list[tuple[Cell, ...]] = [
+        rows: list[Row] = [
             (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
             ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),
             ("speed of the later half over the earlier", TOO_FEW if self.pace is None else self.pace),
             ("memory held at the end, GiB", f"{self.held[-1] / 2**30:.2f}"),
             ("memory gained, MiB", self.gained),
             ("hooks, first round and last", self.later(f"{self.hooks[0]}, {self.hooks[1]}")),
-            ("graphs compiled or recorded after the first round", self.later(self.graphs)),
+            ("graphs compiled or captured after the first round", self.later(self.graphs)),
             ("waves that differ from the first round's", self.later(self.drifted)),
-            ("fallback events", str(len(self.events))),
             (self.promise, yes(self.passed)),
         ]
-        return [Section(rows, [f"{self.model['t3_layers']} layers of T3, {where(self.machine, self.model)}"])]
+        return [Section(rows, [f"{self.model['t3_layers']} layers of T3, {self.about}"])]
 
 
 def run(source: str, settings: Settings, config: CompileConfig | None = None) -> SoakResult:
-    """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it."""
+    """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-soak-") as folder,
         Progress(2 + settings.rounds) as progress,
     ):
-        with progress.step("loading"):
-            tts = load(source, settings.device)
+        progress("loading")
+        tts = load(source, settings.device)
         with compile_model(tts, config or CompileConfig.from_env()) as fast:
-            with progress.step("warm-up"):
-                fast.warmup()
+            progress("warm-up")
+            fast.warmup()
             return measure(fast, settings, Path(folder), progress)
 
 
-def measure(fast: CompiledTTS, settings: Settings, folder: Path, progress: Progress) -> SoakResult:
-    """Measure a compiled and warmed-up model, a step of the progress for each round; recordings go to ``folder``."""
+def measure(fast: CompiledTTS, settings: Settings, folder: Path, step: Step) -> SoakResult:
+    """Measures a compiled and warmed-up model, with a step for each round; recordings go to ``folder``."""
     voices = [make_reference_wav(folder / f"{n}.wav", seconds=2 + n) for n in range(VOICES)]
     seconds: list[float] = []
     held: list[int] = []
     hooks: list[int] = []
-    first: list[str] = []
-    drifted = at_first = 0
+    waves: list[list[str]] = []
     for number in range(settings.rounds):
-        with progress.step(f"round {number + 1} of {settings.rounds}"):
-            found: list[str] = []
-            spoken = _round(fast, voices, settings.seed, found)
-            _, spent = timed_call(settings.device, spoken)
+        step(f"round {number + 1} of {settings.rounds}")
+        found: list[str] = []
+        _, spent = timed_call(settings.device, _round(fast, voices, settings.seed, found))
         gc.collect()
         seconds.append(spent)
         held.append(held_memory(torch.device(settings.device)))
         hooks.append(_hooks(fast.wrapped))
+        waves.append(found)
         if number == 0:
-            first, at_first = found, graphs(fast)
-        drifted += sum(a != b for a, b in zip(first, found))
+            later_graphs = new_graphs(fast)
     return SoakResult(
         settings=settings,
         model=describe(fast.wrapped),
-        machine=machine.describe(),
         seconds=seconds,
         held=held,
         hooks=(hooks[0], hooks[-1]),
-        graphs=graphs(fast) - at_first,
-        drifted=drifted,
-        events=[event.to_dict() for row in fast.report().components.values() for event in row.fallbacks],
+        graphs=later_graphs(),
+        drifted=sum(a != b for found in waves for a, b in zip(waves[0], found)),
+        report=fast.report().to_dict(),
     )
 
 

@@ -1,27 +1,28 @@
-"""What one utterance's time is spent on, heard at the calls that stock ``generate`` makes, the same on both sides."""
+"""The stages of an utterance, timed at the calls that stock ``generate`` makes, in the same way on both sides."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..components.seam import Seam, attach_all, detach_all
+from ..measuring.interleaved import timed_call
 from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread
-from .models import timed_call
 from .plots import Stages
-from .section import Cell
+from .result import Row
 
 STAGES = ("T3", "flow", "vocoder", "watermark", "rest")
+Seconds = Mapping[str, Sequence[float]]  # by stage, a value per repeat
 
 
 @dataclass
-class Heard:
-    """Of the calls inside a block.
+class Watched:
+    """The calls inside a block.
 
     Attributes:
-        seconds: by stage, the rest not counted; the device's queue is emptied around every stage.
+        seconds: by stage, without the rest; the device's queue is emptied around every stage.
         tokens: speech tokens of each call of T3.
     """
 
@@ -30,9 +31,9 @@ class Heard:
 
 
 @contextlib.contextmanager
-def listening(tts: Any) -> Iterator[Heard]:
-    """Hear what ``tts`` does inside the block, stock or compiled, as it stands when the block is entered."""
-    heard = Heard()
+def watched(tts: Any) -> Iterator[Watched]:
+    """Times the stages of ``tts``, stock or compiled, inside the block."""
+    found = Watched()
     device = str(tts.device)
 
     def tap(stage: str, owner: Any, method: str) -> Seam:
@@ -40,9 +41,9 @@ def listening(tts: Any) -> Iterator[Heard]:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             result, seconds = timed_call(device, lambda: inner(*args, **kwargs))
-            heard.seconds[stage] += seconds
+            found.seconds[stage] += seconds
             if stage == "T3":
-                heard.tokens.append(result[0].tolist())
+                found.tokens.append(result[0].tolist())
             return result
 
         return Seam(owner, method, timed)
@@ -55,34 +56,30 @@ def listening(tts: Any) -> Iterator[Heard]:
     ]
     attach_all(taps)
     try:
-        yield heard
+        yield found
     finally:
         detach_all(taps)
 
 
-def by_stage(splits: Iterable[dict[str, float]], totals: Iterable[float]) -> dict[str, list[float]]:
-    """Seconds in every stage, the rest of each total included; a value per repeat."""
+def by_stage(splits: Sequence[Mapping[str, float]], totals: Sequence[float]) -> dict[str, list[float]]:
+    """Returns the seconds in every stage, with the rest of each total; a value per repeat."""
     whole = [{**split, STAGES[-1]: total - sum(split.values())} for split, total in zip(splits, totals)]
     return {stage: [split[stage] for split in whole] for stage in STAGES}
 
 
-Seconds = Mapping[str, Sequence[float]]  # by stage, a value per repeat
-
-
 def gains(stock: Seconds, compiled: Seconds, seed: int) -> dict[str, Ratio]:
-    """How many times faster each stage is that took any time; the rest is no stage of its own."""
+    """Returns how many times faster each stage is that took any time."""
     both = {stage: (stock[stage], compiled[stage]) for stage in STAGES[:-1] if min(compiled[stage]) > 0}
     return {stage: ratio_of_medians(*pair, seed=seed) for stage, pair in both.items()}
 
 
-def rows(stock: Seconds, compiled: Seconds, seed: int) -> list[tuple[Cell, ...]]:
-    """Of a table with a column for each side and one for gains."""
+def rows(stock: Seconds, compiled: Seconds, seed: int) -> list[Row]:
+    """Returns a table's rows with a column for each side and one for gains."""
     found = gains(stock, compiled, seed)
     return [(f"in {s}, s", spread(stock[s]), spread(compiled[s]), found.get(s, "")) for s in STAGES]
 
 
 def plot(title: str, sides: Mapping[str, Seconds]) -> Stages:
-    """Medians, as bars."""
-    return Stages(
-        title, {side: {stage: median_of(parts[stage]).value for stage in STAGES} for side, parts in sides.items()}
-    )
+    """Returns bars of the medians."""
+    parts = {side: {stage: median_of(seconds[stage]).value for stage in STAGES} for side, seconds in sides.items()}
+    return Stages(title, parts)

@@ -1,7 +1,6 @@
 """The reference voice, stock against compiled, in fresh processes that alternate.
 
-``python -m tts_compile.bench.voice SOURCE --side stock|compiled ...`` is one of these processes; it prints one JSON
-object.
+``python -m tts_compile.bench.voice SOURCE SIDE DEVICE FILE FILE`` is one of these processes; it prints one JSON object.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,37 @@ import torch
 
 from ..api import compile_model
 from ..audio.reading import digest
+from ..audio.synthetic_voice import make_reference_wav
 from ..config import CompileConfig, ComponentPolicy
-from ..measuring import interleaved as alternation
-from ..measuring import machine, stats
+from ..measuring.interleaved import alternate, timed_call
+from ..measuring.progress import Progress, Step
 from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
-from ..testing import make_reference_wav
-from . import child
-from .models import Progress, describe, load, quiet, timed_call
+from .models import describe, load, quiet
 from .plots import Plot, Ratios
-from .section import Cell, Result, Section, where
+from .processes import SIDES, run_python
+from .result import INTERVAL, Repeated, Result, Row, Section, option
 
-SIDES = ("stock", "compiled")
 PHASES = {
     "first_cold": "first call, empty numba cache, s",
     "first": "first call of a process, s",
     "later": "later call with another file, s",
-    "repeated": "call with a file seen before, s",
+    "repeated": "call with a file that was read before, s",
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Repeated):
+    """Settings of the benchmark of the reference voice: the repeats are fresh processes.
 
-    Attributes:
-        repeats: fresh processes of each side; an empty numba cache is given to one more of each.
-        seconds: of the first recording; the second one is a tenth shorter.
+    One more process of each side has an empty numba cache, and one more is not counted.
     """
 
-    device: str = "cpu"
-    repeats: int = 5
-    seconds: float = 10.0
+    seconds: float = option(10.0, "of the first recording; the second one is a tenth shorter", least=1, most=600)
 
 
 @dataclass
 class Side:
-    """One side's raw seconds: a value per fresh process, for ``first_cold`` a single one."""
+    """The raw seconds of one side: a value per fresh process, for ``first_cold`` a single one."""
 
     first_cold: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
@@ -62,64 +56,50 @@ class Side:
     repeated: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VoiceResult(Result):
-    """Everything measured; :meth:`to_dict` is JSON-able, ``str()`` a table.
+    """The figures of the reference voice.
 
     Attributes:
         identical: every tensor of ``tts.conds`` after every call, in every process, on both sides.
-        report: the execution report of the last compiled process as plain values.
     """
 
-    settings: Settings
-    model: dict[str, Any]
-    machine: dict[str, Any]
+    subject = "voice"
+    title = "The reference voice, in fresh processes"
+    called = ("voice_encoder", "reference")
+
     stock: Side
     compiled: Side
     identical: bool
-    report: dict[str, Any]
 
     @property
-    def title(self) -> str:
-        """Of the page."""
-        return "The reference voice, in fresh processes"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the compiled side did what stock does; speed is no part of it."""
+    def kept(self) -> bool:
+        """Returns whether the compiled side did what stock does."""
         return self.identical
 
     @property
     def gains(self) -> dict[str, Ratio]:
-        """How many times faster the compiled side is."""
+        """Returns how many times faster the compiled side is."""
         return {p: ratio_of_medians(getattr(self.stock, p), getattr(self.compiled, p)) for p in PHASES}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Raw values and what follows from them."""
-        return {"bench": "voice", "passed": self.passed, **asdict(self), "gains": stats.plain(self.gains)}
-
     def sections(self) -> list[Section]:
-        """One table."""
-        rows: list[tuple[Cell, ...]] = [
-            ("reference voice, median (95% interval)", "stock", "compiled", "gain (95% interval)")
-        ]
+        """Returns one table."""
+        rows: list[Row] = [(f"reference voice, median {INTERVAL}", *SIDES, f"gain {INTERVAL}")]
         for phase, title in PHASES.items():
             cells = [spread(getattr(side, phase)) for side in (self.stock, self.compiled)]
             rows.append((title, *cells, self.gains[phase]))
         processes = f"{self.settings.repeats + 2} processes each"
         rows.append(("every tensor identical", "", yes(self.identical), processes))
-        about = f"{self.settings.seconds:g} s of reference, {where(self.machine, self.model)}"
-        return [Section(rows, [*stats.few(self.settings.repeats), about])]
+        return [Section(rows, [*self.few, f"{self.settings.seconds:g} s of reference, {self.about}"])]
 
     def plots(self) -> list[Plot]:
-        """Ratios."""
+        """Returns ratios."""
         gains = {title.removesuffix(", s"): self.gains[phase] for phase, title in PHASES.items()}
         return [Ratios("How many times faster than stock", gains)]
 
 
-def run(source: str, settings: Settings) -> VoiceResult:
-    """Measure; ``source`` as :func:`tts_compile.bench.models.load` takes it."""
-    sides = {name: Side() for name in SIDES}
+def run(source: str, settings: Settings, step: Step | None = None) -> VoiceResult:
+    """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
     calls: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-voice-") as name,
@@ -136,21 +116,20 @@ def run(source: str, settings: Settings) -> VoiceResult:
                 side: functools.partial(_child, source, side, settings.device, files, cache)
                 for side, cache in caches.items()
             }
-            for side, done in alternation.alternate(ways, repeats, progress).items():
+            for side, done in alternate(ways, repeats, step or progress).items():
                 calls[side] += [call.result for call in done]
 
         measure(1, {side: folder / f"cold-{side}" for side in SIDES})
-        # What stock's first process has left there; the first of each side pages in the weights and the libraries.
+        # With the cache that stock's first process left; each side's first reads weights and libraries into memory.
         measure(1 + settings.repeats, dict.fromkeys(SIDES, folder / "cold-stock"))
-    for side, (cold, _, *warm) in calls.items():
-        sides[side].first_cold.append(cold["first"])
-        for phase in ("first", "later", "repeated"):
-            getattr(sides[side], phase).extend(found[phase] for found in warm)
+    sides = {
+        side: Side([cold["first"]], **{p: [found[p] for found in warm] for p in ("first", "later", "repeated")})
+        for side, (cold, _, *warm) in calls.items()
+    }
     last = calls["compiled"][-1]
     return VoiceResult(
         settings=settings,
         model=last["model"],
-        machine=machine.describe(),
         stock=sides["stock"],
         compiled=sides["compiled"],
         identical=len({json.dumps(found["digests"]) for done in calls.values() for found in done}) == 1,
@@ -159,23 +138,23 @@ def run(source: str, settings: Settings) -> VoiceResult:
 
 
 def _child(source: str, side: str, device: str, files: Sequence[Path], numba_cache: Path) -> dict[str, Any]:
-    arguments = ["-m", __name__, source, "--side", side, "--device", device, *map(str, files)]
-    return child.run(arguments, f"the {side} side's voice", {"NUMBA_CACHE_DIR": str(numba_cache)}).found
+    arguments = ["-m", __name__, source, side, device, *map(str, files)]
+    return run_python(arguments, f"the {side} side's voice", {"NUMBA_CACHE_DIR": str(numba_cache)}).found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Load, prepare three voices on one side, print the seconds."""
+    """Loads the model, prepares three voices on one side, and prints the seconds."""
     parser = argparse.ArgumentParser(description="Seconds of the first, a later and a repeated reference.")
     parser.add_argument("source", help="checkpoint folder, or 'pretrained'")
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("device")
     parser.add_argument("files", nargs=2, type=Path, help="two recordings")
-    parser.add_argument("--side", choices=SIDES, required=True)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     found: dict[str, Any] = {"digests": []}
     with quiet():
         tts = load(args.source, args.device)
-        ours = ComponentPolicy(execution="stock" if args.side == "stock" else "auto")
-        config = CompileConfig.off().replace(reference=ours, voice_encoder=ours)
+        policy = ComponentPolicy(execution="stock" if args.side == "stock" else "auto")
+        config = CompileConfig.off().replace(reference=policy, voice_encoder=policy)
         with compile_model(tts, config) as fast:
             first, second = args.files
             for phase, file in (("first", first), ("later", second), ("repeated", second)):
@@ -188,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def digests(conds: Any) -> dict[str, str | None]:
-    """A hash of every tensor, by name."""
+    """Returns a hash of every tensor, by name."""
     parts = {**vars(conds.t3), **conds.gen}
     return {
         name: digest(part.detach().cpu().numpy()) if isinstance(part, torch.Tensor) else None

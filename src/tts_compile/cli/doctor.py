@@ -1,4 +1,4 @@
-"""What this machine offers, and what would run on it and why."""
+"""A look at this machine: versions, devices, the compile cache, and the plan for each component."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..components.t3.component import CPU_DRAFT_TOKENS
 from ..config import COMPONENTS, CompileConfig, switched_off_by_env
 from ..errors import UnsafeFileError
 from ..measuring import machine
+from ..measuring.proof import COMPILED
 from ..utils import files
 from ..utils.tables import format_table
 
-_EAGER = ("voice_encoder", "reference", "watermark")  # there is nothing in them to compile
 _NATIVE = {"t3": "decoder", "flow": "transformer blocks and convolutions", "vocoder": "convolutions"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one component will run as, and the reason."""
+    """The execution of one component, and the reason for it."""
 
     runs: str
     why: str
@@ -31,13 +31,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything found; :meth:`to_dict` is JSON-able, ``str()`` is a table.
+    """The findings; :meth:`to_dict` is JSON-able, ``str()`` is a table.
 
     Attributes:
         compiler: the C++ compiler that inductor would use, or None.
-        cache_dir: where compiled code is kept, in a folder for each kind of machine.
-        cache: what is kept.
-        problems: what keeps the library from working, in sentences.
+        cache_dir: folder of compiled code, with a folder in it for each kind of machine.
+        cache: contents of that folder.
+        components: the plan for each component.
+        problems: sentences about what the library cannot work with.
     """
 
     machine: dict[str, Any]
@@ -49,7 +50,7 @@ class Diagnosis:
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -73,7 +74,7 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look around; loads no model and compiles nothing.
+    """Looks at the machine and the environment; loads no model and compiles nothing.
 
     Raises:
         ConfigError: when the environment names a configuration that is wrong.
@@ -83,12 +84,12 @@ def examine() -> Diagnosis:
     compiler = _compat.cpp_compiler()
     problems = []
     cache_dir, own = cache.root(config.cache_dir), cache.folder(config.cache_dir)
-    place = next(folder for folder in (own, *own.parents) if folder.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        problems.append(f"compiled code cannot be kept in {cache_dir}: {place} is not a folder that can be written to")
+    nearest = next(folder for folder in (own, *own.parents) if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        problems.append(f"compiled code cannot be kept in {cache_dir}: {nearest} is not a writable folder")
     for folder in (cache_dir, own):
         try:
-            if folder.exists():  # otherwise it is made for its owner alone
+            if folder.exists():  # otherwise it will be made with access for its owner alone
                 files.refuse_unsafe(folder)
         except UnsafeFileError as error:
             problems.append(str(error))
@@ -113,17 +114,17 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
         return Plan("stock", "the configuration asks for it")
     if policy.execution == "eager":
         return Plan("eager", "the configuration asks for it")
-    if name in _EAGER:
+    if name not in COMPILED:
         return Plan("eager", "without librosa's first-use imports; there is nothing in it to compile")
     if compiler is None and not torch.cuda.is_available():
         return Plan("eager", "inductor finds no C++ compiler that works; install g++ or clang++")
     asked = "the default" if policy.execution == "auto" else f"the configuration asks for {policy.execution}"
     if torch.cuda.is_available() and name in ("t3", "flow") and policy.execution != "inductor":
         on_cpu = "inductor" if compiler else "eager"
-        return Plan("cuda_graph", f"{asked}; a model on the GPU: recorded launches; on the CPU: {on_cpu}")
+        return Plan("cuda_graph", f"{asked}; a model on the GPU: captured graphs; on the CPU: {on_cpu}")
     if not compiler:
         return Plan("inductor", f"{asked}; on the GPU only")
     native = f"fp32 on a CPU: native {_NATIVE[name]} built by {compiler}"
     if name == "t3":
-        native += f", {CPU_DRAFT_TOKENS if policy.draft_tokens is None else policy.draft_tokens} tokens guessed ahead"
+        native += f", {CPU_DRAFT_TOKENS if policy.draft_tokens is None else policy.draft_tokens} draft tokens"
     return Plan("inductor", f"{asked}; {native}")

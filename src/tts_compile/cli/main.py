@@ -5,38 +5,52 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._version import __version__
-from ..api import compile_model, validate
-from ..bench.models import SYNTHETIC, Progress, checkpoint, load, load_quickly, quiet
-from ..bench.section import as_json
+from ..api import compile_model
+from ..bench.models import SYNTHETIC, checkpoint, load, load_quickly, quiet
+from ..bench.result import as_json
 from ..cache import save_compile_cache
 from ..errors import TTSCompileError
+from ..handle import CompiledTTS
+from ..measuring import proof
+from ..measuring.progress import Progress
 from ..testing import SIZES
 from ..tuning import tune
 from ..utils.files import refuse_unwritable
 from . import bench as bench_commands
-from . import demo, doctor
+from . import demo, doctor, options
+
+_SPEECH_TOKENS = 60  # of a synthetic model
 
 
 class _Outcome(NamedTuple):
-    """What a command hands back to be shown."""
+    """The result of a command.
+
+    Attributes:
+        table: for people.
+        plain: for programs.
+        success: decides on the exit code.
+        save: writes files, once the result is shown.
+        shortfalls: sentences about what did not run as asked, printed to stderr.
+    """
 
     table: str
-    plain: dict[str, Any]
+    plain: Mapping[str, Any]
     success: bool
-    save: Callable[[], None] = lambda: None  # once it is shown
+    save: Callable[[], None] = lambda: None
+    shortfalls: Sequence[str] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 means success, 1 a failure that the message explains, 2 a wrong command line."""
+    """Runs the command; 0 means success, 1 a failure that the message explains, 2 a wrong command line."""
     parser = _parser()
-    args = parser.parse_args(bench_commands.arguments(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     if getattr(args, "checkpoint_dir", None) is not None and args.model != SYNTHETIC:
         parser.error("--checkpoint-dir is for --model synthetic; a folder is loaded with --model FOLDER")
     try:
@@ -44,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome: _Outcome = args.run(args)
         try:
             _show(outcome, args)
-        finally:  # what reads the output may be gone
+        finally:  # the reader of the output may be gone
             outcome.save()
     except (TTSCompileError, OSError) as error:
         print(f"tts-compile: {error}", file=sys.stderr)
         return 1
-    return 0 if outcome.success else 1
+    for line in outcome.shortfalls:
+        print(f"tts-compile: {line}", file=sys.stderr)
+    return 0 if outcome.success and not outcome.shortfalls else 1
 
 
 def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
@@ -57,30 +73,33 @@ def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args, speech_tokens=60) as source:
-        result = demo.run(source, args.device, args.text, args.seed, args.out)
-    return _Outcome(str(result), result.to_dict(), result.passed)
+    with _checkpoint(args) as source:
+        result = demo.run(source, options.read(args, demo.Settings), args.out)
+    return _Outcome(str(result), result.to_dict(), result.passed, shortfalls=result.shortfalls)
 
 
 def _bench(args: argparse.Namespace) -> _Outcome:
     result = bench_commands.run(args)
     save = functools.partial(bench_commands.save, result, args)
-    return _Outcome(str(result), result.to_dict(), result.passed, save)
+    return _Outcome(str(result), result.to_dict(), result.passed, save, result.shortfalls)
 
 
 def _validate(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args, speech_tokens=60) as source, Progress(None) as progress:
-        progress.tell("loading")
-        tts = load(source, args.device)
-        result = validate(
-            tts, None, args.text, seed=args.seed, recording=args.recording, step=progress.tell, transcribe=args.words
-        )
-    return _Outcome(str(result), result.to_dict(), result.passed)
+    with _checkpoint(args) as source, Progress() as progress:
+        progress("loading")
+        with compile_model(load(source, args.device)) as fast:
+            result = fast.validate(
+                args.text, seed=args.seed, recording=args.recording, step=progress, transcribe=args.words
+            )
+            found = _report(fast, called=proof.ALL)
+    plain = result.to_dict()
+    passed = result.passed and not found
+    return _Outcome(str(result), {**plain, "passed": passed, "shortfalls": found}, passed, shortfalls=found)
 
 
 def _autotune(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args, speech_tokens=60) as source, Progress(None) as progress:
-        progress.tell("loading")
+    with _checkpoint(args) as source, Progress() as progress:
+        progress("loading")
         tts = load(source, args.device)
         result = tune(
             tts,
@@ -90,7 +109,7 @@ def _autotune(args: argparse.Namespace) -> _Outcome:
             seed=args.seed,
             recording=args.recording,
             refresh=args.refresh,
-            step=progress.tell,
+            step=progress,
         )
     return _Outcome(str(result), result.to_dict(), True)
 
@@ -98,19 +117,20 @@ def _autotune(args: argparse.Namespace) -> _Outcome:
 def _warmup(args: argparse.Namespace) -> _Outcome:
     if args.save is not None:
         refuse_unwritable(args.save)
-    with _checkpoint(args, speech_tokens=60) as source, Progress(None) as progress:
-        progress.tell("loading")
+    with _checkpoint(args) as source, Progress() as progress:
+        progress("loading")
         with compile_model(load_quickly(source, args.device)) as fast:
-            result = fast.warmup(args.text, progress=progress.tell)
-            events = [event for row in fast.report().components.values() for event in row.fallbacks]
-    failed = [event for event in events if event.phase == "compile"]
-    for event in failed:
-        print(f"tts-compile: {event.component}: {event.error}; {event.action}", file=sys.stderr)
-    if failed or args.save is None:
-        return _Outcome(str(result), asdict(result), not failed)
+            result = fast.warmup(args.text, progress=progress)
+            found = _report(fast, called=())
+    if found or args.save is None:
+        return _Outcome(str(result), asdict(result), not found, shortfalls=found)
     saved = save_compile_cache(args.save, fast.config.cache_dir)
     line = f"{saved.files} files, {saved.bytes / 2**20:.1f} MiB of compiled code, are in {saved.path}"
     return _Outcome(f"{result}\n\n{line}", {**asdict(result), "saved": asdict(saved)}, True)
+
+
+def _report(fast: CompiledTTS, called: Collection[str]) -> list[str]:
+    return proof.shortfalls(fast.report().to_dict(), called)
 
 
 def _doctor(_: argparse.Namespace) -> _Outcome:
@@ -118,8 +138,8 @@ def _doctor(_: argparse.Namespace) -> _Outcome:
     return _Outcome(str(found), found.to_dict(), not found.problems)
 
 
-def _checkpoint(args: argparse.Namespace, speech_tokens: int) -> AbstractContextManager[str]:
-    return checkpoint(args.model, args.size, args.seed, speech_tokens, args.checkpoint_dir)
+def _checkpoint(args: argparse.Namespace) -> AbstractContextManager[str]:
+    return checkpoint(args.model, args.size, args.seed, _SPEECH_TOKENS, args.checkpoint_dir)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,9 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         help="random weights in the real architecture (default), the published weights, or a checkpoint folder",
     )
     model.add_argument("--size", choices=SIZES, default="small", help="of a synthetic model; default: small")
-    model.add_argument("--seed", type=int, default=0, help="for speaking and for synthetic weights; default: 0")
-    model.add_argument("--device", default="cpu", help="where the model runs; default: cpu")
-    model.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="keep, or find, the synthetic model here")
+    model.add_argument("--seed", type=int, default=0, help="of the speech and of synthetic weights; default: 0")
+    model.add_argument("--device", default="cpu", help="device of the model; default: cpu")
+    model.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="keep the synthetic model in this folder")
 
     parser = argparse.ArgumentParser(prog="tts-compile", description="Makes Chatterbox fast, exactly and provably.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -151,34 +171,41 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=_bench)
 
     spoken = argparse.ArgumentParser(add_help=False, parents=[model])
-    spoken.add_argument("--text", action="append", help="speak this instead; may be given more than once")
-    spoken.add_argument("--recording", type=Path, metavar="FILE", help="of a voice, in place of a made-up one")
+    spoken.add_argument("--text", action="append", help="speak this text instead; may be repeated")
+    spoken.add_argument(
+        "--recording", type=Path, metavar="FILE", help="recording of a voice, in place of a synthetic one"
+    )
 
     command = commands.add_parser("validate", parents=[spoken], help="compare with stock: components, tokens, waves")
-    command.add_argument("--no-words", dest="words", action="store_false", help="no speech recogniser, if there is one")
+    command.add_argument(
+        "--no-words", dest="words", action="store_false", help="leave out the speech recogniser, if there is one"
+    )
     command.set_defaults(run=_validate)
 
     command = commands.add_parser(
         "autotune",
         parents=[spoken],
-        help="choose policies by measuring, and keep the choice",
+        help="choose policies by measuring, and store the choice",
         description="The choice is read again by compile_model(tts, tts_compile.autotune(tts)).",
     )
     command.add_argument("--budget", type=float, metavar="S", help="seconds after which nothing new is tried")
-    command.add_argument("--repeats", type=int, default=5, metavar="N", help="default: 5")
-    command.add_argument("--refresh", action="store_true", help="measure again where a choice is kept")
+    command.add_argument("--repeats", type=int, default=5, metavar="N", help="of every policy; default: 5")
+    command.add_argument("--refresh", action="store_true", help="measure again where a choice is stored")
     command.set_defaults(run=_autotune)
 
     command = commands.add_parser(
         "warmup",
         parents=[model],
         help="compile everything into the cache",
-        description="Give the --model and --size that will speak: another size needs other code. "
-        "Fails where compiling fails.",
+        description="Pass the --model and --size that will be used: another size needs other code. "
+        "Exits with 1 where compiling fails.",
     )
-    command.add_argument("--text", action="append", help="speak this too; may be given more than once")
+    command.add_argument("--text", action="append", help="speak this text too; may be repeated")
     command.add_argument(
-        "--save", type=Path, metavar="FILE", help="write compiled code there too, for tts_compile.load_compile_cache"
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write compiled code to this file too, for tts_compile.load_compile_cache",
     )
     command.set_defaults(run=_warmup)
 

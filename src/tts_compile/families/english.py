@@ -90,7 +90,7 @@ def _checked_tokens(t3: Any, call: SpeechCall) -> Tensor:
     """Return the text tokens, int64 (rows, n), with as many rows as the call needs."""
     hp = t3.hp
     unguided = call.settings.cfg_weight == 0
-    tokens = torch.atleast_2d(call.text_tokens).to(dtype=torch.long, device=t3.device)
+    tokens: Tensor = torch.atleast_2d(call.text_tokens).to(dtype=torch.long, device=t3.device)
     rows, length = tokens.shape
     if rows == 2 and unguided:  # stock computes the second row and multiplies it by 0
         tokens = tokens[:1]

@@ -1,1 +1,1 @@
-"""Measurement of calls that alternate, with intervals."""
+"""Measurement of calls that alternate, with intervals, and the judgement of what ran."""

@@ -1,33 +1,27 @@
-"""Calling the sides of a comparison in turn, the only way in which any bench does it."""
+"""Calls of two or more sides, interleaved so that all meet the same conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..bench.models import timed_call
+from ..timing.blocks import Stopwatch
+from .progress import Step
 
 T = TypeVar("T")
 
 
-class Steps(Protocol):
-    """Whatever shows how far a measurement has come."""
-
-    def step(self, name: str) -> AbstractContextManager[Any]:
-        """Show ``name`` while the block runs."""
-
-
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """What one call gave.
+    """One call that was measured.
 
     Attributes:
-        seconds: that it took, the device's queue emptied before and after.
+        result: what the function returned.
+        seconds: of the call, with the device's queue empty before and after.
         states: of the global random generators after it, the CPU's first.
     """
 
@@ -36,8 +30,22 @@ class Call(Generic[T]):
     states: list[Tensor]
 
 
+def timed_call(device: str, function: Callable[[], T]) -> tuple[T, float]:
+    """Returns the function's result and its seconds, with the device's queue empty before and after."""
+    _synchronise(device)
+    with Stopwatch() as watch:
+        result = function()
+        _synchronise(device)
+    return result, watch.seconds
+
+
+def _synchronise(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def call(function: Callable[[], T], device: str = "cpu", seed: int | None = None) -> Call[T]:
-    """Call once; from the generator state of ``seed`` where one is given."""
+    """Calls a function once, after seeding the global generators if there is a seed."""
     if seed is not None:
         torch.manual_seed(seed)
     result, seconds = timed_call(device, function)
@@ -48,42 +56,42 @@ def call(function: Callable[[], T], device: str = "cpu", seed: int | None = None
 def alternate(
     sides: Mapping[str, Callable[[], T]],
     repeats: int,
-    progress: Steps,
+    step: Step,
     *,
     device: str = "cpu",
     seed: int | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[Call[T]]]:
-    """Every side in turn, ``repeats`` times; each other time in reversed order, so that none always goes first.
+    """Calls every side ``repeats`` times; every other time in reversed order, so that none always goes first.
 
-    What drifts while this runs (a processor's clock, a neighbour's load) meets all sides alike, and what one leaves
-    behind in caches is found by each of its neighbours.
+    A drift during the measurement (a processor's clock, load of other programs) meets all sides, and each side finds
+    in the caches what any of the others left there.
 
     Args:
-        sides: what to call, by the name that the progress shows; a step of it for every call.
+        sides: functions by name.
         repeats: calls of each.
-        progress: of the bench.
-        device: whose queue is emptied around every call.
+        step: receives a name for each call.
+        device: its queue is emptied around every call.
         seed: of every call.
-        enough: asked before every repeat; True ends it there.
+        enough: called before every repeat; True ends the measurement there.
     """
     calls: dict[str, list[Call[T]]] = {name: [] for name in sides}
     for repeat in range(repeats):
         if enough():
             break
         for name in list(sides) if repeat % 2 == 0 else reversed(list(sides)):
-            with progress.step(f"repeat {repeat + 1} of {repeats}: {name}"):
-                calls[name].append(call(sides[name], device, seed))
+            step(f"repeat {repeat + 1} of {repeats}: {name}")
+            calls[name].append(call(sides[name], device, seed))
     return calls
 
 
 def seconds(calls: list[Call[T]]) -> list[float]:
-    """Of each."""
+    """Returns the seconds of each call."""
     return [done.seconds for done in calls]
 
 
 def same_states(first: list[Call[T]], second: list[Call[T]]) -> bool:
-    """Whether the random generators stood alike after the calls of each pair."""
+    """Returns whether both calls of each pair left the random generators in equal states."""
     return all(
         len(a.states) == len(b.states) and all(map(torch.equal, a.states, b.states)) for a, b in zip(first, second)
     )

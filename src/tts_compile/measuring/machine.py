@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from .._version import __version__
+from ..utils.device import cpu_name
 
 PACKAGES = ("torch", "transformers", "chatterbox-tts", "tts-compile")
 
 
 def versions() -> dict[str, str | None]:
-    """Python's and the packages' versions; None for a package that is not installed."""
+    """Returns the versions of Python and of the packages; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -22,14 +24,12 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     if found["tts-compile"] is None:  # run from a source tree
-        from .._version import __version__
-
         found["tts-compile"] = __version__
     return found
 
 
 def describe() -> dict[str, Any]:
-    """Plain values: platform, CPU model, cores, threads, memory in GiB, GPUs, versions."""
+    """Returns plain values: platform, CPU model, cores, threads, memory in GiB, GPUs, versions."""
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
@@ -42,19 +42,16 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The CPU's name and the vector instructions that torch uses on it."""
+    """Returns the CPU's name and the vector instructions that torch uses on it."""
     name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    for line in cpu_name().splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def memory_gib() -> float | None:
-    """The machine's memory in GiB, None where the system does not say."""
+    """Returns the machine's memory in GiB; None where the system does not report it."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""What a handful of repeated timings allows to be said."""
+"""Statistics of a handful of repeated timings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Median:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times better the compiled side is: above 1 is better, whichever way the quantity runs.
+    """A ratio that is above 1 where the compiled side is better, whichever way the quantity runs.
 
     Attributes:
         value: ratio of the medians.
@@ -50,7 +50,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """``"gain"`` or ``"loss"`` only where the interval excludes 1; ``"no difference"``; ``"unknown"``."""
+        """Returns ``"gain"`` or ``"loss"`` only where the interval excludes 1; ``"no difference"``; ``"unknown"``."""
         if self.interval is None:
             return "unknown"
         low, high = self.interval
@@ -59,7 +59,7 @@ class Ratio:
         return "loss" if high < 1 else "no difference"
 
     def to_dict(self) -> dict[str, Any]:
-        """Value, interval and verdict."""
+        """Returns value, interval and verdict."""
         return {**asdict(self), "verdict": self.verdict}
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Ratio:
 
 
 def median_of(values: Sequence[float], seed: int = 0) -> Median:
-    """The median of at least one value, with its interval.
+    """Returns the median of at least one value, with its interval.
 
     >>> median_of([3.0, 1.0, 2.0])
     Median(value=2.0, interval=None)
@@ -78,22 +78,22 @@ def median_of(values: Sequence[float], seed: int = 0) -> Median:
 
 
 def ratio_of_medians(above: Sequence[float], below: Sequence[float], seed: int = 0) -> Ratio:
-    """``median(above) / median(below)`` with its interval."""
+    """Returns ``median(above) / median(below)`` with its interval."""
     return Ratio(*_bootstrap(lambda medians: medians[0] / medians[1], [above, below], seed))
 
 
 def difference_of_medians(minuend: Sequence[float], subtrahend: Sequence[float], seed: int = 0) -> Median:
-    """``median(minuend) - median(subtrahend)`` with its interval."""
+    """Returns ``median(minuend) - median(subtrahend)`` with its interval."""
     return Median(*_bootstrap(lambda medians: medians[0] - medians[1], [minuend, subtrahend], seed))
 
 
 def _bootstrap(
     statistic: Callable[[list[_Array]], _Array], sides: Sequence[Sequence[float]], seed: int
 ) -> tuple[float, Interval | None]:
-    """A statistic of the sides' medians with its percentile bootstrap interval.
+    """Returns a statistic of the sides' medians with its percentile bootstrap interval.
 
     After Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, sections 8.3 and 13.3: every side is resampled
-    by itself. Resampling pairs, one call of each side, would take out drift that both share, but cannot be 95% sure
+    alone. Resampling pairs, one call of each side, would take out drift that both share, but cannot be 95% sure
     with five of them: equal sides give five ratios on one side of 1 in 2 of 32 cases. Drift within a run makes this
     interval wider, so that it may hide a difference but does not invent one.
     """
@@ -109,7 +109,7 @@ def _bootstrap(
 
 
 def figure(value: float) -> str:
-    """Three digits that count, and all before the point.
+    """Returns a number with three significant digits, and all digits before the point.
 
     >>> figure(0.012345), figure(12345.6)
     ('0.0123', '12346')
@@ -118,7 +118,7 @@ def figure(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and interval for a table's cell; where there are too few values for one, the median stands alone.
+    """Returns median and interval for a table's cell; with too few values for an interval, the median alone.
 
     >>> spread([3.0, 1.0, 2.0])
     '2'
@@ -126,16 +126,11 @@ def spread(values: Sequence[float]) -> str:
     return str(median_of(values))
 
 
-def few(repeats: int) -> list[str]:
-    """A warning for below a table that rests on too little."""
-    return [f"WARNING: {repeats} repeats, fewer than {FEWEST}: too few for intervals"] * (repeats < FEWEST)
-
-
 def plain(ratios: Mapping[str, Ratio]) -> dict[str, Any]:
-    """For JSON, verdicts included."""
+    """Returns ratios with their verdicts, for JSON."""
     return {name: ratio.to_dict() for name, ratio in ratios.items()}
 
 
 def yes(value: bool) -> str:
-    """For a table's cell: what should be true and is not stands out."""
+    """Returns ``"yes"`` or ``"NO"``, for a table's cell that should be true."""
     return "yes" if value else "NO"

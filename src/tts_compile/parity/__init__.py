@@ -1,9 +1,9 @@
-"""Comparison with the stock model in layers: what each component gives, tokens, waves, words."""
+"""Comparison with the stock model in layers: results of each component, tokens, waves, words."""
 
-from .measure import TEXTS, Transcriber, compare, measure
+from .measure import TEXTS, compare, measure
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
-from .voice import Voice
+from .transcription import Transcriber
 
 __all__ = [
     "TEXTS",
@@ -13,7 +13,6 @@ __all__ = [
     "Thresholds",
     "TokenParity",
     "Transcriber",
-    "Voice",
     "WaveParity",
     "compare",
     "measure",

@@ -1,11 +1,11 @@
-"""Stock speaks and is written down; components answer the same calls, one by one; then all speak together."""
+"""Compares a compiled model with stock: components on recorded calls of stock, one by one, then whole utterances."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import testing
+from ..attachment import Attachment
 from ..audio.reading import resample
+from ..audio.synthetic_voice import make_reference_wav
 from ..components.component import Component, EagerComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
 from ..fallback import reason
+from ..families import Family
 from .metrics import (
     first_difference,
     log_mel_distance_db,
@@ -27,10 +29,10 @@ from .metrics import (
     signal_to_error_db,
     word_error_rate,
 )
-from .recorded_calls import Call, Take, methods_of, recorded
+from .recorded_calls import Call, CallResult, methods_of, recorded
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
-from .voice import Voice
+from .transcription import NO_WORDS, Transcriber, Words
 
 TEXTS = (
     "Yes.",
@@ -38,54 +40,43 @@ TEXTS = (
     "It was late; the lamps were lit one by one, and the street grew quiet, save for a dog that barked at nothing.",
 )
 _ENCODER_RATE = 16_000  # Hz, of the voice encoder
-_TOKENS = "result"  # where T3's stand in what it gives
-
-Transcriber = Callable[[Tensor, int], str]  # of a wave (1, samples) at a rate in Hz
+_TOKENS = "result"  # position of T3's tokens in its result
 
 
 def measure(
-    tts: Any,
-    components: Mapping[str, Component],
-    thresholds: Mapping[str, Thresholds],
-    stock: Callable[[], AbstractContextManager[Any]],
-    speak: Callable[[Any], Tensor],
+    attachment: Attachment,
     texts: Sequence[str] = TEXTS,
     *,
     seed: int = 0,
     recording: str | Path | None = None,
-    transcribe: Transcriber | None = None,
+    words: Words = NO_WORDS,
     step: Callable[[str], object] = lambda _: None,
 ) -> ParityReport:
-    """Compare components one by one, on what stock gave their methods, and then whole utterances.
+    """Compares components one by one, on stock's calls of the methods that they replace, then whole utterances.
 
-    The voice and the global generators are left as they were.
+    The voice and the global generators are left unchanged.
 
     Args:
-        tts: the model, compiled.
-        components: its own; those that replace nothing are left out.
-        thresholds: by component.
-        stock: a block inside which the model is stock.
-        speak: the compiled model's ``generate``.
-        texts: what is spoken; a voice converter converts the recording instead.
-        seed: of the first text; the next ones count up.
+        attachment: of the compiled model.
+        texts: the texts; a voice converter converts the recording instead.
+        seed: of the first text; the next texts count up.
         recording: of a voice, for the components that read one; None makes one.
-        transcribe: writes down what it hears, so that words are compared too.
-        step: told what is being done.
+        words: the transcriber, so that words are compared too.
+        step: called with the name of each step.
     """
-    device = next(tts.s3gen.parameters()).device
+    tts, family = attachment.tts, attachment.family
+    components = {name: attachment.components[name] for name in attachment.components}
     methods = methods_of(components)
-    voice = Voice(tts)
-    with tempfile.TemporaryDirectory(prefix="tts-compile-parity-") as folder, torch.random.fork_rng(), voice.kept():
-        path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
-        said = [str(text) for text in texts]
-        if not hasattr(tts, "t3"):
-            said, transcribe = [path], None  # what the recording says is not known
-        waves = []
-        found = {}
-        with stock():
-            with recorded(methods, device, tts) as calls:
+    thresholds = {name: Thresholds.of(component.dtype) for name, component in components.items()}
+    of_waves = Thresholds.loosest(thresholds[name] for name in methods)  # errors of one component reach the wave
+    found = {}
+    spoken = []
+    with inputs(attachment, texts, recording) as (said, path):
+        with attachment.suspended():
+            with recorded(tts, family, methods) as calls:
                 step("stock: the voice")
-                voice.prepare(path)
+                family.voice.prepare(tts, path)
+                waves = []
                 for number, text in enumerate(said):
                     step(f"stock: text {number + 1} of {len(said)}")
                     torch.manual_seed(seed + number)
@@ -93,35 +84,54 @@ def measure(
             for name in methods:
                 step(f"{name}: the same calls")
                 mine = [call for call in calls if call.component == name]
-                with voice.kept():  # reading a recording again sets its voice
+                with family.voice.kept(tts):  # reading a recording again sets its voice
                     found[name] = compare(components[name], mine, thresholds[name])
-        held_to = [thresholds[name] for name in methods]  # errors of one reach the wave
-        loosest = min(held_to, key=lambda t: t.signal_to_error_db, default=Thresholds.exact())
-        spoken = []
         for number, (text, wave) in enumerate(zip(said, waves)):
             step(f"compiled: text {number + 1} of {len(said)}")
             torch.manual_seed(seed + number)
-            try:
-                ours = speak(text)
-            except Exception as error:  # of any kind: stock had none
-                spoken.append(WaveParity(text, None, None, None, None, None, (f"raised {reason(error)}",)))
-            else:
-                spoken.append(_wave(tts, text, wave, ours, loosest, transcribe))
-    notes = () if methods else ("no component has replaced anything: there is nothing to compare",)
-    return ParityReport(found, tuple(spoken), {**thresholds, "wave": loosest}, notes)
+            spoken.append(compare_generate(attachment, text, wave, of_waves, words.transcribe))
+    notes = [] if methods else ["no component has replaced anything: there is nothing to compare"]
+    if words.note:
+        notes.append(words.note)
+    return ParityReport(
+        components=found,
+        waves=tuple(spoken),
+        thresholds={**thresholds, "wave": of_waves},
+        notes=tuple(notes),
+        left_to_stock=tuple(name for name in components if name not in methods and _asked(components[name])),
+    )
+
+
+@contextlib.contextmanager
+def inputs(
+    attachment: Attachment, texts: Sequence[str], recording: str | Path | None = None
+) -> Iterator[tuple[list[str], str]]:
+    """Keeps voice and random generators of a model; yields the inputs of ``generate`` and the path of a recording."""
+    tts, family = attachment.tts, attachment.family
+    with (
+        tempfile.TemporaryDirectory(prefix="tts-compile-parity-") as folder,
+        torch.random.fork_rng(),
+        family.voice.kept(tts),
+    ):
+        path = str(recording or make_reference_wav(Path(folder) / "voice.wav", seconds=5))
+        yield [path] if family.speech is None else [str(text) for text in texts], path
+
+
+def _asked(component: Component) -> bool:
+    return component.report().asked != "stock"
 
 
 def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds) -> ComponentParity:
-    """One component on stock's inputs; attached alone, so that what others do wrong is not laid at its door.
+    """Compares one component with stock; attached alone, so that its result does not depend on other components.
 
     Args:
         component: not attached.
-        calls: of the methods that it replaces, and what stock gave.
-        thresholds: that it is held to.
+        calls: recorded calls of the methods that it replaces.
+        thresholds: the limits for it.
     """
-    heard: list[Tensor] = []
+    logits: list[Tensor] = []
     if isinstance(component, EagerComponent):
-        component.release()  # what it remembers would answer for it
+        component.release()  # a kept result would be returned in place of a new one
     tensors: list[TensorParity] = []
     tokens: list[TokenParity] = []
     failures: list[str] = []
@@ -130,23 +140,23 @@ def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds)
     by_stock = 0
     try:
         if isinstance(component, T3Component):
-            component.engine.listener = heard.append
+            component.engine.listener = logits.append
         component.attach()
         for call in calls:
-            heard.clear()
+            logits.clear()
             before = component.stock_calls
             try:
-                take = call.played(heard)
-                generators &= take.after.same_as(call.take.after)
-                found = _tensors(call, take)
+                result = call.repeat_and_record(logits)
+                generators &= result.after.same_as(call.result.after)
+                found = _tensors(call, result)
                 if call.component == "t3":
-                    token, logits = _tokens(call, take)
+                    token, guided = _tokens(call, result)
                     tokens.append(token)
-                    found += logits
-                    if not logits:
-                        notes.append("its logits could not be heard; its tokens were compared")
+                    found += guided
+                    if not guided:
+                        notes.append("its logits could not be read; its tokens were compared")
                 tensors += found
-            except Exception as error:  # of any kind: stock had none
+            except Exception as error:  # any error: stock raised none
                 failures.append(f"{call.method} raised {reason(error)}")
             by_stock += component.stock_calls > before
     finally:
@@ -166,42 +176,42 @@ def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds)
         failures.append(f"{why}: nothing was compared")
     elif by_stock:
         notes.append(f"{by_stock} of {len(calls)} calls were answered by stock in its place")
-    ran = "stock" if by_stock == len(calls) else component.report().ran
     return ComponentParity(
-        ran,
-        len(calls),
-        by_stock,
-        tuple(tensors),
-        tuple(tokens),
-        generators,
-        tuple(failures),
-        tuple(dict.fromkeys(notes)),
+        ran="stock" if by_stock == len(calls) else component.report().ran,
+        calls=len(calls),
+        stock_calls=by_stock,
+        tensors=tuple(tensors),
+        tokens=tuple(tokens),
+        generators=generators,
+        failures=tuple(failures),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _tensors(call: Call, take: Take) -> list[TensorParity]:
-    """All but T3's tokens."""
-    places = sorted({*call.take.tensors, *take.tensors})
+def _tensors(call: Call, result: CallResult) -> list[TensorParity]:
+    """Compares all tensors but T3's tokens."""
+    positions = sorted({*call.result.tensors, *result.tensors})
     if call.component == "t3":
-        places.remove(_TOKENS)
-    return [_tensor(f"{call.method} {at}", call.take.tensors.get(at), take.tensors.get(at)) for at in places]
+        positions.remove(_TOKENS)
+    stock, ours = call.result.tensors, result.tensors
+    return [_tensor(f"{call.method} {position}", stock.get(position), ours.get(position)) for position in positions]
 
 
-def _tokens(call: Call, take: Take) -> tuple[TokenParity, list[TensorParity]]:
-    """Tokens, and the guided logits behind them as far as both sides went the same way."""
-    theirs, ours = call.take.tensors[_TOKENS][0].tolist(), take.tensors[_TOKENS][0].tolist()
+def _tokens(call: Call, result: CallResult) -> tuple[TokenParity, list[TensorParity]]:
+    """Compares tokens, and the guided logits up to the first token that differs."""
+    theirs, ours = call.result.tensors[_TOKENS][0].tolist(), result.tensors[_TOKENS][0].tolist()
     at = first_difference(theirs, ours)
     together = min(len(theirs), len(ours), len(theirs) if at is None else at + 1)
     gap = None
-    before = call.take.heard
-    if at is not None and at < min(len(before), len(theirs), len(ours)):
-        gap = float(before[at][theirs[at]] - before[at][ours[at]])
+    stock = call.result.logits
+    if at is not None and at < min(len(stock), len(theirs), len(ours)):
+        gap = float(stock[at][theirs[at]] - stock[at][ours[at]])
     parity = TokenParity(len(ours), len(theirs), same_share(theirs, ours), at, gap)
-    heard = take.heard[-len(ours) :]  # those of a level that failed come first
-    if min(len(heard), len(before)) < together:  # stock has answered, or a CUDA graph, in which nobody listens
+    logits = result.logits[-len(ours) :]  # those of a level that failed come first
+    if min(len(logits), len(stock)) < together:  # stock answered, or a captured graph, whose logits are not read
         return parity, []
-    logits = (torch.stack(list(side[:together])) for side in (before, heard))
-    return parity, [_tensor(f"{call.method} guided logits", *logits)]
+    pair = (torch.stack(list(side[:together])) for side in (stock, logits))
+    return parity, [_tensor(f"{call.method} guided logits", *pair)]
 
 
 def _tensor(name: str, stock: Tensor | None, found: Tensor | None) -> TensorParity:
@@ -226,17 +236,35 @@ def _tensor_failure(tensor: TensorParity, thresholds: Thresholds) -> str | None:
     return f"{tensor.name}: {ratio:.1f} dB of signal to error, {wanted} wanted"
 
 
-def _wave(
-    tts: Any, text: str, stock: Tensor, wave: Tensor, thresholds: Thresholds, transcribe: Transcriber | None
+def compare_generate(
+    attachment: Attachment, text: str, stock: Tensor, thresholds: Thresholds, transcribe: Transcriber | None = None
 ) -> WaveParity:
+    """Generates a text with the components that are attached now, and compares the wave with stock's."""
+    try:
+        wave = attachment.tts.generate(text)
+    except Exception as error:  # any error: stock raised none
+        return WaveParity(text, None, None, None, None, None, (f"raised {reason(error)}",))
+    return compare_waves(attachment.tts, attachment.family, (stock, wave), text, thresholds, transcribe)
+
+
+def compare_waves(
+    tts: Any,
+    family: Family,
+    waves: tuple[Tensor, Tensor],
+    text: str,
+    thresholds: Thresholds,
+    transcribe: Transcriber | None = None,
+) -> WaveParity:
+    """Compares two waves (1, samples) of a text, the first of which is stock's."""
+    stock, wave = waves
     ratio = signal_to_error_db(stock, wave)
     distance = log_mel_distance_db(stock, wave, tts.sr) if ratio is not None else None
     loudness = loudness_difference(stock, wave, tts.sr)
-    similarity = _similarity(tts, stock, wave)
-    words = None
+    similarity = _similarity(tts, family, stock, wave)
+    rates = None
     if transcribe is not None:
-        rates = [word_error_rate(text, transcribe(side, tts.sr)) for side in (stock, wave)]
-        words = rates[0], rates[1]
+        theirs, ours = (word_error_rate(text, transcribe(side, tts.sr)) for side in waves)
+        rates = theirs, ours
     failures = []
     if thresholds.wave_db is not None and not (ratio is not None and ratio >= thresholds.wave_db):
         found = "another shape than stock's" if ratio is None else f"{ratio:.1f} dB of signal to error"
@@ -250,21 +278,21 @@ def _wave(
         failures.append(f"{loudness:+.2f} LU in loudness, at most {thresholds.loudness_lu:g} is wanted")
     if similarity is not None and not similarity >= thresholds.speaker_similarity:
         failures.append(f"speaker similarity {similarity:.4f}, at least {thresholds.speaker_similarity:g} is wanted")
-    if words is not None and not words[1] - words[0] <= thresholds.words:
-        failures.append(f"{words[1]:.1%} of the words misheard, {words[0]:.1%} of stock's")
-    return WaveParity(text, ratio, distance, loudness, similarity, words, tuple(failures))
+    if rates is not None and not rates[1] - rates[0] <= thresholds.words:
+        failures.append(f"{rates[1]:.1%} of the words misheard, {rates[0]:.1%} of stock's")
+    return WaveParity(text, ratio, distance, loudness, similarity, rates, tuple(failures))
 
 
-def _similarity(tts: Any, stock: Tensor, wave: Tensor) -> float | None:
-    """Cosine of the voices that the model's own encoder hears in two waves."""
-    if not hasattr(tts, "ve"):
+def _similarity(tts: Any, family: Family, stock: Tensor, wave: Tensor) -> float | None:
+    """Returns the cosine of the embeddings that the model's own voice encoder computes from two waves."""
+    if family.voice_encoder is None:
         return None
     if not (torch.isfinite(stock).all() and torch.isfinite(wave).all()):
         return math.nan
-    embed = own_method(tts.ve, "embeds_from_wavs")
+    embed = own_method(getattr(tts, family.voice_encoder), "embeds_from_wavs")
 
     def voice(side: Tensor) -> Tensor:
-        heard = resample(side[0].detach().cpu().numpy().astype(np.float32), tts.sr, _ENCODER_RATE)
-        return torch.from_numpy(embed([heard], sample_rate=_ENCODER_RATE)[0])
+        samples = resample(side[0].detach().cpu().numpy().astype(np.float32), tts.sr, _ENCODER_RATE)
+        return torch.from_numpy(embed([samples], sample_rate=_ENCODER_RATE)[0])
 
     return float(torch.nn.functional.cosine_similarity(voice(stock), voice(wave), dim=0))

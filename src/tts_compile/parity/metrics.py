@@ -1,4 +1,4 @@
-"""How far one tensor, wave or text is from another."""
+"""Distances between two tensors, waves or texts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-_FLOOR_DB = 80.0  # below the loudest band: what is quieter is not heard beside it
+_FLOOR_DB = 80.0  # below the loudest band: quieter sound cannot be heard beside it
 _BANDS = 80
 _WINDOW, _HOP = 1024, 256  # samples, at 24 kHz 43 and 11 ms
 _GATE_SECONDS = 0.4  # a loudness meter's block, BS.1770
 
 
 def signal_to_error_db(reference: Tensor, other: Tensor) -> float | None:
-    """Power of ``reference`` over that of the difference, in dB; None where the shapes differ.
+    """Returns the power of ``reference`` over that of the difference, in dB; None where the shapes differ.
 
-    Infinite where both are equal, nan where one of them is not finite.
+    The ratio is infinite where both are equal, and nan where one of them is not finite.
 
     >>> round(signal_to_error_db(torch.ones(1, 4), torch.full((1, 4), 0.9)), 3)
     20.0
@@ -32,7 +32,7 @@ def signal_to_error_db(reference: Tensor, other: Tensor) -> float | None:
 
 
 def lowest_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
-    """The lowest :func:`signal_to_error_db` of at least one pair; None where shapes differ, nan where any one is."""
+    """Returns the lowest :func:`signal_to_error_db` of some pairs; None if any shapes differ, or nan if any is nan."""
     found = [signal_to_error_db(*pair) for pair in pairs]
     ratios = [ratio for ratio in found if ratio is not None]
     if len(ratios) < len(found):
@@ -41,13 +41,14 @@ def lowest_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
 
 
 def log_mel_distance_db(reference: Tensor, other: Tensor, rate: int) -> float | None:
-    """Log-spectral distance (Gray and Markel 1976) over mel bands, averaged over time, in dB.
+    """Returns the log-spectral distance (Gray and Markel 1976) over mel bands, averaged over time, in dB.
 
     Args:
         reference, other: waves (1, samples); the longer one is cut.
         rate: in Hz.
 
-    Returns None for waves shorter than a window.
+    Returns:
+        None for waves shorter than a window.
     """
     from torchaudio.transforms import MelSpectrogram
 
@@ -62,13 +63,14 @@ def log_mel_distance_db(reference: Tensor, other: Tensor, rate: int) -> float | 
 
 
 def loudness_difference(reference: Tensor, other: Tensor, rate: int) -> float | None:
-    """By how many LU ``other`` is louder, integrated loudness after ITU-R BS.1770-4.
+    """Returns by how many LU ``other`` is louder: integrated loudness, ITU-R BS.1770-4.
 
     Args:
         reference, other: waves (1, samples).
         rate: in Hz.
 
-    Returns None for waves shorter than the 0.4 s that the standard measures over, and for silence.
+    Returns:
+        None for waves shorter than the 0.4 s that the standard measures over, and for silence.
     """
     from torchaudio.functional import loudness
 
@@ -79,7 +81,7 @@ def loudness_difference(reference: Tensor, other: Tensor, rate: int) -> float | 
 
 
 def same_share(reference: Sequence[int], other: Sequence[int]) -> float:
-    """Share of positions at which two sequences agree, of the longer one's.
+    """Returns the share of equal positions of two sequences, of the positions of the longer one.
 
     >>> same_share([1, 2, 3], [1, 2, 4, 5])
     0.5
@@ -89,7 +91,7 @@ def same_share(reference: Sequence[int], other: Sequence[int]) -> float:
 
 
 def first_difference(reference: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first position at which two sequences differ; None where they are equal.
+    """Returns the first position at which two sequences differ; None where they are equal.
 
     >>> first_difference([1, 2], [1, 2, 3])
     2
@@ -100,15 +102,15 @@ def first_difference(reference: Sequence[int], other: Sequence[int]) -> int | No
     return None if len(reference) == len(other) else min(len(reference), len(other))
 
 
-def word_error_rate(spoken: str, heard: str) -> float:
-    """Words inserted, left out or exchanged per word of ``spoken``; letters alone are compared, without case.
+def word_error_rate(text: str, transcript: str) -> float:
+    """Returns words inserted, left out or exchanged per word of ``text``; compares letters alone, without case.
 
     Raises:
         ImportError: without jiwer, which the extra ``quality`` installs.
     """
     import jiwer
 
-    return float(jiwer.wer(_words(spoken), _words(heard)))
+    return float(jiwer.wer(_words(text), _words(transcript)))
 
 
 def _words(text: str) -> str:

@@ -1,10 +1,11 @@
-"""What stock's methods were given and gave, and the same calls made again."""
+"""Records calls of stock methods and repeats them."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,76 +16,72 @@ from torch import Tensor
 
 from ..components.component import Component
 from ..components.seam import Seam, attach_all, detach_all
+from ..families import Family, SpeechModel
 from ..utils.random_state import RandomState
-
-# Of the model, and of a voice converter: what a method leaves there that returns nothing.
-_LEFT_BEHIND = {"conds", "ref_dict"}
-
 
 Methods = dict[str, list[tuple[Any, str]]]  # by component: owners and names
 
 
 @dataclass(frozen=True)
-class Take:
-    """What a call gave.
+class CallResult:
+    """The result of a call and its side effects.
 
     Attributes:
-        tensors: by where in the result they stood.
-        after: the global generators after the call.
-        heard: what was listened to meanwhile; empty where nothing was.
+        tensors: the tensors of the result, by their position in it.
+        after: the global random generators after the call.
+        logits: guided logits (vocabulary,) of every step of a speech model; empty for other methods.
     """
 
     tensors: dict[str, Tensor]
     after: RandomState
-    heard: tuple[Tensor, ...] = ()
+    logits: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a stock method.
+    """One recorded call of a stock method.
 
     Attributes:
         component: the name of the component that replaces the method.
-        method: as in ``"t3.inference"``; for messages.
-        take: what stock gave.
+        method: such as ``"T3.inference"``; for messages.
+        result: of stock.
     """
 
     component: str
     method: str
-    take: Take
+    result: CallResult
     _owner: Any
     _name: str
-    _standing: Callable[..., Any]
-    _leaves: bool
+    _stock: Callable[..., Any]
     _given: tuple[tuple[Any, ...], dict[str, Any]]
     _before: RandomState
     _inference: bool
     _device: torch.device
+    _left_behind: str | None  # the attribute that a method without a result sets
 
-    def again(self) -> Any:
-        """Whatever answers the method now, for the same input, from the same random numbers; its result."""
-        return self._repeat(getattr(self._owner, self._name))
+    def repeat(self) -> Any:
+        """Calls the method as it is now, with the recorded arguments and random numbers; returns its result."""
+        return self._call(getattr(self._owner, self._name))
 
-    def stock(self) -> Any:
-        """What stood there when it was recorded likewise."""
-        return self._repeat(self._standing)
+    def repeat_stock(self) -> Any:
+        """Calls the recorded method, with the recorded arguments and random numbers; returns its result."""
+        return self._call(self._stock)
 
-    def played(self, heard: Sequence[Tensor] = ()) -> Take:
-        """What :meth:`again` gives; ``heard`` is read when it has."""
-        return _taken(self._owner, self.again(), self._device, heard)
+    def repeat_and_record(self, logits: Sequence[Tensor] = ()) -> CallResult:
+        """Calls the method as :meth:`repeat` does; ``logits`` is read after the call."""
+        return _recorded_result(self._owner, self.repeat(), self._left_behind, self._device, logits)
 
-    def _repeat(self, method: Callable[..., Any]) -> Any:
+    def _call(self, method: Callable[..., Any]) -> Any:
         args, kwargs = copy.deepcopy(self._given)
-        if self._leaves:  # what an earlier call has left would pass for this one's
-            for name in vars(self._owner).keys() & _LEFT_BEHIND:
-                setattr(self._owner, name, None)
+        if self._left_behind and hasattr(self._owner, self._left_behind):  # the value of an earlier call would count
+            setattr(self._owner, self._left_behind, None)
         self._before.restore()
         with torch.inference_mode(self._inference):
             return method(*args, **kwargs)
 
 
 def methods_of(components: Mapping[str, Component]) -> Methods:
-    """Those that components replace; components that replace none are left out."""
+    """Returns the methods that components replace; components that replace none are left out."""
     return {
         name: [(seam.owner, seam.name) for seam in component.seams]
         for name, component in components.items()
@@ -93,79 +90,101 @@ def methods_of(components: Mapping[str, Component]) -> Methods:
 
 
 @contextlib.contextmanager
-def recorded(methods: Methods, device: torch.device, model: Any) -> Iterator[list[Call]]:
-    """Inside, every call of some methods is written down; what stands there answers it.
+def recorded(tts: Any, family: Family, methods: Methods) -> Iterator[list[Call]]:
+    """Records every call of some methods inside the block; yields the list that they are added to.
 
     Args:
-        methods: of the stock model.
-        device: of the model.
-        model: its T3's guided logits are listened to, where it has a T3.
+        tts: the stock model.
+        family: its family.
+        methods: the methods.
     """
     calls: list[Call] = []
+    device = family.device(tts)
 
-    def watch(component: str, owner: Any, name: str) -> Seam:
-        standing = getattr(owner, name)
+    def record(component: str, owner: Any, name: str) -> Seam:
+        stock = getattr(owner, name)
 
-        def answer(*args: Any, **kwargs: Any) -> Any:
+        def recording(*args: Any, **kwargs: Any) -> Any:
             given = copy.deepcopy((args, kwargs))
             before = RandomState(device)
-            with _stock_logits(model, component, kwargs) as heard:
-                result = standing(*args, **kwargs)
-            take = _taken(owner, result, device, heard)
-            method = f"{type(owner).__name__}.{name}"
-            inference = torch.is_inference_mode_enabled()
-            leaves = result is None
-            calls.append(Call(component, method, take, owner, name, standing, leaves, given, before, inference, device))
+            logits: list[Tensor] = []
+            hooked: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if component == "t3" and family.speech is not None:
+                weight = _guidance(family.speech, stock, args, kwargs)
+                hooked = _stock_logits(getattr(owner, family.speech.head), weight, logits)
+            with hooked:
+                result = stock(*args, **kwargs)
+            left_behind = family.voice.attribute if result is None else None
+            call = Call(
+                component=component,
+                method=f"{type(owner).__name__}.{name}",
+                result=_recorded_result(owner, result, left_behind, device, logits),
+                _owner=owner,
+                _name=name,
+                _stock=stock,
+                _given=given,
+                _before=before,
+                _inference=torch.is_inference_mode_enabled(),
+                _device=device,
+                _left_behind=left_behind,
+            )
+            calls.append(call)
             return result
 
-        return Seam(owner, name, answer)
+        return Seam(owner, name, recording)
 
-    taps = [watch(component, *place) for component, places in methods.items() for place in places]
-    attach_all(taps)
+    seams = [record(component, *method) for component, found in methods.items() for method in found]
+    attach_all(seams)
     try:
         yield calls
     finally:
-        detach_all(taps)
+        detach_all(seams)
+
+
+def _guidance(speech: SpeechModel, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Returns the strength of guidance that a call asks for."""
+    if speech.guidance is None:
+        return 0.0
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return float(bound.arguments[speech.guidance])
 
 
 @contextlib.contextmanager
-def _stock_logits(model: Any, component: str, settings: dict[str, Any]) -> Iterator[list[Tensor]]:
-    """Guided logits (vocabulary,) of every step of stock's token loop, as it goes on."""
-    heard: list[Tensor] = []
-    if component != "t3":
-        yield heard
-        return
-    weight = settings.get("cfg_weight", 0.5)
+def _stock_logits(head: torch.nn.Module, weight: float, logits: list[Tensor]) -> Iterator[None]:
+    """Adds the guided logits (vocabulary,) of every step of stock's token loop to a list, inside the block."""
 
-    def listen(_module: Any, _given: Any, logits: Tensor) -> None:
-        conditional, unconditional = logits[0, -1], logits[-1, -1]
-        heard.append(conditional + weight * (conditional - unconditional))
+    def record(_module: Any, _given: Any, output: Tensor) -> None:
+        rows = output.reshape(len(output), -1, output.shape[-1])[:, -1]  # (rows, vocabulary) of the last position
+        logits.append(rows[0] + weight * (rows[0] - rows[-1]) if weight else rows[0].clone())
 
-    hook = model.t3.speech_head.register_forward_hook(listen)
+    hook = head.register_forward_hook(record)
     try:
-        yield heard
+        yield
     finally:
         hook.remove()
 
 
-def _taken(owner: Any, result: Any, device: torch.device, heard: Sequence[Tensor]) -> Take:
-    if result is None:
-        result = {name: getattr(owner, name, None) for name in _LEFT_BEHIND}
-    tensors = {place: tensor.detach().clone() for place, tensor in _tensors(result)}
-    return Take(tensors, RandomState(device), tuple(heard))
+def _recorded_result(
+    owner: Any, result: Any, left_behind: str | None, device: torch.device, logits: Sequence[Tensor]
+) -> CallResult:
+    if left_behind is not None:
+        result = {left_behind: getattr(owner, left_behind, None)}
+    tensors = {position: tensor.detach().clone() for position, tensor in _tensors(result)}
+    return CallResult(tensors, RandomState(device), tuple(logits))
 
 
-def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor or array in tuples, lists, dicts and dataclasses, and where it stands."""
+def _tensors(value: Any, position: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields every tensor or array in tuples, lists, dicts and dataclasses, with its position in them."""
     if isinstance(value, Tensor):
-        yield place or "result", value
+        yield position or "result", value
     elif isinstance(value, np.ndarray):
-        yield place or "result", torch.from_numpy(value)
+        yield position or "result", torch.from_numpy(value)
     elif isinstance(value, dict):
         for key, part in value.items():
-            yield from _tensors(part, f"{place}.{key}".lstrip("."))
+            yield from _tensors(part, f"{position}.{key}".lstrip("."))
     elif isinstance(value, (tuple, list)):
         for index, part in enumerate(value):
-            yield from _tensors(part, f"{place}[{index}]")
+            yield from _tensors(part, f"{position}[{index}]")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors({part.name: getattr(value, part.name) for part in dataclasses.fields(value)}, place)
+        yield from _tensors({part.name: getattr(value, part.name) for part in dataclasses.fields(value)}, position)

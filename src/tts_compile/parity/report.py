@@ -1,4 +1,4 @@
-"""What a comparison with stock has found."""
+"""The result of a comparison with stock."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class TensorParity:
     """One tensor of one call.
 
     Attributes:
-        name: method, and where in its result the tensor stood.
-        signal_to_error_db: infinite where all is equal; None where that cannot be told.
-        whole: whether it holds whole numbers.
-        unlike: why it cannot: missing, or of another shape, dtype or device.
+        name: the method and the tensor's position in its result.
+        signal_to_error_db: infinite for equal tensors; None for tensors that cannot be compared.
+        whole: whether the tensor holds whole numbers.
+        unlike: the reason why it cannot be compared: missing, or another shape, dtype or device.
     """
 
     name: str
@@ -34,11 +34,11 @@ class TokenParity:
     """The speech tokens of one call.
 
     Attributes:
-        count, stock_count: how many there are.
-        same: share of positions with the same token.
-        first_difference: the first position without.
-        logit_gap: there, by how much stock's guided logit of its token is above that of the other one; None where it
-            is not known.
+        count, stock_count: their numbers.
+        same: share of positions with equal tokens.
+        first_difference: the first position with different tokens; None where all are equal.
+        logit_gap: at this position, stock's guided logit of its own token minus that of the other token; None where
+            it is not known.
     """
 
     count: int
@@ -50,14 +50,14 @@ class TokenParity:
 
 @dataclass(frozen=True)
 class ComponentParity:
-    """One component on the inputs that stock's gave it.
+    """One component on the recorded inputs of stock.
 
     Attributes:
-        ran: as in the execution report.
-        calls: that it was given.
-        stock_calls: of them, those that stock answered in its place, so that nothing was compared.
-        failures: what is not within the thresholds, in words.
-        notes: what was not compared, and why.
+        ran: see :attr:`tts_compile.ComponentReport.ran`.
+        calls: the number of recorded calls.
+        stock_calls: calls that stock answered in its place, so that nothing was compared.
+        failures: a sentence for everything outside the thresholds.
+        notes: a sentence for everything that was not compared.
     """
 
     ran: str
@@ -71,12 +71,12 @@ class ComponentParity:
 
     @property
     def passed(self) -> bool:
-        """Whether all is within the thresholds."""
+        """Whether everything is within the thresholds."""
         return not self.failures
 
     @property
     def signal_to_error_db(self) -> float | None:
-        """The lowest, nan before all; None where there is none."""
+        """The lowest ratio, nan before all others; None without a ratio."""
         ratios = [t.signal_to_error_db for t in self.tensors if t.signal_to_error_db is not None]
         return min(ratios, key=lambda ratio: -math.inf if math.isnan(ratio) else ratio, default=None)
 
@@ -86,12 +86,12 @@ class WaveParity:
     """One whole utterance.
 
     Attributes:
-        text: what was spoken.
+        text: the text, or the recording that was converted.
         signal_to_error_db: None where lengths differ.
-        log_mel_db, loudness_lu: see :mod:`tts_compile.parity.metrics`; None for waves too short.
+        log_mel_db, loudness_lu: see :mod:`tts_compile.parity.metrics`; None for waves that are too short.
         speaker_similarity: cosine; None without a voice encoder.
-        words: rate of misheard words in stock's wave and in the other one; None where nobody listened.
-        failures: what is not within the thresholds, in words.
+        words: rates of misheard words in stock's wave and in the other one; None where words were not compared.
+        failures: a sentence for everything outside the thresholds.
     """
 
     text: str
@@ -104,33 +104,41 @@ class WaveParity:
 
     @property
     def passed(self) -> bool:
-        """Whether all is within the thresholds."""
+        """Whether everything is within the thresholds."""
         return not self.failures
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was found; ``str()`` is a table, :meth:`to_dict` is JSON-able.
+    """A comparison with stock; ``str()`` is a table, :meth:`to_dict` is JSON-able.
 
     Attributes:
-        components: by name; those that have replaced nothing are not in it.
-        waves: for each text.
-        thresholds: that components and waves were held to, by component, and by ``"wave"``.
-        notes: what was not measured, and why.
+        components: the components that have replaced a method, by name.
+        waves: one for each text.
+        thresholds: the limits, by component, and by ``"wave"`` for the waves.
+        notes: a sentence for everything that was not measured.
+        left_to_stock: names of components that were asked for and have replaced nothing.
     """
 
     components: dict[str, ComponentParity]
     waves: tuple[WaveParity, ...]
     thresholds: dict[str, Thresholds]
     notes: tuple[str, ...] = ()
+    left_to_stock: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether all components and waves are within the thresholds."""
-        return all(part.passed for part in self.components.values()) and all(wave.passed for wave in self.waves)
+        """Whether everything is within the thresholds, and something was compared if anything was asked for."""
+        return not self.failures and bool(self.components or not self.left_to_stock)
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence for everything outside the thresholds, with its component or text."""
+        failures = [f"{name}: {failure}" for name, part in self.components.items() for failure in part.failures]
+        return failures + [f"{_short(wave.text)}: {failure}" for wave in self.waves for failure in wave.failures]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; an infinite ratio, of what is identical, is the text ``"inf"``, nan is ``"nan"``."""
+        """Returns plain values; the infinite ratio of equal tensors is the text ``"inf"``, nan is ``"nan"``."""
         plain: dict[str, Any] = _plain(asdict(self))
         for name, component in self.components.items():
             plain["components"][name]["passed"] = component.passed
@@ -142,9 +150,9 @@ class ParityReport:
         ]
         for name, part in self.components.items():
             tokens = f"{min(t.same for t in part.tokens):.0%}" if part.tokens else ""
-            left = "as stock's" if part.generators else "differ"
+            generators = "as stock's" if part.generators else "differ"
             ratio = _db(part.signal_to_error_db)
-            rows.append((name, part.ran, str(part.calls), ratio, tokens, left, _verdict(part.passed)))
+            rows.append((name, part.ran, str(part.calls), ratio, tokens, generators, _verdict(part.passed)))
         spoken: list[tuple[str, ...]] = [
             ("text", "signal to error", "log-mel, dB", "loudness, LU", "speaker", "words, stock and ours", "verdict")
         ]
@@ -152,17 +160,15 @@ class ParityReport:
             words = "" if wave.words is None else f"{wave.words[0]:.1%}, {wave.words[1]:.1%}"
             numbers = [_number(n) for n in (wave.log_mel_db, wave.loudness_lu, wave.speaker_similarity)]
             spoken.append((_short(wave.text), _db(wave.signal_to_error_db), *numbers, words, _verdict(wave.passed)))
-        failures = [f"{name}: {failure}" for name, part in self.components.items() for failure in part.failures]
-        failures += [f"{_short(wave.text)}: {failure}" for wave in self.waves for failure in wave.failures]
         parts = [format_table(rows)]
         if self.waves:
             parts.append("\n" + format_table(spoken))
         notes = [f"{name}: {note}" for name, part in self.components.items() for note in part.notes]
-        return "\n".join([*parts, *failures, *notes, *self.notes])
+        return "\n".join([*parts, *self.failures, *notes, *self.notes])
 
 
 def _plain(value: Any) -> Any:
-    """The same with numbers that JSON does not know as text."""
+    """Returns the value with numbers that JSON cannot hold as text."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (tuple, list)):

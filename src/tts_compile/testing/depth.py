@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -15,6 +14,7 @@ from ..errors import InputError
 from ..fallback import reason
 from ..families import Family, families, family_named
 from ..utils.device import is_out_of_memory
+from ..utils.patch import patched, patched_items
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ def built_with(depths: Depths, variant: str) -> Iterator[None]:
         if depths.t3 is not None:
             backbone = _BACKBONES[variant]
             settings = {backbone.setting: depths.t3}
-            stack.enter_context(mock.patch.dict(llama_configs.LLAMA_CONFIGS[backbone.config], settings))
-        stack.enter_context(mock.patch.object(s3gen_module, "ConditionalDecoder", estimator))
-        stack.enter_context(mock.patch.object(s3gen_module, "UpsampleConformerEncoder", encoder))
-        stack.enter_context(mock.patch.object(tokenizer_config, "n_audio_layer", depths.speech_tokenizer))
+            stack.enter_context(patched_items(llama_configs.LLAMA_CONFIGS[backbone.config], settings))
+        stack.enter_context(patched(s3gen_module, "ConditionalDecoder", estimator))
+        stack.enter_context(patched(s3gen_module, "UpsampleConformerEncoder", encoder))
+        stack.enter_context(patched(tokenizer_config, "n_audio_layer", depths.speech_tokenizer))
         yield
 
 

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
+
+from ..utils.patch import patched
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def nothing_fetched() -> Iterator[None]:
 
     local = functools.partial(tokenizer.hf_hub_download, local_files_only=True)
     with (
-        mock.patch.object(tokenizer, "hf_hub_download", local),
-        mock.patch.object(converter, "_init_segmenter", segmenter_if_at_hand),
+        patched(tokenizer, "hf_hub_download", local),
+        patched(converter, "_init_segmenter", segmenter_if_at_hand),
     ):
         yield

@@ -1,4 +1,4 @@
-"""A choice of policies made by measuring on this machine, and kept for the next process."""
+"""A choice of policies made by measuring on this machine, and stored for later processes."""
 
 from .measure import autotune, tune
 from .trial import Trial, Tuning

@@ -1,53 +1,54 @@
-"""Stock and every candidate on the same calls, in turn."""
+"""Measures stock and every candidate policy on the same calls, in turn."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .. import testing
 from ..api import as_stock
-from ..bench.models import timed_call
+from ..audio.synthetic_voice import make_reference_wav
 from ..components.component import Component, EagerComponent
-from ..components.component_set import ComponentSet as Assembly
+from ..components.component_set import ComponentSet
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import InputError
 from ..fallback import reason
-from ..measuring.interleaved import alternate, seconds
+from ..families import family_of
+from ..measuring.interleaved import alternate, seconds, timed_call
+from ..measuring.progress import Step
+from ..measuring.proof import COMPILED
 from ..measuring.stats import FEWEST, ratio_of_medians
-from ..parity import ComponentParity, Thresholds, Voice, compare
+from ..parity import ComponentParity, Thresholds, compare
 from ..parity.recorded_calls import Call, Methods, methods_of, recorded
-from ..timing.blocks import Stopwatch
+from ..timing.blocks import Stopwatch, Timings
 from ..validation import checked_inputs
 from . import store
-from .trial import COMPILED, STOCK, Trial, Tuning, best_of
+from .trial import STOCK, Trial, Tuning, best_of
 
 TEXT = "The rain had stopped by noon, and nobody asked why."
 
 
 def autotune(tts: Any, texts: Sequence[str] | None = None, **options: Any) -> CompileConfig:
-    """The policies that are fastest on this machine for these texts; measured once, then read from a file.
+    """Returns the policies that are fastest on this machine for these texts: measured once, then read from a file.
 
     A policy is kept where it is faster than stock, and than simpler ones, beyond noise, and gives what stock gives.
-    What has nothing to compile is kept unless it is slower.
+    A component in which nothing is compiled is kept unless it is slower.
     Components whose policy in ``config`` is not ``"auto"`` stay as they are asked for.
 
     Args:
-        tts: the model; a compiled one is stock meanwhile.
-        texts: what is usual; one sentence where there are none.
+        tts: the model; a compiled one is stock during the measurement.
+        texts: typical ones; None takes one sentence.
         options: of :func:`tts_compile.tuning.tune`: ``config``, ``budget`` in seconds, ``repeats``, ``seed``,
             ``recording``, ``refresh``, ``step``.
 
     Raises:
-        InputError: for texts that are none.
+        InputError: for texts that cannot be spoken.
     """
     return tune(tts, texts, **options).config
 
@@ -62,19 +63,20 @@ def tune(
     seed: int = 0,
     recording: str | Path | None = None,
     refresh: bool = False,
-    step: Callable[[str], object] = lambda _: None,
+    step: Step = lambda _: None,
 ) -> Tuning:
-    """As :func:`autotune`, with everything that was measured.
+    """Returns what :func:`autotune` chooses, with everything that was measured.
 
     Args:
-        tts, texts: as there.
-        config: what else is asked for; None reads the environment.
-        budget: seconds after which nothing new is tried; None for any.
-        repeats: of every policy, alternating; at least 5, or nothing could be told from noise.
+        tts: the model; a compiled one is stock during the measurement.
+        texts: typical ones; None takes one sentence.
+        config: settings beside the chosen policies; None reads the environment.
+        budget: seconds after which nothing new is tried; None for no limit.
+        repeats: of every policy, alternating; at least 5, since fewer give no interval.
         seed: of the first text.
         recording: of a voice; None makes one.
         refresh: measure again where a choice is stored.
-        step: told what is being done.
+        step: called with the name of each step.
     """
     if repeats < FEWEST:
         raise InputError(f"repeats must be at least {FEWEST}, got {repeats}")
@@ -82,85 +84,90 @@ def tune(
         raise InputError(f"budget must be positive or None, got {budget}")
     config = CompileConfig.from_env() if config is None else config
     with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
-        texts = checked_inputs(model, [TEXT] if texts is None else texts, recording)
+        family = family_of(type(model))
+        texts = checked_inputs(model, family, [TEXT] if texts is None else texts, recording)
         key = store.key(model, config, texts, recording)
         path = store.path(config, key)
         found = None if refresh else store.read(path, key, config)
         if found is not None and (found.complete or _no_more(budget, found.budget)):
             return found
-        tuning = _measured(model, texts, config, budget, repeats, seed, recording, step, key, str(path))
+        asked = _Asked(config, budget, repeats, seed, recording, step)
+        tuning = Tuning(*_measured(model, texts, asked), key=key, budget=budget, stored=str(path))
     store.write(tuning)
     return tuning
 
 
+class _Asked(NamedTuple):
+    """The arguments of :func:`tune` that the measurement reads."""
+
+    config: CompileConfig
+    budget: float | None
+    repeats: int
+    seed: int
+    recording: str | Path | None
+    step: Step
+
+
 def _no_more(budget: float | None, before: float | None) -> bool:
-    """Whether a budget would not get any further than the one before."""
+    """Returns whether a budget allows no more trials than the one before."""
     return budget is not None and before is not None and budget <= before
 
 
-def _measured(
-    tts: Any,
-    texts: Sequence[str],
-    config: CompileConfig,
-    budget: float | None,
-    repeats: int,
-    seed: int,
-    recording: str | Path | None,
-    step: Callable[[str], object],
-    key: dict[str, Any],
-    stored: str,
-) -> Tuning:
-    device = next(tts.s3gen.parameters()).device
-    voice = Voice(tts)
+def _measured(tts: Any, texts: Sequence[str], asked: _Asked) -> tuple[CompileConfig, tuple[Trial, ...], bool]:
+    """Returns the chosen configuration, all trials, and whether everything was measured within the budget."""
+    family, config, step = family_of(type(tts)), asked.config, asked.step
     trials: list[Trial] = []
     chosen: dict[str, ComponentPolicy] = {}
-    with Stopwatch() as watch, tempfile.TemporaryDirectory(prefix="tts-compile-tuning-") as folder, voice.kept():
+    with (
+        Stopwatch() as watch,
+        tempfile.TemporaryDirectory(prefix="tts-compile-tuning-") as folder,
+        family.voice.kept(tts),
+    ):
 
         def spent() -> bool:
-            return budget is not None and watch.seconds >= budget
+            return asked.budget is not None and watch.seconds >= asked.budget
 
-        path = str(recording or testing.make_reference_wav(Path(folder) / "voice.wav", seconds=5))
+        path = str(asked.recording or make_reference_wav(Path(folder) / "voice.wav", seconds=5))
         methods = _methods(tts, config)
-        with recorded(methods, device, tts) as calls:
+        with recorded(tts, family, methods) as calls:
             step("stock: the voice")
-            voice.prepare(path)
-            for number, text in enumerate(texts if hasattr(tts, "t3") else [path]):
+            family.voice.prepare(tts, path)
+            for number, text in enumerate(texts if family.speech else [path]):
                 step(f"stock: text {number + 1} of {len(texts)}")
-                torch.manual_seed(seed + number)
+                torch.manual_seed(asked.seed + number)
                 tts.generate(text)
         for name in methods:
             mine = [call for call in calls if call.component == name]
             if getattr(config, name).execution != "auto" or not mine:
                 continue
-            with voice.kept():
-                tried = _tried(tts, name, mine, config, repeats, str(device), spent, step)
+            with family.voice.kept(tts):
+                tried = _tried(tts, name, mine, asked, spent)
             best = best_of(tried)
             trials += [dataclasses.replace(trial, kept=trial is best) for trial in tried]
             chosen[name] = best.policy
-        complete = not spent()
-    return Tuning(config.replace(**chosen), tuple(trials), key, budget, complete, stored)
+        return config.replace(**chosen), tuple(trials), not spent()
 
 
 def _methods(tts: Any, config: CompileConfig) -> Methods:
-    """Those that components would replace; made without what only compiled code needs."""
+    """Returns the methods that components would replace, without preparing anything for compiled code."""
     eager = {
         name: dataclasses.replace(getattr(config, name), execution="eager", dtype="model")
         for name in COMPONENTS
         if getattr(config, name).execution != "stock"
     }
-    assembly = Assembly(tts, CompileConfig.off().replace(**eager))
-    return methods_of({name: assembly[name] for name in assembly})
+    components = ComponentSet(tts, family_of(type(tts)), CompileConfig.off().replace(**eager), Timings())
+    return methods_of({name: components[name] for name in components})
 
 
 def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict[str, ComponentPolicy]:
-    """Policies worth trying in place of ``"auto"``, the simplest first."""
+    """Returns the policies worth trying in place of ``"auto"``, the simplest first."""
     asked = functools.partial(dataclasses.replace, policy)
     if name not in COMPILED:
         return {"eager": asked(execution="eager")}
     found = {"eager": asked(execution="eager"), "inductor": asked(execution="inductor")}
     if name == "t3" and device.type == "cpu" and policy.draft_tokens is None:
         found["inductor"] = asked(execution="inductor", draft_tokens=0)
-        found["inductor, guessing"] = asked(execution="inductor")
+        found["inductor, draft tokens"] = asked(execution="inductor")
     if name != "vocoder" and device.type == "cuda":
         for word, fuse in (("cuda_graph", False), ("cuda_graph, fused", True)):
             if policy.fuse in (None, fuse):
@@ -168,23 +175,15 @@ def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict
     return found
 
 
-def _tried(
-    tts: Any,
-    name: str,
-    calls: Sequence[Call],
-    config: CompileConfig,
-    repeats: int,
-    device: str,
-    spent: Callable[[], bool],
-    step: Callable[[str], object],
-) -> list[Trial]:
-    """Stock and every candidate on the same calls, in turn."""
+def _tried(tts: Any, name: str, calls: Sequence[Call], asked: _Asked, spent: Callable[[], bool]) -> list[Trial]:
+    """Returns the trials of stock and of every candidate on the same calls, in turn."""
+    config, device = asked.config, str(family_of(type(tts)).device(tts))
     sides: dict[str, Callable[[], None]] = {STOCK: functools.partial(_stock, calls)}
     policies = {STOCK: ComponentPolicy(execution="stock")}
     refused: dict[str, str] = {STOCK: ""}
     first: dict[str, float] = {STOCK: 0.0}
     parts: list[Component] = []
-    # what cannot run as asked is to say so, and not to be measured at another level
+    # A policy that cannot run must raise an error, and not be measured at another level.
     others = dict.fromkeys(COMPONENTS, ComponentPolicy(execution="stock"))
     alone = config.replace(**others, fallback="raise", compile_in_background=False)
 
@@ -193,7 +192,7 @@ def _tried(
             if not refused[way]:
                 try:
                     _ours(component, calls)
-                except Exception as error:  # of any kind: it is one of several, and stock is there
+                except Exception as error:  # of any kind: the other policies remain
                     refused[way] = reason(error)
 
         return side
@@ -201,21 +200,24 @@ def _tried(
     for way, policy in candidates(getattr(config, name), name, torch.device(device)).items():
         if spent():
             break
-        step(f"{name}: {way}")
+        asked.step(f"{name}: {way}")
         policies[way], first[way] = policy, 0.0
         try:
-            # as this version would run it: there are no other weights than the model's
-            component = Assembly(tts, alone.replace(**{name: dataclasses.replace(policy, dtype="model")}))[name]
+            # This version has no weights but the model's.
+            only = alone.replace(**{name: dataclasses.replace(policy, dtype="model")})
+            component = ComponentSet(tts, family_of(type(tts)), only, Timings())[name]
             parts.append(component)
             thresholds = Thresholds.of(component.dtype)
             parity, first[way] = timed_call(device, functools.partial(compare, component, calls, thresholds))
-        except Exception as error:  # likewise
+        except Exception as error:  # of any kind, for the same reason
             refused[way] = reason(error)
             continue
         sides[way] = trying(way, component)
         refused[way] = "; ".join(_objections(component, policy, parity))
     try:
-        measured = alternate(sides, repeats, _Steps(name, step), device=device, enough=spent)
+        measured = alternate(
+            sides, asked.repeats, lambda call: asked.step(f"{name}: {call}"), device=device, enough=spent
+        )
     finally:
         for component in parts:
             component.release()
@@ -230,7 +232,7 @@ def _tried(
 
 
 def _objections(component: Component, policy: ComponentPolicy, parity: ComponentParity) -> list[str]:
-    """Why a candidate may not be kept: it is not as stock, or did not run as it was asked to."""
+    """Returns the reasons against a candidate: it differs from stock, or did not run as its policy asks."""
     found = list(parity.failures)
     if parity.stock_calls:
         found.append(f"stock answered {parity.stock_calls} of {parity.calls} calls")
@@ -241,29 +243,15 @@ def _objections(component: Component, policy: ComponentPolicy, parity: Component
 
 def _stock(calls: Sequence[Call]) -> None:
     for call in calls:
-        call.stock()
+        call.repeat_stock()
 
 
 def _ours(component: Component, calls: Sequence[Call]) -> None:
     if isinstance(component, EagerComponent):
-        component.release()  # what it remembers is no measure of what it does
+        component.release()  # or cached results would be measured
     try:
         component.attach()
         for call in calls:
-            call.again()
+            call.repeat()
     finally:
         component.detach()
-
-
-class _Steps:
-    """What :func:`alternate` reports to."""
-
-    def __init__(self, name: str, step: Callable[[str], object]) -> None:
-        self._name = name
-        self._step = step
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Tell."""
-        self._step(f"{self._name}: {name}")
-        yield

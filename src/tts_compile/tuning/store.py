@@ -1,4 +1,4 @@
-"""Choices kept beside compiled code, and what each belongs to."""
+"""Choices of policies, stored beside compiled code."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..audio.reading import Recording
 from ..config import COMPONENTS, CompileConfig, ComponentPolicy
 from ..errors import ConfigError
 from ..fallback import reason
+from ..families import family_of
 from ..measuring import machine
 from ..measuring.stats import Ratio
 from ..utils import files
@@ -28,21 +29,21 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1  # of the files
 
 
-# Of a configuration: what decides which policy is best.
+# The fields of a configuration on which the best policy depends.
 _ASKED = (*COMPONENTS, "memory_limit_gb", "compile_seconds")
 
 
 def key(tts: Any, config: CompileConfig, texts: Sequence[str], recording: str | Path | None) -> dict[str, Any]:
-    """What a choice belongs to."""
-    device = next(tts.s3gen.parameters()).device
+    """Returns the device, versions, model, settings and inputs that a choice is for."""
+    family = family_of(type(tts))
+    device = family.device(tts)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_digest(cpu_name().encode())} {torch.get_num_threads()} threads"
     shapes = [
         f"{part}.{name} {tuple(weight.shape)} {weight.dtype}"
-        for part in ("t3", "s3gen", "ve")
-        if hasattr(tts, part)
+        for part in family.modules
         for name, weight in getattr(tts, part).named_parameters()
     ]
     return {
@@ -59,7 +60,7 @@ def key(tts: Any, config: CompileConfig, texts: Sequence[str], recording: str | 
 
 @functools.cache
 def _code() -> str:
-    """A digest of this library: what was fastest before a change may not be so after it."""
+    """Returns a digest of this library: another policy may be the fastest after a change."""
     package = Path(__file__).parents[1]
     sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
     return _digest(b"".join(path.read_bytes() for path in sources))
@@ -70,13 +71,13 @@ def _digest(content: bytes) -> str:
 
 
 def path(config: CompileConfig, belongs_to: dict[str, Any]) -> Path:
-    """Where the choice is kept: beside compiled code, for its owner alone."""
+    """Returns the file of a choice: beside compiled code, accessible to its owner alone."""
     folder = files.own_folder(cache.made(config.cache_dir) / cache.OURS)
     return folder / f"tuned-{_digest(json.dumps(belongs_to, sort_keys=True).encode())}.json"
 
 
 def read(file: Path, belongs_to: dict[str, Any], config: CompileConfig) -> Tuning | None:
-    """A choice made before; what is damaged or belongs to something else is measured again."""
+    """Returns a choice that was stored; None where the file is damaged or is for another key."""
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
         if plain["format"] != _FORMAT or plain["key"] != belongs_to:
@@ -92,23 +93,23 @@ def read(file: Path, belongs_to: dict[str, Any], config: CompileConfig) -> Tunin
         )  # fmt: skip
         chosen = {trial.component: trial.policy for trial in trials if trial.kept}
         return Tuning(
-            config.replace(**chosen), trials, belongs_to, plain["budget"], plain["complete"], str(file), reused=True
+            config.replace(**chosen), trials, plain["complete"], belongs_to, plain["budget"], str(file), reused=True
         )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        logger.warning("the choice in %s cannot be read, and is made again: %s", file, reason(error))
+        logger.warning("the choice in %s cannot be read, and is measured again: %s", file, reason(error))
         return None
 
 
 def write(tuning: Tuning) -> None:
-    """Keep a choice where :func:`read` finds it; where that fails, the choice is good all the same."""
+    """Stores a choice for :func:`read`; where that fails, a warning is logged and the choice is used all the same."""
     content = json.dumps({"format": _FORMAT, **tuning.to_dict()}, indent=1, allow_nan=False)
     try:
         with files.replaced(tuning.stored) as beside:
             beside.write_text(content, encoding="utf-8")
     except OSError as error:
-        logger.warning("the choice cannot be kept in %s: %s", tuning.stored, reason(error))
+        logger.warning("the choice cannot be stored in %s: %s", tuning.stored, reason(error))
 
 
 def _ratio(plain: dict[str, Any] | None) -> Ratio | None:

@@ -1,4 +1,4 @@
-"""What was tried, and which of it is chosen."""
+"""The policies that were tried, and the choice among them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import CompileConfig, ComponentPolicy
+from ..measuring.proof import COMPILED
 from ..measuring.stats import Ratio, ratio_of_medians, spread
 from ..utils.tables import markdown_table
 
 STOCK = "stock"
-COMPILED = ("t3", "flow", "vocoder")
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Trial:
 
     Attributes:
         component: its name.
-        way: what was tried, in a word or two; ``"stock"`` is the other side of all comparisons.
-        policy: that was tried.
+        way: the policy in a word or two; ``"stock"`` is the other side of all comparisons.
+        policy: the policy.
         calls: made in each repeat; for T3, flow, vocoder and watermark, one for each text.
-        seconds: of all of them, a value per repeat.
-        extra_seconds: what the first round cost beyond a later one: compiling, mostly.
-        refused: why it may not be kept, however fast it is; empty where nothing is wrong with it.
+        seconds: of all calls, a value per repeat.
+        extra_seconds: cost of the first round beyond a later one: mostly compiling.
+        refused: why the policy may not be kept, however fast it is; empty if it may.
         gain: over stock; None where that was not measured.
         kept: whether it was chosen.
     """
@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def pays_after(self) -> float | None:
-        """Calls after which the first round's extra has paid for itself; None where there is no gain."""
+        """Returns the number of calls that save the first round's extra seconds; None where there is no gain."""
         if self.gain is None or self.gain.verdict != "gain":
             return None
         saved = self.gain.value - 1  # of its own time
@@ -53,27 +53,27 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was tried and chosen; ``str()`` is a table, :meth:`to_dict` is JSON-able.
+    """All trials and the choice; ``str()`` is a table, :meth:`to_dict` is JSON-able.
 
     Attributes:
         config: with the chosen policies.
-        trials: all of them.
-        key: what the choice belongs to: device, versions, model.
+        key: the device, versions, model and settings that the choice is for.
+        budget: seconds after which nothing new was tried; None for no limit.
         complete: whether everything was measured within the budget.
-        stored: the file that it was read from, or written to.
-        reused: whether nothing was measured this time.
+        stored: the file that the choice was read from, or written to.
+        reused: whether the choice was read, and nothing measured.
     """
 
     config: CompileConfig
     trials: tuple[Trial, ...]
+    complete: bool
     key: dict[str, Any]
     budget: float | None
-    complete: bool
     stored: str
     reused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values."""
         return {**asdict(self), "config": self.config.to_dict()}
 
     def __str__(self) -> str:
@@ -93,17 +93,17 @@ class Tuning:
                 pays,
                 word,
             ))  # fmt: skip
-        lines = [markdown_table(rows), "", f"kept in {self.stored}" + " and read from there" * self.reused]
+        lines = [markdown_table(rows), "", f"stored in {self.stored}" + " and read from there" * self.reused]
         if not self.complete:
             lines.append("the budget was spent before everything was measured: what was not stays stock")
         return "\n".join(lines)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Stock, unless something is faster beyond noise; likewise for each of the less simple ones that follow.
+    """Returns stock's trial, or the first later one that is faster beyond noise than every trial before it.
 
-    Components in which nothing is compiled spare stock's first call seconds of imports, and cost nothing: they are
-    kept unless they are slower.
+    A component in which nothing is compiled saves seconds of imports in the first call, and costs nothing: it is kept
+    unless it is slower.
     """
     best = trials[0]
     for trial in trials[1:]:

@@ -8,9 +8,9 @@ from ..errors import ModelStateError
 
 
 class Proxy:
-    """A proxy that forwards attributes which it does not have itself to one wrapped object; it cannot be copied.
+    """A proxy whose other attributes are those of the wrapped object; it can be neither copied nor pickled.
 
-    A subclass keeps its own attributes in ``vars(self)``: an assignment would set them on the wrapped object.
+    Names that the proxy has itself can be neither written nor deleted; its own code sets them in ``vars(self)``.
 
     Attributes:
         wrapped: the wrapped object.
@@ -24,16 +24,25 @@ class Proxy:
         return getattr(self.wrapped, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_own(name)
         setattr(self.wrapped, name, value)
 
     def __delattr__(self, name: str) -> None:
+        self._refuse_own(name)
         delattr(self.wrapped, name)
+
+    def _refuse_own(self, name: str) -> None:
+        if name in vars(self) or hasattr(type(self), name):
+            raise AttributeError(
+                f"{name!r} belongs to the handle and cannot be changed: for other settings, call restore() and "
+                f"compile_model() again; the model's own attribute of this name is handle.wrapped.{name}"
+            )
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(self.wrapped)})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """Lets a copy of the wrapped object, which is stock, be made without the proxy.
+        """Returns None for the copy of a model, which is stock and has no handle.
 
         Raises:
             ModelStateError: when the proxy itself is copied.
@@ -42,7 +51,7 @@ class Proxy:
             raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __copy__(self) -> None:
-        """Refuses the copy: a proxy belongs to one object.
+        """Refuses to copy a handle.
 
         Raises:
             ModelStateError: always.
@@ -50,7 +59,7 @@ class Proxy:
         raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuses to be pickled: a proxy belongs to one object in one process.
+        """Refuses to pickle a handle; its ``config`` can be pickled.
 
         Raises:
             ModelStateError: always.

@@ -1,10 +1,11 @@
-"""Whole texts, voices one after the other, and the report: arithmetic on planted figures, and what is called."""
+"""The benchmark of whole texts, and the reference report made of it: arithmetic on made-up figures, and the calls."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ import pytest
 import torch
 
 import tts_compile as tc
-from tts_compile.bench import encoding, loading, report, soak, texts
-from tts_compile.bench.report import parts, reference, tables
-from tts_compile.bench.report.chunks import CHUNKS
-from tts_compile.bench.section import Section
+from tts_compile.bench import processes, soak, synthesis, voice
+from tts_compile.bench.result import Section
 from tts_compile.bench.stages import STAGES
-from tts_compile.bench.texts import Spoken, TextsResult
+from tts_compile.bench.synthesis import Spoken, SynthesisResult
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "reference_report"))
+
+import measure
+import reference
+import result as report
+import tables
+from chunks import CHUNKS
 
 pytest.importorskip("chatterbox")
 
@@ -34,30 +41,27 @@ ROW = {"asked": "auto", "ran": "inductor", "calls": 7, "compiled_calls": 6, "fal
 REPORT = {"components": dict.fromkeys(tc.config.COMPONENTS, ROW)}
 
 
-class Silent:
-    """A progress that nobody sees."""
-
-    step: Any = staticmethod(contextlib.nullcontext)
-
-
-SILENT: Any = Silent()
+def silent(name: str) -> None:
+    """A step that shows nothing."""
 
 
 def spoken(seconds: float, audio_seconds: float = 2.0) -> Spoken:
     stages = {stage: [seconds / len(STAGES)] * 5 for stage in STAGES}
-    return Spoken([seconds] * 5, stages, audio_seconds, identical=4)
+    return Spoken([seconds] * 5, audio_seconds, identical=4, stages=stages)
 
 
-def planted(**changes: Any) -> TextsResult:
-    """Three texts of 6 s of speech: 60 s with stock, 30 compiled, 15 as a batch."""
-    result = TextsResult(
-        settings=texts.Settings(CHUNKS[:3], batch=True),
+def planted(**changes: Any) -> SynthesisResult:
+    """Returns three texts of 6 s of speech: 60 s with stock, 30 compiled, 15 as a batch."""
+    result = SynthesisResult(
+        settings=synthesis.Settings(texts=CHUNKS[:3], batch=True),
         model=MODEL,
         machine=MACHINE,
         config=tc.CompileConfig().to_dict(),
         stock=[spoken(10.0), spoken(20.0), spoken(30.0)],
         compiled=[spoken(5.0), spoken(10.0), spoken(15.0)],
         batch=[15.0] * 5,
+        reference_seconds=10.0,
+        first_call_seconds=12.0,
         tokens_identical=3,
         generator_identical=True,
         signal_to_error_db=80.0,
@@ -68,28 +72,50 @@ def planted(**changes: Any) -> TextsResult:
     return dataclasses.replace(result, **changes)
 
 
-def side(**stages: float) -> loading.Side:
+def side(**stages: float) -> processes.Side:
     gib = [2.0**30] * 5
-    return loading.Side(memory=gib, load_memory=gib, **{name: [seconds] * 5 for name, seconds in stages.items()})
+    return processes.Side(memory=gib, load_memory=gib, **{name: [seconds] * 5 for name, seconds in stages.items()})
 
 
 def whole(**changes: Any) -> report.ReportResult:
-    loaded = loading.LoadingResult(
-        settings=loading.Settings(),
-        machine=MACHINE,
-        stock=side(imports=4.0, load=8.0, call=1.0),
-        compiled=side(imports=4.0, load=8.0, compile=3.0, call=1.0),
-        report=REPORT,
-        events=[],
+    common: Any = {"machine": MACHINE, "model": MODEL, "report": REPORT}
+    loaded = processes.LoadResult(
+        settings=processes.LoadSettings(),
+        sides={
+            "stock": side(imports=4.0, load=8.0, call=1.0),
+            "compiled": side(imports=4.0, load=8.0, compile=3.0, call=1.0),
+        },
+        missing=[],
+        **common,
     )
-    voice = encoding.EncodingResult(
-        encoding.Settings(),
-        stock={"new": [0.04] * 9 + [0.14], "again": [0.04] * 10},
-        compiled={"new": [0.02] * 9 + [0.12], "again": [0.001] * 10},
+    for part, cold in zip(loaded.sides.values(), (2.0, 9.0)):
+        part.cold = {"call": cold}
+    voices = voice.VoiceResult(
+        settings=voice.Settings(repeats=10),
+        stock=voice.Side([9.0], [1.0] * 10, [0.04] * 9 + [0.14], [0.04] * 10),
+        compiled=voice.Side([9.0], [1.0] * 10, [0.02] * 9 + [0.12], [0.001] * 10),
         identical=True,
+        **common,
     )
-    steady = soak.SoakResult(soak.Settings(calls=36), MODEL, MACHINE, [2.0] * 3, [10**9] * 3, (3, 3), 0, 0, [])
-    result = report.ReportResult(report.Settings(), loaded, planted(), voice, steady, {"loading": 60.0}, REPORT)
+    steady = soak.SoakResult(
+        settings=soak.Settings(calls=36),
+        seconds=[2.0] * 3,
+        held=[10**9] * 3,
+        hooks=(3, 3),
+        graphs=0,
+        drifted=0,
+        **common,
+    )
+    result = report.ReportResult(
+        settings=measure.Settings(),
+        loading=loaded,
+        generation=planted(),
+        voice=voices,
+        soak=steady,
+        spent={"loading": 60.0},
+        config=tc.CompileConfig().to_dict(),
+        **common,
+    )
     return dataclasses.replace(result, **changes)
 
 
@@ -126,17 +152,17 @@ def test_what_is_not_stocks_or_not_repeated_is_a_failure(change: dict[str, Any])
     result = planted(**change)
     assert not result.passed
     assert "NO" in result.proof
-    assert not whole(texts=result).passed
+    assert not whole(generation=result).passed
 
 
 def test_texts_have_the_length_asked_for() -> None:
-    assert [len(text) for text in texts.of_lengths([5, 90, 1000])] == [5, 90, 1000]
+    assert [len(text) for text in synthesis.Settings(lengths=(5, 90, 1000)).spoken] == [5, 90, 1000]
 
 
 def test_small_texts_are_heard_stage_by_stage(eager: tc.CompiledTTS) -> None:
-    settings = texts.Settings(("A.",), repeats=2)
+    settings = synthesis.Settings(texts=("A.",), repeats=2)
     with eager:
-        result = texts.measure(eager, settings, SILENT)
+        result = synthesis.measure(eager, settings, silent)
     assert result.passed, str(result)
     for text in (*result.stock, *result.compiled):
         assert min(min(text.stages[stage]) for stage in STAGES[:-1]) > 0
@@ -149,7 +175,7 @@ def test_small_texts_are_heard_stage_by_stage(eager: tc.CompiledTTS) -> None:
 
 @pytest.fixture
 def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random tokens, and noise that is as long as they are many."""
+    """Makes T3 return random tokens, and S3Gen noise whose length follows from their number."""
     monkeypatch.setattr(type(tts.t3), "inference", lambda self, **_: torch.randint(6561, (1, 12)))
 
     def inference(self: Any, speech_tokens: Any, ref_dict: Any) -> Any:
@@ -160,10 +186,10 @@ def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_texts_and_the_batch_of_them_are_compared(tts: Any, babbling: None) -> None:
-    settings = texts.Settings(("A.", "A b."), repeats=2, batch=True)
+    settings = synthesis.Settings(texts=("A.", "A b."), repeats=2, batch=True)
     with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
-        result = texts.measure(fast, settings, SILENT)
-        assert result.passed, str(result)
+        result = synthesis.measure(fast, settings, silent)
+        assert result.kept, str(result)
         assert (result.tokens_identical, result.signal_to_error_db, len(result.batch)) == (2, torch.inf, 2)
         assert result.audio_seconds == pytest.approx(2 * 12 * 960 / tts.sr)
         json.dumps(result.to_dict(), allow_nan=False)
@@ -172,67 +198,22 @@ def test_texts_and_the_batch_of_them_are_compared(tts: Any, babbling: None) -> N
             return [torch.rand(1, 12 * 960) for _ in settings.texts]
 
         fast.__dict__["generate_batch"] = other
-        assert not texts.measure(fast, settings, SILENT).passed
+        assert not synthesis.measure(fast, settings, silent).kept
 
 
 def test_a_compiled_side_that_speaks_other_tokens_is_noticed(
     tts: Any, babbling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = texts._compiled
+    generate = tc.CompiledTTS.generate
 
-    def other(fast: tc.CompiledTTS, text: str) -> Any:
+    def other(self: tc.CompiledTTS, text: str) -> Any:
         torch.rand(1)
-        return compiled(fast, text)
+        return generate(self, text)
 
-    monkeypatch.setattr(texts, "_compiled", other)
+    monkeypatch.setattr(tc.CompiledTTS, "generate", other)
     with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
-        result = texts.measure(fast, texts.Settings(("A.",), repeats=2), SILENT)
-    assert (result.tokens_identical, result.generator_identical, result.passed) == (0, False, False)
-
-
-@pytest.fixture
-def voices(tts: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Voices are made of the file's name, at once; the names are kept."""
-    heard: list[str] = []
-
-    class Voice:
-        def __init__(self, name: str) -> None:
-            self.t3 = Voice.__new__(Voice)
-            self.gen = {"number": torch.tensor([hash(name)])}
-
-    def prepare(self: Any, path: str) -> None:
-        heard.append(Path(path).name)
-        self.conds = Voice(heard[-1])
-
-    monkeypatch.setattr(type(tts), "prepare_conditionals", prepare)
-    return heard
-
-
-def test_new_recordings_come_once_and_one_comes_again(tts: Any, voices: list[str], tmp_path: Path) -> None:
-    before = tts.conds
-    with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
-        result = encoding.measure(fast, encoding.Settings(runs=3, seconds=0.2), tmp_path, SILENT)
-    assert tts.conds is before
-    assert result.identical
-    assert [len(values) for values in (*result.stock.values(), *result.compiled.values())] == [3] * 4
-    counts = sorted(voices.count(name) for name in {*voices})
-    assert counts == [2, 2, 2, 2, 8]  # three new ones and a spare by both sides; one by both, four times
-    assert json.loads(json.dumps(result.to_dict()))["gains"]["new"]["verdict"] == "unknown"
-
-
-def test_another_voice_is_noticed(tts: Any, voices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stock = encoding._stock
-
-    def other(fast: tc.CompiledTTS, files: Any) -> Any:
-        found = stock(fast, files)
-        found.gen = {"number": torch.tensor([-1])}
-        return found
-
-    monkeypatch.setattr(encoding, "_stock", other)
-    with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
-        result = encoding.measure(fast, encoding.Settings(runs=1, seconds=0.2), tmp_path, SILENT)
-    assert not result.identical
-    assert not whole(voice=result).passed
+        result = synthesis.measure(fast, synthesis.Settings(texts=("A.",), repeats=2), silent)
+    assert (result.tokens_identical, result.generator_identical, result.kept) == (0, False, False)
 
 
 def test_chunks_are_like_the_reference_reports() -> None:
@@ -255,7 +236,7 @@ def test_the_projection_follows_from_real_time_factors() -> None:
 
 def test_the_projection_carries_the_interval() -> None:
     noisy = [dataclasses.replace(spoken(0.0), seconds=[9.0, 10.0, 11.0, 12.0, 13.0]) for _ in range(3)]
-    result = whole(texts=planted(compiled=noisy))
+    result = whole(generation=planted(compiled=noisy))
     assert result.saved_hours("compiled").interval == (70 - 7 * 6.5, 70 - 7 * 4.5)
     assert result.instead_of("compiled").interval == pytest.approx((7 * 27 / 60, 7 * 39 / 60))
 
@@ -303,8 +284,12 @@ def test_the_report_is_json_and_says_what_failed() -> None:
     steady = result.soak
     assert steady is not None
     assert not whole(soak=dataclasses.replace(steady, drifted=1)).passed
-    events = {"components": {**REPORT["components"], "t3": {**ROW, "fallbacks": [{"phase": "call"}]}}}
-    assert "| NO" in str(whole(report=events))
+    event = {"phase": "call", "error": "no memory", "action": "stock"}
+    events = {"components": {**REPORT["components"], "t3": {**ROW, "fallbacks": [event]}}}
+    failed = whole(report=events)
+    assert not failed.passed
+    assert "| NO" in str(failed)
+    assert not whole(voice=dataclasses.replace(result.voice, identical=False)).passed
 
 
 def test_stability_says_what_too_few_rounds_cannot() -> None:
@@ -320,7 +305,7 @@ def test_stability_says_what_too_few_rounds_cannot() -> None:
 
 
 def test_without_its_dear_parts() -> None:
-    result = whole(texts=planted(batch=[]), soak=None)
+    result = whole(generation=planted(batch=[]), soak=None)
     assert result.passed
     assert "batch" not in json.dumps(result.to_dict()["projection"])
     assert len(result.plots()) == 4
@@ -331,37 +316,64 @@ def test_parts_run_in_order_with_the_settings(tts: Any, monkeypatch: pytest.Monk
     made = whole()
 
     def part(name: str) -> Any:
-        def measure(first: Any, settings: Any, *rest: Any) -> Any:
+        def measured(first: Any, settings: Any, *rest: Any) -> Any:
             asked.append((type(first).__name__, settings))
             return getattr(made, name)
 
-        return measure
+        return measured
 
-    monkeypatch.setattr(parts, "load", lambda source, device: tts)
+    monkeypatch.setattr(measure, "load", lambda source, device: tts)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: tc.CompileConfig.off()))
-    modules = {"loading": loading, "texts": texts, "voice": encoding, "soak": soak}
-    for name, module in modules.items():
-        monkeypatch.setattr(module, "measure", part(name))
-    settings = report.Settings(repeats=6, texts=4, voice_runs=2, batch=False, first_call=False, soak_calls=13, seed=3)
-    result = report.run("anywhere", settings)
+    monkeypatch.setattr(processes, "run_load", part("loading"))
+    monkeypatch.setattr(synthesis, "measure", part("generation"))
+    monkeypatch.setattr(voice, "run", part("voice"))
+    monkeypatch.setattr(soak, "measure", part("soak"))
+    settings = measure.Settings(repeats=6, texts=4, voice_runs=2, batch=False, call=False, soak_calls=13, seed=3)
+    result = measure.run("anywhere", settings)
     assert asked == [
-        ("str", loading.Settings("cpu", 6, None, 3)),
-        ("CompiledTTS", texts.Settings(CHUNKS[:4], "cpu", 6, 3, batch=False)),
-        ("CompiledTTS", encoding.Settings("cpu", 2, 10.0)),
-        ("CompiledTTS", soak.Settings("cpu", 13, 3)),
+        ("str", processes.LoadSettings(repeats=6, call=False, seed=3)),
+        ("str", voice.Settings(repeats=2, seed=3)),
+        ("CompiledTTS", synthesis.Settings(texts=CHUNKS[:4], repeats=6, seed=3)),
+        ("CompiledTTS", soak.Settings(calls=13, seed=3)),
     ]
-    assert list(result.spent) == ["loading", "text generation, its warm-up included", "voice encoding", "stability"]
+    assert list(result.spent) == ["loading", "voice encoding", "text generation, its warm-up included", "stability"]
+    assert soak.Settings(calls=measure.Settings().soak_calls).rounds == 3
     asked.clear()
-    assert report.run("anywhere", dataclasses.replace(settings, soak_calls=0)).soak is None
+    assert measure.run("anywhere", dataclasses.replace(settings, soak_calls=0)).soak is None
     assert len(asked) == 3
 
 
 def test_a_single_round_would_be_compared_with_nothing() -> None:
     with pytest.raises(tc.InputError, match="0 or more than 12"):
-        report.run("anywhere", report.Settings(soak_calls=12))
+        measure.run("anywhere", measure.Settings(soak_calls=12))
 
 
 @pytest.mark.parametrize("count", [2, 7])
 def test_too_few_or_too_many_texts_are_refused(count: int) -> None:
     with pytest.raises(tc.InputError, match="from 3 to 6"):
-        report.run("anywhere", report.Settings(texts=count))
+        measure.run("anywhere", measure.Settings(texts=count))
+
+
+def test_the_program_measures_prints_and_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    program = runpy.run_path(str(Path(measure.__file__).parent / "__main__.py"))
+    given: list[Any] = []
+    result = whole()
+
+    def run(source: str, settings: Any) -> Any:
+        given.append((source, settings))
+        return result
+
+    monkeypatch.setitem(program["main"].__globals__, "run", run)
+    arguments = ["--model", "anywhere", "--out", str(tmp_path / "out"), "--no-batch", "--texts", "4", "--seed", "7"]
+    assert program["main"](arguments) == 0
+    assert given == [("anywhere", measure.Settings(batch=False, texts=4, seed=7))]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["passed"] is True
+    assert "Projection for an audiobook" in capsys.readouterr().out
+    result = whole(voice=dataclasses.replace(result.voice, identical=False))
+    assert program["main"](arguments) == 1
+    with pytest.raises(SystemExit):
+        program["main"](["--texts", "7"])

@@ -6,20 +6,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...measuring import stats
-from ...measuring.stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
-from .. import soak as soaking
-from ..encoding import KINDS
-from ..loading import TITLES
-from ..section import Cell, Section, ran, where
-from ..texts import SIDES
-from . import reference
-from .chunks import CHUNKS
+import reference
+from chunks import CHUNKS
+from tts_compile.bench import soak as soaking
+from tts_compile.bench.page import proof_rows
+from tts_compile.bench.processes import MEMORY, TITLES
+from tts_compile.bench.result import Row, Section, ran
+from tts_compile.bench.synthesis import SIDES
+from tts_compile.measuring.stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
 
 if TYPE_CHECKING:
-    from .result import ReportResult
+    from result import ReportResult
 
-Row = tuple[Cell, ...]
+KINDS = {"later": "a new recording each time", "repeated": "the same recording again"}
 _COLUMNS = ("stock", "compiled", f"gain ({LEVEL}% interval)", reference.TITLE)
 
 
@@ -47,40 +46,40 @@ def _with(titles: Sequence[str], rows: Sequence[Row], given: Mapping[str, str], 
 
 
 def _proof(result: ReportResult) -> str:
-    return f"{ran(result.report)}; fallback events: {len(result.events)}"
+    return f"{ran(result.report)}; fallback events: {_events(result)}"
+
+
+def _events(result: ReportResult) -> str:
+    return str(sum(len(row["fallbacks"]) for row in result.report["components"].values()))
 
 
 def _summary(result: ReportResult) -> Section:
     rows: list[Row] = [("", f"gain ({LEVEL}% interval)"), *((name, ratio) for name, ratio in result.gains.items())]
     rows.append((result.promise, yes(result.passed)))
     notes = [
-        *stats.few(result.settings.repeats),
+        *result.few,
         "A ratio above 1 means faster than stock; it is called a gain or a loss only where its interval excludes 1. "
         "Stock is in all tables the same model without this library, measured in the same run.",
-        f"{where(result.texts.machine, result.texts.model)}; {_proof(result)}",
+        f"{result.about}; {_proof(result)}",
     ]
     return Section(rows, notes, "Results")
 
 
 def _loading(result: ReportResult) -> Section:
     loading = result.loading
-    names = [name for name in TITLES if _any(loading, name)]
     rows = [*loading.seconds_rows(), *loading.memory_rows()]
-    names += loading.peaks
-    warm = result.texts.warmup_seconds
+    titles = {title: name for name, title in (TITLES | MEMORY).items()}
+    names = [titles[str(row[0])] for row in rows]
+    warm = result.generation.warmup_seconds
     rows.append(("warm-up, nothing compiled yet, s", "", figure(warm), "once for each cache"))
     notes = [
         f"{loading.settings.repeats} fresh processes of each side, alternating; code compiled by an earlier process is "
         "found by the later ones. The reference report does not say "
         "what its loading time includes.",
-        ran(loading.report) if loading.settings.text else "These processes made no call, so that nothing ran in them.",
+        ran(loading.report) if loading.settings.call else "These processes made no call, so that nothing ran in them.",
     ]
     title = "a fresh process, median (95% interval)"
     return Section(_with((title, *_COLUMNS), rows, reference.LOADING, [*names, "warmup"]), notes, "Model loading")
-
-
-def _any(loading: Any, name: str) -> bool:
-    return bool(getattr(loading.compiled, name))
 
 
 def _generation(result: ReportResult) -> Section:
@@ -89,22 +88,22 @@ def _generation(result: ReportResult) -> Section:
     rows: list[Row] = [("time for a chunk, ms", *(spread(result.milliseconds(side)) for side in SIDES), gain)]
     rows += [(f"{unit}/s", *(spread(result.rate(side, unit)) for side in SIDES), gain) for unit in units]
     names = ["milliseconds", *units]
-    chunks = zip(result.measured, result.texts.stock, result.texts.compiled)
+    chunks = zip(result.measured, result.generation.stock, result.generation.compiled)
     for number, (text, stock, compiled) in enumerate(chunks, 1):
         cells = [spread([1000 * seconds for seconds in side.seconds]) for side in (stock, compiled)]
         own = ratio_of_medians(stock.seconds, compiled.seconds, seed=result.settings.seed)
         rows.append((f"chunk {number}, {len(text)} characters, ms", *cells, own))
         names.append(f"chunk {number}")
-    factors = [spread(result.texts.factors(side)) for side in SIDES]
+    factors = [spread(result.generation.factors(side)) for side in SIDES]
     rows.append(("seconds of work for a second of speech", *factors, gain))
-    rows += result.texts.stage_rows()[1:]
+    rows += result.generation.stage_rows()[1:]
     names += [""] * (len(rows) - len(names))
-    if result.texts.batch:
+    if result.generation.batch:
         together = spread(result.milliseconds("batch"))
         rows.append(("all chunks at once (generate_batch), a chunk, ms", "", together, result.gain("batch")))
         names.append("batch")
     given = reference.GENERATION | {f"chunk {n}": figure for n, figure in enumerate(reference.CHUNKS, 1)}
-    notes = [result.texts.proof, _proof(result)]
+    notes = [result.generation.proof, _proof(result)]
     return Section(_with(("median (95% interval)", *_COLUMNS), rows, given, names), notes, "Text generation")
 
 
@@ -112,18 +111,19 @@ def _voice(result: ReportResult) -> Section:
     voice = result.voice
     rows: list[Row] = []
     names: list[str] = []
-    for kind, title in KINDS.items():
-        both = [[1000 * seconds for seconds in getattr(voice, side)[kind]] for side in SIDES]
-        rows.append((f"{title}: median (95% interval), ms", *map(spread, both), voice.gain(kind)))
+    for phase, title in KINDS.items():
+        both = [[1000 * seconds for seconds in getattr(getattr(voice, side), phase)] for side in SIDES]
+        rows.append((f"{title}: median (95% interval), ms", *map(spread, both), voice.gains[phase]))
         names.append("")
         for name, function in (("average", statistics.mean), ("least", min), ("most", max)):
             rows.append((f"{title}: {name}, ms", *(figure(function(values)) for values in both), ""))
             names.append(name)
     notes = [
-        f"{voice.settings.runs} runs of each side on recordings of about {voice.settings.seconds:g} s; every tensor of "
-        f"the voice identical after each: {yes(voice.identical)}. The compiled side answers a recording that it has "
-        "seen before from memory. The reference report does not say whether its 10 runs were of one recording.",
-        _proof(result),
+        f"{voice.settings.repeats} fresh processes of each side, whose first call is not counted here, on recordings "
+        f"of about {voice.settings.seconds:g} s; every tensor of the voice identical after each call: "
+        f"{yes(voice.identical)}. The compiled side reads the result of a known recording from memory. The reference "
+        "report does not say whether its 10 runs were of one recording.",
+        ran(voice.report),
     ]
     return Section(_with(("prepare_conditionals", *_COLUMNS), rows, reference.VOICE, names), notes, "Voice encoding")
 
@@ -150,7 +150,7 @@ def _projection(result: ReportResult) -> Section:
         (f"{hours} of speech, hours of work", *_cells(result, result.hours)),
         ("hours saved", "", *(str(result.saved_hours(side)) for side in result.sides[1:])),
         (f"what takes stock {hours} of work, hours", f"{reference.AUDIOBOOK_HOURS:g}", *instead),
-        ("loading, s a session", *(spread(getattr(result.loading, side).ready) for side in SIDES)),
+        ("loading, s a session", *(spread(side.ready) for side in result.loading.sides.values())),
         ("loading, s saved a session", "", str(result.saved_loading)),
     ]
     width = 1 + len(result.sides)
@@ -181,7 +181,7 @@ def _memory(result: ReportResult) -> Section:
 
 
 def _settings(result: ReportResult) -> Section:
-    rows: list[Row] = [(name, _listed(value)) for name, value in result.texts.config.items() if value is not None]
+    rows: list[Row] = [(name, _listed(value)) for name, value in result.config.items() if value is not None]
     names = [str(name) for name, _ in rows]
     notes = ["What is not named is left to the library, or off."]
     return Section(_with(("setting", "here", reference.TITLE), rows, reference.SETTINGS, names), notes, "Settings")
@@ -194,20 +194,16 @@ def _listed(value: Any) -> str:
 
 
 def _components(result: ReportResult) -> Section:
-    columns = ("asked", "ran", "calls", "compiled_calls", "graphs", "graph_breaks", "recompiles_after_warmup")
-    titles = ("component", *(name.replace("_", " ") for name in columns), "events", reference.TITLE)
     components = result.report["components"]
-    rows: list[Row] = [
-        (name, *(str(row[column]) for column in columns), str(len(row["fallbacks"])))
-        for name, row in components.items()
-    ]
+    (*titles,), *rows = proof_rows(result.report)
+    titles.append(reference.TITLE)
     notes = ["Calls and compiled calls are counted; the latter inside the compiled code itself."]
     notes += [f"{name}: {row['note']}" for name, row in components.items() if row["note"]]
     return Section(_with(titles, rows, reference.COMPONENTS, list(components)), notes, "Components compiled")
 
 
 def _stability(result: ReportResult) -> Section:
-    texts, found = result.texts, result.soak
+    texts, found = result.generation, result.soak
     repeated = sum(text.identical for text in texts.compiled)
     rows: list[Row] = [
         ("tokens identical to stock's, chunks", f"{texts.tokens_identical} of {len(texts.compiled)}"),
@@ -218,7 +214,7 @@ def _stability(result: ReportResult) -> Section:
             f"{repeated} of {len(texts.compiled) * (texts.settings.repeats - 1)}",
         ),
         ("graphs compiled or recorded after the warm-up", str(texts.later_graphs)),
-        ("fallback events", str(len(result.events))),
+        ("fallback events", _events(result)),
     ]
     names = ["outputs", "", "", "", "", "fallbacks"]
     if found is not None:
@@ -240,10 +236,10 @@ def _db(ratio: float | None) -> str:
 
 
 def _parameters(result: ReportResult) -> Section:
-    s, texts = result.settings, result.texts
+    s, texts = result.settings, result.generation
     words = sum(len(text.split()) for text in result.measured)
     spoken = f"{sum(map(len, result.measured))} in {len(result.measured)} of {len(CHUNKS)} chunks"
-    about, model = texts.machine, texts.model
+    about, model = result.machine, result.model
     gpus = ", ".join(about["gpus"]) or "no GPU"
     rows: list[Row] = [
         ("characters", f"{spoken}; {texts.audio_seconds:.1f} s of speech"),
@@ -266,13 +262,13 @@ def _raw(result: ReportResult) -> list[Section]:
 
     rows: list[Row] = [("every measured value, in order", *SIDES)]
     for name in ("imports", "load", "compile", "call"):
-        if _any(result.loading, name):
-            cells = [listed(getattr(getattr(result.loading, side), name), 1) for side in SIDES]
+        cells = [listed(getattr(side, name), 1) for side in result.loading.sides.values()]
+        if cells[1]:
             rows.append((f"loading, {name}, s", *cells))
-    for number, (stock, compiled) in enumerate(zip(result.texts.stock, result.texts.compiled), 1):
+    for number, (stock, compiled) in enumerate(zip(result.generation.stock, result.generation.compiled), 1):
         rows.append((f"chunk {number}, ms", listed(stock.seconds), listed(compiled.seconds)))
-    if result.texts.batch:
-        rows.append(("all chunks as a batch, ms", "", listed(result.texts.batch)))
-    for kind, title in KINDS.items():
-        rows.append((f"voice, {title}, ms", *(listed(getattr(result.voice, side)[kind]) for side in SIDES)))
+    if result.generation.batch:
+        rows.append(("all chunks as a batch, ms", "", listed(result.generation.batch)))
+    for phase, title in KINDS.items():
+        rows.append((f"voice, {title}, ms", *(listed(getattr(getattr(result.voice, side), phase)) for side in SIDES)))
     return [Section(rows, ("All of it, and more, is in report.json.",), "Raw data")]

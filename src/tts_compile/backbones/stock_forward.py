@@ -1,0 +1,147 @@
+"""The fallback for a transformer without a step of its own: its own forward, over a static cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Cache, CacheShape, Where
+
+
+class StockWeights(NamedTuple):
+    """The modules that a pass calls, and their sizes."""
+
+    layers: list[nn.Module]  # the transformer, which computes all layers in one call
+    last: nn.Module  # from hidden states to logits
+    embedding: nn.Embedding
+    cache: CacheShape
+    like: Tensor
+    speech_positions: int | None
+    constants: None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return every parameter, in a fixed order."""
+        return [tensor for part in (*self.layers, self.last, self.embedding) for tensor in part.parameters()]
+
+
+class StockForward:
+    """The step of a Hugging Face decoder that takes ``inputs_embeds`` and a cache.
+
+    Its modules are called, not read, so that whatever they compute is computed. The step has no native decoder.
+
+    Args:
+        transformer, embedding, head: names of the speech model's modules: the decoder, the embedding of speech tokens,
+            and the projection of hidden states to logits, which has a ``weight`` (vocabulary, width).
+        speech_positions: speech tokens at most; None for no limit.
+    """
+
+    native = None
+
+    def __init__(
+        self,
+        transformer: str = "tfmr",
+        embedding: str = "speech_emb",
+        head: str = "speech_head",
+        speech_positions: int | None = None,
+    ) -> None:
+        self._transformer = transformer
+        self._embedding = embedding
+        self._head = head
+        self._speech_positions = speech_positions
+
+    def weights(self, model: Any) -> StockWeights:
+        """Return the modules of a speech model."""
+        transformer, head = getattr(model, self._transformer), getattr(model, self._head)
+        config = transformer.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return StockWeights(
+            layers=[transformer],
+            last=head,
+            embedding=getattr(model, self._embedding),
+            cache=CacheShape(config.num_hidden_layers, heads, head_dim),
+            like=head.weight,
+            speech_positions=self._speech_positions,
+        )
+
+    def modules(self, model: Any) -> list[nn.Module]:  # noqa: ARG002 - a backbone's signature
+        """Return nothing: every module is called."""
+        return []
+
+    def harmless_hook(self, hook: Any) -> bool:  # noqa: ARG002 - a backbone's signature
+        """Return True: the modules that are called run their own hooks."""
+        return True
+
+    def unsupported(self, model: Any) -> str | None:
+        """Return that the transformer takes no cache of keys and values, or None."""
+        transformer = getattr(model, self._transformer)
+        if hasattr(transformer, "config"):
+            return None
+        return f"{type(transformer).__name__} is no transformer of Hugging Face's: it has no config"
+
+    def embed(self, weights: StockWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - the transformer adds positions itself
+        """Embed speech tokens (utterances, count); returns (utterances * rows, count, width)."""
+        embedded: Tensor = weights.embedding(tokens)
+        return embedded.repeat_interleave(rows, 0)
+
+    def tables(self, model: Any, length: int) -> None:  # noqa: ARG002 - a backbone's signature
+        """Return None: the transformer has its own tables of positions."""
+        return
+
+    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the keys and values of all layers at once."""
+        return [(cache.keys, cache.values)]
+
+    def layer(self, constants: None, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:  # noqa: ARG002 - a backbone's signature
+        """Run the transformer over a block (sequences, count, width); returns its last hidden states.
+
+        Args:
+            constants: None.
+            x: embeddings.
+            where: the positions and the mask.
+            keys, values: (layers, at least sequences, heads, capacity, head_dim), written at the positions.
+            weights: the transformer.
+        """
+        bias = torch.zeros_like(where.mask, dtype=x.dtype).masked_fill(~where.mask, torch.finfo(x.dtype).min)
+        hidden: Tensor = weights(
+            inputs_embeds=x,
+            attention_mask=bias,
+            position_ids=where.positions,
+            past_key_values=_CacheView(keys, values, where),
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def head(self, constants: None, x: Tensor, weights: Any) -> Tensor:  # noqa: ARG002 - a backbone's signature
+        """Project hidden states to logits (sequences, count, vocabulary)."""
+        logits: Tensor = weights(x)
+        return logits
+
+
+class _CacheView:
+    """A static cache with the methods of transformers' ``Cache`` that a decoder calls during a forward pass."""
+
+    is_compileable = True
+
+    def __init__(self, keys: Tensor, values: Tensor, where: Where) -> None:
+        self._keys = keys
+        self._values = values
+        self._positions = where.positions
+        self._attended = where.mask.shape[3]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (sequences, heads, count, head_dim); return those that are attended to."""
+        sequences, heads, _count, _head_dim = keys.shape
+        own = torch.arange(sequences, device=keys.device)[:, None, None]
+        entries = own, torch.arange(heads, device=keys.device)[:, None], self._positions[:, None]
+        self._keys[layer_idx].index_put_(entries, keys)
+        self._values[layer_idx].index_put_(entries, values)
+        attended = slice(0, self._attended)
+        return self._keys[layer_idx, :sequences, :, attended], self._values[layer_idx, :sequences, :, attended]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - transformers' signature
+        """Return 0: positions and mask are given."""
+        return 0

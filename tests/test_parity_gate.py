@@ -1,0 +1,114 @@
+"""``compile_model(..., validate=True)`` gives up what differs from stock, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import tts_compile as tc
+from conftest import EAGER
+from tts_compile.components.flow.engine import FlowEngine
+from tts_compile.components.vocoder.engine import VocoderEngine
+from tts_compile.parity import ComponentParity
+from tts_compile.parity import measure as measuring
+
+# T3, flow, vocoder and watermark take part in an utterance; reference and voice encoder do not.
+NAMES = ("t3", "flow", "vocoder", "voice_encoder", "reference", "watermark")
+
+
+@pytest.fixture(autouse=True)
+def _each_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = ComponentParity("eager", 1, 0, (), (), True, ())
+    monkeypatch.setattr(measuring, "compare", lambda *_: passed)
+
+
+@pytest.fixture
+def louder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], bool]], None]:
+    """Has the vocoder's waves come out too loud whenever a condition holds."""
+    inference = VocoderEngine.inference
+
+    def plant(condition: Callable[[], bool]) -> None:
+        def inaccurate(self: Any, *args: Any, **kwargs: Any) -> Any:
+            wave, source = inference(self, *args, **kwargs)
+            return (1.01 * wave if condition() else wave), source
+
+        monkeypatch.setattr(VocoderEngine, "inference", inaccurate)
+
+    return plant
+
+
+def given_up(fast: tc.CompiledTTS) -> dict[str, str]:
+    """Returns the error of every component that was left to stock."""
+    events = [event for row in fast.report().components.values() for event in row.fallbacks]
+    assert {event.phase for event in events} <= {"validate"}
+    return {event.component: event.error for event in events if event.action == "stock"}
+
+
+def test_one_component_spoils_the_wave(tts: Any, louder: Callable[[Callable[[], bool]], None]) -> None:
+    louder(lambda: True)
+    with tc.compile_model(tts, EAGER, validate=True) as fast:
+        assert fast.parity is not None
+        assert not fast.parity.passed
+        assert list(given_up(fast)) == ["vocoder"]
+        assert given_up(fast)["vocoder"].startswith("whole utterances with it alone: 40.0 dB of signal to error")
+        assert "inference" not in vars(tts.s3gen.mel2wav)
+        for part in (tts.t3, tts.s3gen.flow):
+            assert "inference" in vars(part)
+        assert "apply_watermark" in vars(tts.watermarker)
+        assert tc.validate(fast, transcribe=False).passed
+    with pytest.raises(tc.ParityError, match=r"^vocoder: whole utterances with it alone: 40\.0 dB") as caught:
+        tc.compile_model(tts, EAGER.replace(fallback="raise"), validate=True)
+    assert not caught.value.report.passed
+    assert "inference" not in vars(tts.t3)
+
+
+def test_two_components_spoil_it_together(
+    tts: Any, louder: Callable[[Callable[[], bool]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference, ran = FlowEngine.inference, []
+
+    def remembered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ran.append(True)
+        return inference(self, *args, **kwargs)
+
+    monkeypatch.setattr(FlowEngine, "inference", remembered)
+    louder(lambda: bool(ran) and ran.pop())
+    with tc.compile_model(tts, EAGER, validate=True) as fast:
+        (name, why), *others = given_up(fast).items()
+        assert not others
+        assert name == "vocoder"
+        assert why.startswith("whole utterances, together with t3, flow, watermark: 40.0 dB")
+        assert "inference" in vars(tts.s3gen.flow)
+
+
+@pytest.mark.parametrize("fallback", ["fallback", "raise"])
+def test_a_stock_model_that_differs_from_itself(tts: Any, monkeypatch: pytest.MonkeyPatch, fallback: str) -> None:
+    calls = itertools.count()
+    monkeypatch.setattr(tts, "generate", lambda text: torch.full((1, 4800), 1.0 + next(calls)))
+    config = EAGER.replace(fallback=fallback)
+    if fallback == "raise":
+        with pytest.raises(tc.ParityError, match=r"stock differ from each other .*dB.* no component can be blamed"):
+            tc.compile_model(tts, config, validate=True)
+        assert "inference" not in vars(tts.t3)
+        return
+    with tc.compile_model(tts, config, validate=True) as fast:
+        assert given_up(fast) == {}
+        for name in NAMES:
+            (event,) = fast.report().components[name].fallbacks
+            assert (event.phase, event.action) == ("validate", "kept")
+            assert "no component can be blamed" in event.error
+        assert "inference" in vars(tts.t3)
+
+
+def test_a_difference_that_does_not_come_again(
+    tts: Any, louder: Callable[[Callable[[], bool]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = iter([True])
+    louder(lambda: next(first, False))
+    with tc.compile_model(tts, EAGER, validate=True) as fast:
+        assert given_up(fast) == {}
+        assert "passed when they were repeated" in fast.report().components["flow"].fallbacks[0].error
