@@ -12,18 +12,18 @@ import pytest
 import tts_compile as tc
 from speech import random_states, seed_everything
 from toy import TOY, ToyTTS
-from tts_compile import families
+from tts_compile.families import _registered, family_named
 
 TEXTS = ["Hello.", "A somewhat longer text, with a comma.", "Third one!", "And yet another text to speak."]
 
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    before = dict(families._registered)
+    before = dict(_registered)
     tc.register_family(TOY)
     yield
-    families._registered.clear()
-    families._registered.update(before)
+    _registered.clear()
+    _registered.update(before)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_registration(registered: None) -> None:
 
 @pytest.mark.parametrize("name", ["multilingual", "turbo"])
 def test_a_family_that_cannot_be_compiled_yet_says_why(name: str) -> None:
-    family = families.family_named(name)
+    family = family_named(name)
     tts = object.__new__(family.load_class())
     with pytest.raises(tc.UnsupportedModelError, match=f"{family.class_name}: {family.unsupported}; supported: "):
         tc.compile_model(tts)
