@@ -23,8 +23,7 @@ from speech import SHORT, Speech, random_states, seed_everything, signal_to_erro
 from stages import FLOW, QUICK, Made, assert_alike
 from test_faults import EAGER_ONES
 from tts_compile import _compat, attachment, background, background_worker, cache
-from tts_compile.components import compiled_component as engine_component
-from tts_compile.components import cpu_fallback
+from tts_compile.components import cpu_fallback, runtime
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
 from tts_compile.components.t3.decode_loop import DecodeLoop
@@ -150,7 +149,7 @@ def test_beyond_the_limit_nothing_is_kept_twice(
 ) -> None:
     with tc.compile_model(tts, tc.CompileConfig(memory_limit_gb=0.01)) as fast:
         rows = fast.report().components
-        assert [event.action for event in rows["t3"].fallbacks] == ["no guessing ahead"]
+        assert [event.action for event in rows["t3"].fallbacks] == ["no draft tokens"]
         for name in ("flow", "vocoder"):
             assert [event.phase for event in rows[name].fallbacks] == ["attach"]
             assert "limit of 0.01 GiB" in rows[name].fallbacks[0].error
@@ -203,7 +202,7 @@ def test_the_machines_memory_as_a_last_level(
 
     for owner in (tts.t3, tts.s3gen.flow):
         stock_runs_short(owner)
-    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were on another device
+    monkeypatch.setattr(runtime, "CPU", torch.device("cuda"))  # as if the model were on another device
     with tc.compile_model(tts, EAGER.replace(cpu_fallback=True)) as fast:
         for name in ("t3", "flow"):
             component = components(fast)[name]
