@@ -27,6 +27,7 @@ from pretend import BREAKABLE, PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
 from stages import Made, Stage
 from tts_compile import cache
+from tts_compile.attachment import Attachment
 from tts_compile.components.compiled_component import CompiledComponent
 
 SPEECH_TOKENS = 16
@@ -135,9 +136,14 @@ def speaker(request: pytest.FixtureRequest) -> tc.CompiledTTS:
     return handle
 
 
+def attachment_of(handle: tc.CompiledTTS) -> Attachment:
+    """Returns the attachment of a compiled model."""
+    return handle._attachment
+
+
 def components(handle: tc.CompiledTTS) -> Any:
     """Returns the components of a compiled model, by name."""
-    return handle._components
+    return attachment_of(handle).components
 
 
 def forget_failures(handle: tc.CompiledTTS) -> None:

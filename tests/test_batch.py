@@ -145,7 +145,7 @@ def test_mel_frames_that_fail_together_are_solved_alone(
         eager.generate_batch(["A", "A"])
 
 
-def test_waves_after_guesses(tts: Any) -> None:
+def test_waves_after_draft_tokens(tts: Any) -> None:
     """Random numbers that T3 has drawn too early are put back before flow and vocoder draw."""
     with tc.compile_model(tts, T3_ONLY) as handle:
         torch.manual_seed(5)

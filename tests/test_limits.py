@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import tts_compile as tc
-from conftest import EAGER, ENGINES, components
+from conftest import EAGER, ENGINES, attachment_of, components
 from speech import SHORT, Speech, random_states, seed_everything, signal_to_error_db, speak
 from stages import FLOW, QUICK, Made, assert_alike
 from test_faults import EAGER_ONES
-from tts_compile import _compat, background, background_worker, cache, handle
-from tts_compile.components import compiled_component as engine_component
-from tts_compile.components import cpu_fallback
+from tts_compile import _compat, attachment, background, background_worker, cache
+from tts_compile.components import cpu_fallback, runtime
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.t3 import T3Component
 from tts_compile.components.t3.decode_loop import DecodeLoop
@@ -32,6 +31,7 @@ from tts_compile.components.vocoder import VocoderComponent
 from tts_compile.execution import CompileOptions, Region
 from tts_compile.execution.compile_budget import CompileBudget
 from tts_compile.execution.memory_limit import MemoryLimit
+from tts_compile.families.english import ENGLISH
 
 GIB = 2**30
 ONE = torch.ones(1)
@@ -149,7 +149,7 @@ def test_beyond_the_limit_nothing_is_kept_twice(
 ) -> None:
     with tc.compile_model(tts, tc.CompileConfig(memory_limit_gb=0.01)) as fast:
         rows = fast.report().components
-        assert [event.action for event in rows["t3"].fallbacks] == ["no guessing ahead"]
+        assert [event.action for event in rows["t3"].fallbacks] == ["no draft tokens"]
         for name in ("flow", "vocoder"):
             assert [event.phase for event in rows[name].fallbacks] == ["attach"]
             assert "limit of 0.01 GiB" in rows[name].fallbacks[0].error
@@ -202,7 +202,7 @@ def test_the_machines_memory_as_a_last_level(
 
     for owner in (tts.t3, tts.s3gen.flow):
         stock_runs_short(owner)
-    monkeypatch.setattr(engine_component, "CPU", torch.device("cuda"))  # as if the model were on another device
+    monkeypatch.setattr(runtime, "CPU", torch.device("cuda"))  # as if the model were on another device
     with tc.compile_model(tts, EAGER.replace(cpu_fallback=True)) as fast:
         for name in ("t3", "flow"):
             component = components(fast)[name]
@@ -298,7 +298,7 @@ def test_what_reaches_another_process_is_fit_to_be_compiled(
     monkeypatch.setattr(background.sys, "executable", "/bin/true")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    running = background.BackgroundCompilation(tts, config)
+    running = background.BackgroundCompilation(tts, ENGLISH, config)
     (payload,) = tmp_path.glob("temporary/*/payload")
     assert payload.stat().st_size < sum(weight.nbytes for weight in tts.t3.parameters()) / 4  # buffers and no weights
     with monkeypatch.context() as patch:
@@ -320,13 +320,14 @@ def test_what_reaches_another_process_is_fit_to_be_compiled(
 
 def test_what_is_not_compiled_in_another_process(tts: Any, caplog: pytest.LogCaptureFixture) -> None:
     config = tc.CompileConfig.off().replace(compile_in_background=True)
-    assert background.start(tts, config) is None  # nothing to compile
+    assert background.start(tts, ENGLISH, config) is None  # nothing to compile
     config = config.replace(t3=QUICK)
-    elsewhere = types.SimpleNamespace(s3gen=nn.Linear(1, 1, device="meta"))
-    assert background.start(elsewhere, config) is None
+    meta = nn.Linear(1, 1, device="meta")
+    elsewhere = types.SimpleNamespace(t3=meta, s3gen=meta)
+    assert background.start(elsewhere, ENGLISH, config) is None
     assert caplog.text == ""
     tts.t3.somebodys = lambda: None  # a lambda cannot be pickled
-    assert background.start(tts, config) is None
+    assert background.start(tts, ENGLISH, config) is None
     assert "nothing is compiled in the background" in caplog.text
 
 
@@ -398,7 +399,7 @@ def test_the_last_word_of_another_process_is_logged(
     program.write_text(f"#!/bin/sh\nprintf '{said}'\nexit 3\n")
     program.chmod(0o700)
     monkeypatch.setattr(background.sys, "executable", str(program))
-    background.BackgroundCompilation(tts, EAGER).wait()
+    background.BackgroundCompilation(tts, ENGLISH, EAGER).wait()
     assert f"failed: {said.splitlines()[-1] if said else 'exit status 3'}" in caplog.text
 
 
@@ -415,7 +416,7 @@ def test_a_model_that_is_not_compiled_leaves_no_process(
         raise error
 
     monkeypatch.setattr(background, "start", lambda *args: started.append(start(*args)) or started[0])
-    monkeypatch.setattr(handle, "Assembly", broken)
+    monkeypatch.setattr(attachment, "ComponentSet", broken)
     with pytest.raises(error):
         tc.compile_model(tts, tc.CompileConfig.off().replace(t3=QUICK, compile_in_background=True))
     assert not started[0].running
@@ -449,7 +450,7 @@ def switching(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def process_of(handle: tc.CompiledTTS) -> Any:
     """Returns the process that compiles for a model in the background; None where there is none any more."""
-    return handle._background
+    return attachment_of(handle).background
 
 
 CALLS: dict[str, tuple[Any, ...]] = {"generate": (SHORT,), "generate_batch": ([SHORT],), "warmup": ()}
@@ -485,7 +486,7 @@ def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.
     speaking, begun, seen = threading.Event(), threading.Event(), []
     before, running = components(switching), process_of(switching)
     running.running = True
-    assembly = handle.Assembly
+    component_set = attachment.ComponentSet
 
     def generate(*args: Any, **kwargs: Any) -> Tensor:
         speaking.set()
@@ -493,7 +494,7 @@ def test_it_switches_between_two_utterances(switching: Any, monkeypatch: pytest.
         return torch.zeros(1, 1)
 
     monkeypatch.setattr(switching.wrapped, "generate", generate)
-    monkeypatch.setattr(handle, "Assembly", lambda *args: (begun.set(), assembly(*args))[1])
+    monkeypatch.setattr(attachment, "ComponentSet", lambda *args: (begun.set(), component_set(*args))[1])
     monkeypatch.setattr(T3Component, "warm_up", lambda self: None)
     thread = threading.Thread(target=switching.generate, args=(SHORT,))
     thread.start()
@@ -515,7 +516,7 @@ def test_a_switch_that_fails_is_made_later(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(handle, "Assembly", broken)
+        patch.setattr(attachment, "ComponentSet", broken)
         with pytest.raises(error):
             switching.warmup()
     assert switching.report().attached

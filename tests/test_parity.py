@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 import tts_compile as tc
-from conftest import ENGINES, components
+from conftest import ENGINES, attachment_of, components
 from speech import SHORT
 from tts_compile.components import watermark
 from tts_compile.components.flow.estimator import Estimator
 from tts_compile.components.t3 import step
-from tts_compile.parity import ParityReport, Thresholds, Voice, WaveParity, compare, measure
-from tts_compile.parity.measure import _wave
+from tts_compile.families.english import ENGLISH
+from tts_compile.parity import ParityReport, Thresholds, WaveParity, compare, measure
+from tts_compile.parity.measure import compare_waves
 from tts_compile.parity.recorded_calls import Call, methods_of, recorded
 
 EXACT = Thresholds.exact()
@@ -32,9 +33,8 @@ def tape(_traced: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
     path = tc.testing.make_reference_wav(tmp_path_factory.mktemp("voice") / "voice.wav", seconds=2)
     parts = components(_traced)
     methods = methods_of({name: parts[name] for name in parts})
-    voice = Voice(_traced.wrapped)
-    with _traced.stock() as tts, recorded(methods, torch.device("cpu"), tts) as calls, voice.kept():
-        voice.prepare(str(path))
+    with _traced.stock() as tts, recorded(tts, ENGLISH, methods) as calls, ENGLISH.voice.kept(tts):
+        ENGLISH.voice.prepare(tts, str(path))
         torch.manual_seed(3)
         tts.generate(SHORT)
     return calls
@@ -69,12 +69,12 @@ def test_every_component_that_is_as_good_as_stock_passes(compared: Callable[...,
 
 def test_a_tape_is_played_from_stocks_own_inputs_and_random_numbers(tape: list[Call]) -> None:
     for call in tape:
-        again = call.played()
-        assert again.after.same_as(call.take.after)
-        assert again.tensors.keys() == call.take.tensors.keys()
+        again = call.repeat_and_record()
+        assert again.after.same_as(call.result.after)
+        assert again.tensors.keys() == call.result.tensors.keys()
         assert "result" not in again.tensors or call.component in ("t3", "watermark", "voice_encoder")
     mine = next(call for call in tape if call.component == "flow")
-    assert torch.equal(mine.stock()[0], mine.take.tensors["[0]"])
+    assert torch.equal(mine.repeat_stock()[0], mine.result.tensors["[0]"])
 
 
 def _bias(traced: Any, name: str) -> Tensor:
@@ -220,7 +220,7 @@ def wave(seconds: float = 1.0, pitch: float = 220.0) -> Tensor:
 )
 def test_waves(traced: Any, change: Callable[[Tensor], Tensor], failure: str) -> None:
     torch.manual_seed(0)
-    found = _wave(traced.wrapped, "Hello.", wave(), change(wave()), EXACT, None)
+    found = compare_waves(traced.wrapped, ENGLISH, (wave(), change(wave())), "Hello.", EXACT, None)
     assert found.passed is (not failure)
     assert failure in " ".join(found.failures)
     assert found.words is None
@@ -228,8 +228,11 @@ def test_waves(traced: Any, change: Callable[[Tensor], Tensor], failure: str) ->
 
 def test_lower_precision_may_say_it_another_way_but_not_less(traced: Any) -> None:
     fast = Thresholds.fast()
-    assert _wave(traced.wrapped, "Hello.", wave(), wave(1.1), fast, None).passed
-    assert "-30.0% in length" in _wave(traced.wrapped, "Hello.", wave(), wave(0.7), fast, None).failures[0]
+    assert compare_waves(traced.wrapped, ENGLISH, (wave(), wave(1.1)), "Hello.", fast, None).passed
+    assert (
+        "-30.0% in length"
+        in compare_waves(traced.wrapped, ENGLISH, (wave(), wave(0.7)), "Hello.", fast, None).failures[0]
+    )
 
 
 def test_an_engine_that_stock_makes_good_is_not_compared(
@@ -252,7 +255,7 @@ def test_a_voice_that_is_not_set_is_missed(
     traced: Any, compared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(components(traced)["reference"].fallback, "run", lambda *args, **kwargs: None)
-    with Voice(traced.wrapped).kept():
+    with ENGLISH.voice.kept(traced.wrapped):
         found = compared("reference")
     assert any("conds.t3.speaker_emb: it is missing" in failure for failure in found.failures)
 
@@ -271,12 +274,16 @@ def test_speech_that_ends_early_is_heard(
 
 def test_words_and_voice(traced: Any) -> None:
     heard = iter(["Hello, there my good", "hello there my wood"])
-    found = _wave(traced.wrapped, "Hello there, my good!", wave(), wave(), EXACT, lambda *_: next(heard))
+    found = compare_waves(
+        traced.wrapped, ENGLISH, (wave(), wave()), "Hello there, my good!", EXACT, lambda *_: next(heard)
+    )
     assert found.words == (0.0, 0.25)
     assert found.failures == ("25.0% of the words misheard, 0.0% of stock's",)
     assert found.speaker_similarity == pytest.approx(1.0)
     strict = dataclasses.replace(EXACT, speaker_similarity=1.01)
-    assert "speaker similarity" in _wave(traced.wrapped, "", wave(), wave(), strict, None).failures[0]
+    assert (
+        "speaker similarity" in compare_waves(traced.wrapped, ENGLISH, (wave(), wave()), "", strict, None).failures[0]
+    )
 
 
 def test_a_report_is_plain_and_names_what_failed() -> None:
@@ -292,9 +299,7 @@ def test_the_whole_model(traced: Any) -> None:
     tts, steps = traced.wrapped, []
     before, inside = tts.conds, dict(vars(tts.conds))
     state = torch.get_rng_state()
-    parts = {name: components(traced)[name] for name in components(traced)}
-    thresholds = dict.fromkeys(tc.config.COMPONENTS, EXACT)
-    report = measure(tts, parts, thresholds, traced.stock, traced.generate, [SHORT], seed=7, step=steps.append)
+    report = measure(attachment_of(traced), [SHORT], seed=7, step=steps.append)
     assert report.passed, str(report)
     assert set(report.components) == set(tc.config.COMPONENTS)
     assert report.waves[0].signal_to_error_db > 60
@@ -303,11 +308,19 @@ def test_the_whole_model(traced: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert traced.report().attached
     assert "t3: the same calls" in steps
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True
 
-    def broken(text: str) -> Any:
+
+def test_an_utterance_that_fails_and_nothing_to_compare(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = iter([wave()])
+
+    def generate(text: str) -> Tensor:
+        for found in stock:
+            return found
         raise tc.InputError("not today")
 
-    without = measure(tts, {}, {}, traced.stock, broken, [SHORT])
+    monkeypatch.setattr(tts, "generate", generate)
+    with tc.compile_model(tts, tc.CompileConfig.off()) as handle:
+        without = measure(attachment_of(handle), [SHORT])
     assert without.waves[0].failures == ("raised InputError: not today",)
     assert without.notes == ("no component has replaced anything: there is nothing to compare",)
-    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True

@@ -165,5 +165,5 @@ def test_settings_out_of_range_are_named(name: str, value: Any) -> None:
 
 
 def test_every_bad_setting_is_named_at_once() -> None:
-    with pytest.raises(InputError, match=r"temperature.*top_p.*min_p"):
+    with pytest.raises(InputError, match=r"temperature.*min_p.*top_p"):
         sampling_of(temperature=0, top_p=2, min_p=-1)
