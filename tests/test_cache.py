@@ -386,3 +386,21 @@ def test_vector_instructions_that_cannot_be_tried_are_left_to_torch(
 def test_torch_tries_what_the_processor_names(untrusted: str) -> None:
     with cache.using_cache(untrusted):
         assert set(_compat.tried_vectors()) <= set(_compat.claimed_vectors())
+
+
+def test_blocks_of_several_threads_may_overlap_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which blocks are entered and left, the last one counts, and nothing is left set."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "the user's")
+    first, second = (_compat.using_cache_dir(name) for name in ("/a", "/b"))
+    first.__enter__()
+    second.__enter__()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/b"
+    assert _compat.inductor_cache_dir() == "the user's"
+    first.__exit__(None, None, None)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/b"
+    with _compat.using_cache_dir("/c"):
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/c"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/b"
+    second.__exit__(None, None, None)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "the user's"
+    assert _compat.inductor_cache_dir() == "the user's"

@@ -95,8 +95,10 @@ def cpp_compiler() -> str | None:
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 _TRITON = "TRITON_CACHE_DIR"  # torch sets it to a folder inside inductor's, and does not reset it
 _cache_dirs = threading.Lock()
+_open_dirs: list[str] = []  # of the open blocks of using_cache_dir, the last entered last
+_reset: contextlib.ExitStack | None = None  # undoes what the open blocks have set
 _trusted: set[str] = set()  # folders, see trust_vectors
-_replaced: list[str | None] = []  # the earlier value, for each open block of using_cache_dir
+_user_dir: list[str | None] = []  # the environment's folder before the first open block
 
 
 def inductor_cache_dir() -> str | None:
@@ -108,7 +110,7 @@ def inductor_cache_dir() -> str | None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     with _cache_dirs:
-        path = _replaced[0] if _replaced else os.environ.get(_INDUCTOR)
+        path = _user_dir[0] if _user_dir else os.environ.get(_INDUCTOR)
     try:
         return None if path == default_cache_dir() else path
     except (ImportError, KeyError, OSError):  # the user has no name, from which torch makes its choice
@@ -117,22 +119,58 @@ def inductor_cache_dir() -> str | None:
 
 @contextlib.contextmanager
 def using_cache_dir(path: str) -> Iterator[None]:
-    """Makes torch keep compiled code under ``path`` for the duration of the block, in the whole process."""
+    """Makes torch keep compiled code under ``path`` for the duration of the block, in the whole process.
+
+    Blocks of several threads may overlap in any order; the folder of the block that was entered last counts.
+    """
     with _cache_dirs:
-        before = {name: os.environ.get(name) for name in (_INDUCTOR, _TRITON)}
-        _replaced.append(before[_INDUCTOR])
-        os.environ[_INDUCTOR] = path
+        if not _open_dirs:
+            _user_dir.append(os.environ.get(_INDUCTOR))
+        _open_dirs.append(path)
+        _apply_last()
     try:
-        with _keeping_all_graphs(), _trusting_vectors(path):
-            yield
+        yield
     finally:
         with _cache_dirs:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-            _replaced.pop()
+            del _open_dirs[len(_open_dirs) - 1 - _open_dirs[::-1].index(path)]
+            _apply_last()
+            if not _open_dirs:
+                _user_dir.clear()
+
+
+_applied: list[str] = []  # the folder that is set now; empty for none
+
+
+def _apply_last() -> None:
+    """Sets environment and torch for the folder of the last open block, unless it is set already."""
+    global _reset
+    last = _open_dirs[-1:]
+    if last == _applied:
+        return
+    if _reset is not None:
+        _reset.close()
+        _reset = None
+    _applied[:] = last
+    if last:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_environment(last[0]))
+            stack.enter_context(_keeping_all_graphs())
+            stack.enter_context(_trusting_vectors(last[0]))
+            _reset = stack.pop_all()
+
+
+@contextlib.contextmanager
+def _environment(path: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in (_INDUCTOR, _TRITON)}
+    os.environ[_INDUCTOR] = path
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -111,8 +111,8 @@ class CompiledComponent:
         """Compile whatever later calls may need, unless they would be left to stock."""
         if self._replaced or self.engine.unfit():
             return
-        with self.runtime.lock(), self.runtime.entered():
-            self._run(self.engine.warm_up, lambda: None, phase="warm-up")
+        with self.runtime.lock():
+            self._run(self._warm_up_engine, lambda: None, phase="warm-up")
         self.mark_warm()
 
     def mark_warm(self) -> None:
@@ -228,6 +228,10 @@ class CompiledComponent:
             self.mark_warm_once()
             return result
 
+    def _warm_up_engine(self) -> None:
+        with self.runtime.entered():
+            self.engine.warm_up()
+
     def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
         with self.runtime.entered():
             return self.engine.inference(*args, **kwargs)
@@ -251,7 +255,5 @@ class CompiledComponent:
             ways["cpu"] = self._cpu_call
         again = RandomState(self.runtime.device)
         compiles = self._warm_graphs is None
-        if compiles:
-            self.runtime.try_vector_instructions()
         with gc_paused() if compiles else contextlib.nullcontext():  # compiling makes very many objects
             return self.fallback.run(ways, *args, phase=phase, begin_again=again.restore, **kwargs)

@@ -36,6 +36,7 @@ class Runtime:
         lock: entered for every call of a component.
         graphs: captured graphs; None where nothing is captured.
         memory: the limit on memory.
+        budget: of time for compiling.
     """
 
     def __init__(self, device: torch.device, config: CompileConfig, timings: Timings) -> None:
@@ -44,7 +45,7 @@ class Runtime:
         self.timings = timings
         self.memory = MemoryLimit(device, config.memory_limit_gb)
         self._device_lock = DeviceLock(device)
-        self._budget = CompileBudget(config.compile_seconds)
+        self.budget = CompileBudget(config.compile_seconds)
         recorder = cuda_graph.recorder_for(device)
         self.graphs = GraphCache(recorder, self._device_lock, memory=self.memory) if recorder else None
         self.lock = self.graphs.turn if self.graphs else self._device_lock
@@ -95,9 +96,9 @@ class ComponentRuntime:
         self.memory = runtime.memory
         self.graphs = graphs
         self.lock = runtime.lock
-        self.entered = runtime.entered
         self.backend = policy.backend
-        self._budget = runtime._budget
+        self._runtime = runtime
+        self._compiles_cpp = policy.backend == "inductor" and runtime.device == CPU
         self._options = CompileOptions(policy.backend, policy.mode, policy.dynamic, fuse)
         levels = ["eager"] if policy.execution == "eager" else ["inductor", "eager"]
         if graphs is not None and policy.execution in ("auto", "cuda_graph"):
@@ -122,9 +123,18 @@ class ComponentRuntime:
         """Whether calls run as captured graphs now."""
         return self.fallback.level == "cuda_graph"
 
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Prepare torch for a call; see :meth:`Runtime.entered`."""
+        if self._compiles_cpp and self.fallback.level == "inductor":
+            cache.reuse_cpu_isa(self.config.cache_dir)  # before inductor generates C++ for the first time
+            self._compiles_cpp = False
+        with self._runtime.entered():
+            yield
+
     def region(self, name: str, function: Callable[..., Any]) -> Region:
         """Return a function that runs compiled at the component's level ``"inductor"``."""
-        return Region(name, function, self.fallback, self.device, self._options, self._budget)
+        return Region(name, function, self.fallback, self.device, self._options, self._runtime.budget)
 
     def replays(self) -> Replays | None:
         """Return the component's captured graphs; None where it captures none."""
@@ -165,8 +175,3 @@ class ComponentRuntime:
         if fit and self.native(NativeOperators.load, "torch's own products and attention"):
             return NativeOperators()
         return TorchOperators()
-
-    def try_vector_instructions(self) -> None:
-        """Look up which vector instructions work, before inductor generates C++ for the first time."""
-        if self.fallback.level == "inductor" and self.backend == "inductor" and self.device == CPU:
-            cache.reuse_cpu_isa(self.config.cache_dir)
