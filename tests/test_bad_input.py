@@ -114,6 +114,7 @@ def test_setting(eager: Any, heard: list[Any], stock_speech: Callable[..., Speec
         pytest.param("cfg_weight", "0.5", id="number in a string"),
         pytest.param("temperature", 10**400, id="beyond floats"),
         pytest.param("exaggeration", 10**400, id="exaggeration beyond floats"),
+        pytest.param("exaggeration", -(2**63) - 1, id="exaggeration beyond int64"),
         pytest.param("temperature", torch.tensor([0.5, 0.6]), id="two numbers"),
     ],
 )

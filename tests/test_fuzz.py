@@ -89,6 +89,8 @@ def test_texts_of_a_batch(let_through: Any, texts: list[Any]) -> None:
         st.sampled_from(["temperature", "top_p", "min_p", "repetition_penalty", "cfg_weight", "exaggeration"]), anything
     )
 )
+@example({"exaggeration": -(2**63) - 1})
+@example({"exaggeration": 2**64})
 def test_settings_of_a_call(let_through: Any, given_settings: dict[str, Any]) -> None:
     voice = let_through.conds.t3
     try:

@@ -108,7 +108,6 @@ def graph() -> dict[str, set[str]]:
     return graph_of()
 
 
-@pytest.mark.xfail(strict=True, reason="api, background and handle; bench/report")
 def test_no_module_imports_itself_through_others(graph: dict[str, set[str]]) -> None:
     without = {
         name: {other for other in imports if (*sorted((name, other)),) not in CYCLES} for name, imports in graph.items()
@@ -123,19 +122,7 @@ def test_lower_rooms_import_lower_rooms_alone(graph: dict[str, set[str]], name: 
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cli",
-        pytest.param(
-            "bench", marks=pytest.mark.xfail(strict=True, reason="measuring and tuning time calls through it")
-        ),
-        pytest.param(
-            "testing", marks=pytest.mark.xfail(strict=True, reason="parity and tuning make recordings with it")
-        ),
-        "tuning",
-    ],
-)
+@pytest.mark.parametrize("name", PRIVATE)
 def test_nothing_below_imports_the_tools(graph: dict[str, set[str]], name: str) -> None:
     assert name in {room(module) for module in graph}
     found = [f"{a} imports {b}" for a, b in arrows(graph) if room(b) == name and room(a) not in PRIVATE[name]]
@@ -192,7 +179,6 @@ def test_it_is_cheap_and_loads_no_model_code(fresh: dict[str, Any]) -> None:
     assert min(run["seconds"] for run in runs) <= 0.3
 
 
-@pytest.mark.xfail(strict=True, reason="parity imports testing")
 def test_it_loads_no_tools(fresh: dict[str, Any]) -> None:
     loaded = {name for name in fresh["modules"] if name.startswith(f"{PACKAGE}.") and room(name) in PRIVATE}
     assert loaded == set()

@@ -71,10 +71,12 @@ def finite_number(name: str, value: object) -> float:
     """Returns ``value`` as a float; any real number is accepted, numpy's too.
 
     Raises:
-        InputError: for anything else, for nan or infinity, and for a number that is too large for a float.
+        InputError: for anything else, for nan or infinity, and for a whole number beyond int64.
     """
     if not isinstance(value, numbers.Real):
         raise InputError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, numbers.Integral) and not -(2**63) <= int(value) < 2**63:
+        raise InputError(f"{name} must fit into 64 bits")  # or torch cannot compare it with a tensor
     try:
         number = float(value)
     except OverflowError:
