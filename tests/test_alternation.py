@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(timing, "_clock", clock)
+    monkeypatch.setattr(timing, "read_clock", clock)
     return clock
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import threading
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from conftest import EAGER
 from sameness import everything, same
 from speech import SHORT, random_states, seed_everything
 from tts_compile.families import family_named
+from tts_compile.families.checkpoint_files import NO_FILES
 from tts_compile.loading import stock_class
-from tts_compile.loading.from_local import Build
+from tts_compile.loading.from_local import assign_weights
 from tts_compile.loading.mapped_files import Stored
 from tts_compile.testing.depth import SMALL, built_with
 
@@ -102,19 +104,15 @@ def _odd(path: Path) -> None:
     torch.save(tensors, path)
 
 
-def test_tensors_that_are_one_in_the_file_are_two_in_the_model(folder: Path) -> None:
-    names = ("flow.encoder_proj.bias", "flow.spk_embed_affine_layer.bias")
-    stored = Stored("a.pt", lambda: dict.fromkeys(names, torch.arange(80.0)))
-    build = Build(family_named("english"), {}, own_memory=False, strict=True)
-    module = nn.ModuleDict({"flow": nn.ModuleDict({n.split(".")[1]: nn.Linear(3, 80) for n in names})})
-    for linear in module["flow"].values():
+def test_tensors_that_are_one_in_the_file_are_two_in_the_model() -> None:
+    stored = Stored("a.pt", lambda: dict.fromkeys(("0.bias", "1.bias"), torch.arange(80.0)))
+    module = nn.ModuleList([nn.Linear(3, 80), nn.Linear(3, 80)])
+    for linear in module:
         del linear.weight
-    build._without_weights.append(module)
-    vars(module)["load_state_dict"] = None
-    build._assign(module, stored)
-    assert not build.problems
+    assert assign_weights(module, stored, None, own_memory=False, lenient=False) == []
     first, second = module.parameters()
     assert torch.equal(first, second)
+    assert torch.equal(first, torch.arange(80.0))
     assert first.data_ptr() != second.data_ptr()
 
 
@@ -328,9 +326,9 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path) -> None:
         "conds.pt: ",
         "t3_cfg.safetensors: ",
         "s3gen.safetensors: flow.input_embedding.weight is missing",
-        "s3gen.safetensors: flow.somebody is not of this model",
-        "s3gen.safetensors: flow.spk_embed_affine_layer.bias has the shape (81,) in place of (80,)",
-        "s3gen.safetensors: flow.encoder_proj.bias holds torch.int64 in place of torch.float32",
+        "s3gen.safetensors: flow.somebody does not belong to this model",
+        "s3gen.safetensors: flow.spk_embed_affine_layer.bias has the shape (81,) instead of (80,)",
+        "s3gen.safetensors: flow.encoder_proj.bias holds torch.int64 instead of torch.float32",
     ):
         assert sum(problem.startswith(start) for problem in found) == 1, start
 
@@ -360,7 +358,9 @@ def test_what_stock_ignores_can_be_ignored(folder: Path) -> None:
     assert len(problems(folder)) == 2
     same(load(folder, strict=False), tc.testing.load_checkpoint(folder))
     rewrite(folder / "t3_cfg.safetensors", lambda tensors: tensors.update(somebody=torch.zeros(1)))
-    assert problems(folder, strict=False) == ["t3_cfg.safetensors: somebody is not of this model"]  # not even by stock
+    assert problems(folder, strict=False) == [
+        "t3_cfg.safetensors: somebody does not belong to this model"
+    ]  # not even by stock
 
 
 def test_another_variant_is_named(folder: Path) -> None:
@@ -424,6 +424,13 @@ def test_other_arguments_are_refused(checkpoint: Path, monkeypatch: pytest.Monke
         load(checkpoint, Own)
 
 
+def test_a_family_without_files_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = dataclasses.replace(family_named("english"), name="own", files=NO_FILES)
+    monkeypatch.setattr("tts_compile.loading.model.family_of", lambda *_: family)
+    with pytest.raises(tc.UnsupportedModelError, match="'own' declares no checkpoint files"):
+        tc.load_model(nn.Linear, checkpoint)
+
+
 def test_a_way_of_loading_that_is_not_known_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import chatterbox.tts
 
@@ -432,7 +439,7 @@ def test_a_way_of_loading_that_is_not_known_is_refused(checkpoint: Path, monkeyp
     scope = vars(chatterbox.tts)
     exec(source, scope)
     monkeypatch.setattr(chatterbox.tts.ChatterboxTTS, "from_local", scope.pop("from_local"))
-    with pytest.raises(tc.UnsupportedModelError, match="T3 is given its weights"):
+    with pytest.raises(tc.UnsupportedModelError, match="gives T3 its weights"):
         load(checkpoint)
 
 

@@ -125,7 +125,7 @@ class Laboratory:
             yield [SimpleNamespace(component="t3")]
 
         tts.generate = tts.prepare_conditionals = lambda _: None
-        monkeypatch.setattr(timing, "_clock", lambda: self.now)
+        monkeypatch.setattr(timing, "read_clock", lambda: self.now)
         monkeypatch.setattr(measure, "recorded", recorded)
         monkeypatch.setattr(measure, "Assembly", lambda tts, config: {"t3": Pretended(config.t3, tts.t3)})
         monkeypatch.setattr(measure, "compare", compare)

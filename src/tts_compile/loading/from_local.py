@@ -1,12 +1,11 @@
-"""Stock's own ``from_local`` with parameters that are never initialised and weights that are never copied."""
+"""Runs a stock class's ``from_local`` without initialising parameters and without copying weights."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from ..families.checkpoint_files import VOICE
 from ..utils.device import is_out_of_memory
 from .mapped_files import Stored, Unreadable, mapped
 
-# Functions of torch, of tensors and of torch.nn.init that draw random numbers, take a generator and show in a mode.
+# Functions that draw random numbers and take a generator, of torch, of tensors and of torch.nn.init; only those that a
+# TorchFunctionMode sees.
 _DRAWING = {
     "kaiming_uniform_",
     *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_", "log_normal_"),
@@ -32,48 +32,49 @@ _DRAWING = {
 class Build:
     """One run of a stock class's ``from_local`` on the CPU.
 
-    The very code of ``from_local`` runs, with other globals: its modules are built without initialising parameters,
-    and its files are mapped into memory and assigned to the modules. No class and no module is touched meanwhile.
+    The code of ``from_local`` runs with other globals: its modules are built without initialising parameters, and its
+    files are mapped into memory and assigned to the modules. No class and no module is changed, so that other threads
+    are not affected.
 
     Args:
-        family: of the class.
-        dtypes: for a part of the model the type of its floating-point weights; others keep the model's own.
+        family: family of the class.
+        dtypes: dtype of the floating-point weights of a part of the model; other parts keep the model's own.
         own_memory: copy the weights, so that the files are not needed any more.
-        strict: refuse what stock ignores, see :func:`tts_compile.load_model`.
+        strict: refuse tensors that stock ignores; see :func:`tts_compile.load_model`.
 
     Attributes:
-        problems: what is wrong with the files; the model is of no use unless there are none.
-        cause: the error that was met, where one was.
+        problems: what is wrong with the files; the model must not be used if there are any.
+        cause: the error behind the last problem; None for problems found by comparison.
     """
 
     def __init__(self, family: Family, dtypes: Mapping[str, torch.dtype], own_memory: bool, strict: bool) -> None:
         self.problems: list[str] = []
         self.cause: Exception | None = None
         self._family = family
-        self._dtypes = {
-            family.files.weights[part]: dtype for part, dtype in dtypes.items() if part in family.files.weights
-        }
+        weights = family.files.weights
+        self._dtypes = {weights[part]: dtype for part, dtype in dtypes.items() if part in weights}
         self._own_memory = own_memory
         self._strict = strict
         self._without_weights: list[nn.Module] = []
+        self._error_of_code: Exception | None = None
 
     def run(self, cls: Any, folder: Path) -> Any:
-        """The model; what goes wrong is added to :attr:`problems`.
+        """Returns the model; adds what is wrong with the files to :attr:`problems`.
 
         Raises:
-            UnsupportedModelError: for a class that loads in another way than chatterbox's.
+            UnsupportedModelError: for a class whose ``from_local`` is not the family's, or assigns weights in an
+                unknown way.
         """
         function: Any = getattr(cls.from_local, "__func__", None)
         if getattr(function, "__globals__", {}).get("__name__") != self._family.module_name:
             raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
+        build = functools.partial(self._built, cls, initialise=True)
         try:
-            tts = self._with_other_globals(function)(_Class(cls), folder, "cpu")
-        except _NotOfTheFiles as passed:
-            raise passed.error from passed.error.__cause__
-        except Exception as error:  # those of tokenizers and torch.load share no base
-            if is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
+            tts = self._with_other_globals(function)(Substitute(cls, build), folder, "cpu")
+        except Exception as error:  # the errors of tokenizers and torch.load share no base
+            if error is self._error_of_code or is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
-            known = (*self._family.files.others, VOICE)  # weights that are no good do not end the run
+            known = (*self._family.files.others, VOICE)  # unreadable weights do not end the run
             if not any(problem.startswith(known) for problem in self.problems):
                 self.problems.append(reason(error))
                 self.cause = error
@@ -91,7 +92,7 @@ class Build:
                 own[name] = functools.partial(self._module, value)
             elif value is load_file:
                 own[name] = self._file
-        own["torch"] = _Torch(self._torch_load)
+        own["torch"] = Substitute(torch, load=self._torch_load)
         return types.FunctionType(
             function.__code__, own, function.__name__, function.__defaults__, function.__closure__
         )
@@ -99,9 +100,9 @@ class Build:
     def _file(self, path: str | Path, *args: Any, **options: Any) -> Stored:
         try:
             return mapped(path, *args, **options)
-        except FileNotFoundError:  # which is known already
+        except FileNotFoundError:  # is among the problems already
             return Unreadable(path)
-        except Exception as error:  # what a damaged file raises is up to its format
+        except Exception as error:  # each file format has its own errors for damaged files
             self.problems.append(f"{Path(path).name}: {reason(error)}")
             return Unreadable(path)
 
@@ -110,66 +111,61 @@ class Build:
             return self._file(path, *args, **options)
         return torch.load(path, *args, **options)
 
+    def _built(self, kind: Any, *args: Any, initialise: bool, **options: Any) -> Any:
+        """Calls a class; remembers an error, which is not the files' fault."""
+        try:
+            with _OwnGenerator(initialise):
+                return kind(*args, **options)
+        except Exception as error:
+            self._error_of_code = error
+            raise
+
     def _module(self, kind: Any, *args: Any, **options: Any) -> nn.Module:
-        with _not_of_the_files(), _Quietly(initialise=False):
-            module: nn.Module = kind(*args, **options)
+        module: nn.Module = self._built(kind, *args, initialise=False, **options)
         self._without_weights.append(module)
-        vars(module)["load_state_dict"] = functools.partial(self._assign, module)
+        vars(module)["load_state_dict"] = functools.partial(self._load_state_dict, module)
         return module
 
-    def _assign(self, module: nn.Module, stored: Any, strict: bool = True) -> None:
+    def _load_state_dict(self, module: nn.Module, stored: Any, strict: bool = True) -> None:
+        """Replaces the method of a module for one call."""
         del vars(module)["load_state_dict"]
         self._without_weights.remove(module)
         if isinstance(stored, Unreadable):
             return
         if not isinstance(stored, Stored):
             raise _unknown_way(module)
-        wanted, given = module.state_dict(), _renamed(module, stored)
-        found = _problems(module, wanted, given, lenient=not (strict or self._strict))
+        dtype, lenient = self._dtypes.get(stored.file), not (strict or self._strict)
+        found = assign_weights(module, stored, dtype, own_memory=self._own_memory, lenient=lenient)
         self.problems += [f"{stored.file}: {problem}" for problem in found]
-        if found:
-            return
-        cast = self._dtypes.get(stored.file)
-        dtypes = {
-            name: cast if cast and tensor.is_floating_point() else tensor.dtype for name, tensor in wanted.items()
-        }
-        names = [name for name in wanted if name in given]
-        shared = Counter(given[name].data_ptr() for name in names)
-
-        def kept_as_it_is(name: str) -> bool:
-            tensor = given[name]
-            fits = tensor.dtype == dtypes[name] and tensor.stride() == wanted[name].stride()
-            return fits and shared[tensor.data_ptr()] == 1 and not self._own_memory
-
-        weights = {name: given[name] for name in names if kept_as_it_is(name)}
-        copied = {name: given[name] for name in names if name not in weights}
-        weights.update(
-            stored.copies(copied, lambda name, it: torch.empty_like(wanted[name], dtype=dtypes[name]).copy_(it))
-        )
-        module.load_state_dict(weights, strict=False, assign=True)
 
 
-class _NotOfTheFiles(Exception):  # noqa: N818 - it never leaves this file
-    """Carries an error past what is made of those that damaged files cause."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-@contextlib.contextmanager
-def _not_of_the_files() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise _NotOfTheFiles(error) from error
-
-
-class _Quietly(TorchFunctionMode):
-    """In this thread, what draws random numbers leaves the global generator alone, which others may be using.
+class Substitute:
+    """An object that has some attributes of its own and otherwise those of another object.
 
     Args:
-        initialise: False leaves parameters as their memory is; memory that is not written to is not taken.
+        original: the other object.
+        call: the function that is called in place of the other object.
+        attributes: its own attributes.
+    """
+
+    def __init__(self, original: Any, call: Callable[..., Any] | None = None, **attributes: Any) -> None:
+        self._original = original
+        self._call = call or original
+        vars(self).update(attributes)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._call(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+class _OwnGenerator(TorchFunctionMode):
+    """A mode in which this thread draws random numbers from a generator of its own: others may use the global one.
+
+    Args:
+        initialise: False skips functions that write to parameters; memory that is never written to is not provided
+            by the system.
     """
 
     def __init__(self, initialise: bool) -> None:
@@ -192,53 +188,62 @@ class _Quietly(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Class:
-    """A stock class, which makes its objects quietly."""
-
-    def __init__(self, cls: Any) -> None:
-        self._cls = cls
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        with _not_of_the_files(), _Quietly(initialise=True):
-            return self._cls(*args, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cls, name)
-
-
-class _Torch:
-    """Torch with another ``load``."""
-
-    def __init__(self, load: Callable[..., Any]) -> None:
-        self.load = load
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def _problems(
-    module: nn.Module, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], lenient: bool
+def assign_weights(
+    module: nn.Module, stored: Stored, dtype: torch.dtype | None, *, own_memory: bool, lenient: bool
 ) -> list[str]:
-    """What keeps ``stored`` from taking the place of ``wanted``, tensor by tensor."""
-    computed = _computed(module)
+    """Makes the tensors of a file the module's parameters and buffers, unless there are problems, which it returns.
+
+    Tensors are copied where the module needs another dtype or order of memory, or where several of them share memory.
+
+    Args:
+        module: the module; its own tensors need not be initialised.
+        stored: the tensors of the file.
+        dtype: dtype of floating-point weights; None keeps the module's.
+        own_memory: copy every tensor.
+        lenient: ignore unknown tensors and missing buffers.
+    """
+    wanted, given = module.state_dict(), _renamed(module, stored)
+    if problems := _problems(module, wanted, given, lenient):
+        return problems
+    names = [name for name in wanted if name in given]
+    dtypes = {name: dtype if dtype and wanted[name].is_floating_point() else wanted[name].dtype for name in names}
+    users = Counter(given[name].data_ptr() for name in names)
+
+    def fits(name: str) -> bool:
+        tensor = given[name]
+        same = tensor.dtype == dtypes[name] and tensor.stride() == wanted[name].stride()
+        return same and users[tensor.data_ptr()] == 1
+
+    def copied(name: str, tensor: Tensor) -> Tensor:
+        return torch.empty_like(wanted[name], dtype=dtypes[name]).copy_(tensor)
+
+    weights = {} if own_memory else {name: given[name] for name in names if fits(name)}
+    weights.update(stored.copies({name: given[name] for name in names if name not in weights}, copied))
+    module.load_state_dict(weights, strict=False, assign=True)
+    return []
+
+
+def _problems(module: nn.Module, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], lenient: bool) -> list[str]:
+    """Returns why tensors cannot be assigned, one problem for each of them."""
+    optional = _computed(module)
     if lenient:
-        computed |= {name for name, _ in module.named_buffers()}
-    problems = [f"{name} is missing" for name in wanted if name not in stored and name not in computed]
+        optional |= {name for name, _ in module.named_buffers()}
+    problems = [f"{name} is missing" for name in wanted if name not in given and name not in optional]
     if not lenient:
-        problems += [f"{name} is not of this model" for name in stored if name not in wanted]
+        problems += [f"{name} does not belong to this model" for name in given if name not in wanted]
     for name, tensor in wanted.items():
-        if name not in stored:
+        if name not in given:
             continue
-        given = stored[name]
-        if given.shape != tensor.shape:
-            problems.append(f"{name} has the shape {tuple(given.shape)} in place of {tuple(tensor.shape)}")
-        elif given.dtype != tensor.dtype and not (given.is_floating_point() and tensor.is_floating_point()):
-            problems.append(f"{name} holds {given.dtype} in place of {tensor.dtype}")
+        found = given[name]
+        if found.shape != tensor.shape:
+            problems.append(f"{name} has the shape {tuple(found.shape)} instead of {tuple(tensor.shape)}")
+        elif found.dtype != tensor.dtype and not (found.is_floating_point() and tensor.is_floating_point()):
+            problems.append(f"{name} holds {found.dtype} instead of {tensor.dtype}")
     return problems
 
 
 def _renamed(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by their names in this module, which may know older ones: ``weight_g`` of a weight norm."""
+    """Returns the tensors by their names in this module; weight norms also accept older names, such as ``weight_g``."""
     given = dict(stored)
     for prefix, part in module.named_modules():
         for hook in part._load_state_dict_pre_hooks.values():
@@ -247,7 +252,7 @@ def _renamed(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _computed(module: nn.Module) -> set[str]:
-    """Buffers that files need not have, as chatterbox lists them."""
+    """Returns the names of buffers that chatterbox computes itself and lists as optional in files."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
@@ -257,5 +262,5 @@ def _computed(module: nn.Module) -> set[str]:
 
 def _unknown_way(module: nn.Module) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{type(module).__name__} is given its weights in a way that this version does not know; call from_local"
+        f"from_local gives {type(module).__name__} its weights in an unknown way; call it instead"
     )

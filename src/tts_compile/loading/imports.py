@@ -1,4 +1,4 @@
-"""Importing chatterbox with less waiting."""
+"""Imports chatterbox without garbage collections meanwhile."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..utils.gc_pause import gc_paused
 
 
 def stock_class(name: str) -> Any:
-    """Import chatterbox, and give the class of that name, such as ``"ChatterboxTTS"``.
+    """Imports and returns a stock class by its name, such as ``"ChatterboxTTS"``.
 
-    The same as ``from chatterbox.tts import ChatterboxTTS``, save that no garbage is collected meanwhile.
+    It is faster than ``from chatterbox.tts import ChatterboxTTS``, since Python collects no garbage meanwhile.
 
     Raises:
         UnsupportedModelError: for an unknown name.

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's files, mapped rather than read."""
+"""Maps the tensors of a checkpoint's files into memory instead of reading them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_AT_A_TIME = 2**28  # bytes of a file that are resident while it is copied
+_GROUP_BYTES = 2**28  # bytes of a file that are in memory while it is copied
 
 
 class Stored(dict[str, Tensor]):
-    """By their names, the tensors of one file; their memory is the file's, and is not read before it is used.
+    """The tensors of one file by their names; the system reads them from the file when they are used.
 
     Args:
-        read: maps the file anew.
+        path: the file.
+        read: maps the file into memory and returns its tensors.
     """
 
     def __init__(self, path: str | Path, read: Callable[[], dict[str, Tensor]]) -> None:
@@ -27,16 +28,16 @@ class Stored(dict[str, Tensor]):
     def copies(
         self, tensors: Mapping[str, Tensor], copy: Callable[[str, Tensor], Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
-        """``copy`` of these tensors; no more of the file is held in memory than it takes to copy a few of them.
+        """Yields names with copies of these tensors, and never holds more than a part of the file in memory.
 
         Args:
-            tensors: of this file, by whatever names.
-            copy: is given a name and its tensor.
+            tensors: tensors of this file, by any names.
+            copy: called with a name and its tensor; returns the copy.
         """
         stored_as = {id(tensor): name for name, tensor in self.items()}
         groups = list(_groups(tensors))
         for group in groups:
-            again = self._read() if len(groups) > 1 else self  # what is mapped anew is let go of with its group
+            again = self._read() if len(groups) > 1 else self  # a new mapping, whose memory is freed with the group
             for name in group:
                 yield name, copy(name, again[stored_as[id(tensors[name])]])
 
@@ -47,7 +48,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
     for name, tensor in tensors.items():
         group.append(name)
         size += tensor.nbytes
-        if size >= _AT_A_TIME:
+        if size >= _GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:
@@ -55,14 +56,14 @@ def _groups(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 class Unreadable(Stored):
-    """In place of a file that cannot be read, so that the others can still be looked at."""
+    """A file that cannot be read; it lets ``from_local`` go on, so that the other files are checked too."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path, dict)
 
 
 def mapped(path: str | Path, *args: Any, **options: Any) -> Stored:
-    """What ``safetensors.torch.load_file`` or, by the file's name, ``torch.load`` reads."""
+    """Maps a file that ``safetensors.torch.load_file`` or, by the file's name, ``torch.load`` reads."""
     from safetensors.torch import load_file
 
     if Path(path).suffix == ".safetensors":
@@ -71,7 +72,9 @@ def mapped(path: str | Path, *args: Any, **options: Any) -> Stored:
     def read() -> dict[str, Tensor]:
         try:
             found = torch.load(path, *args, mmap=True, **options)
-        except RuntimeError:  # of torch before 1.6, which cannot be mapped; or damaged, which the next line says
+        except (
+            RuntimeError
+        ):  # a file of torch before 1.6, which cannot be mapped, or a damaged one: the next line raises
             found = torch.load(path, *args, **options)
         return dict(found)
 

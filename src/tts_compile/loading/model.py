@@ -1,4 +1,4 @@
-"""Load a stock model: the same object as ``from_local`` gives, in a fraction of its time and memory."""
+"""Loads a stock model as ``from_local`` does, in a fraction of the time and memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..fallback import reason
 from ..families import Family, families, family_of
 from ..families.checkpoint_files import VOICE
 from ..utils.gc_pause import gc_paused
-from .from_local import Build
+from .from_local import Build, Substitute
 from .half_precision import DTYPES, cast_inputs
 from .imports import stock_class
 
@@ -29,39 +29,41 @@ def load_model(
     mmap: bool = True,
     strict: bool = True,
 ) -> Any:
-    """Load a checkpoint folder as ``cls.from_local(ckpt_dir, device)`` does, in a fraction of its time and memory.
+    """Loads a checkpoint folder as ``cls.from_local(ckpt_dir, device)`` does, in a fraction of its time and memory.
 
-    The result is an ordinary stock object, equal to that of ``from_local`` tensor by tensor. Stock initialises every
-    parameter at random and overwrites it; here parameters are never initialised, and the weights are the files
-    themselves, mapped into memory. The global random generators are left as they are.
+    The result is an ordinary stock object whose tensors equal those of ``from_local``. Stock initialises every
+    parameter at random and then overwrites it; this function never initialises parameters, and its weights are the
+    files themselves, mapped into memory. The global random generators keep their state.
 
     Args:
-        cls: ``ChatterboxTTS``, ``ChatterboxMultilingualTTS``, ``ChatterboxTurboTTS`` or ``ChatterboxVC``, or its name,
-            in which case chatterbox is imported here, faster than by an import statement.
-        ckpt_dir: the folder.
-        device: where the model is to be.
-        dtype: of T3's floating-point weights: a torch dtype, ``"bf16"`` or ``"fp16"``; None and ``"model"`` leave
-            them as they are. The others keep theirs. A voice is cast to it as T3 reads it.
-        mmap: on a CPU, the weights stay in the files, which must not be written to in place as long as the model is
-            used; False copies them, which takes their memory. Sums of weights that lie elsewhere in memory may be
-            rounded differently: without ``mmap`` the model speaks as that of ``from_local`` bit for bit.
+        cls: ``ChatterboxTTS``, ``ChatterboxMultilingualTTS``, ``ChatterboxTurboTTS`` or ``ChatterboxVC``, or its name;
+            with a name, chatterbox is imported here, faster than by an import statement.
+        ckpt_dir: the checkpoint folder.
+        device: device of the model.
+        dtype: dtype of T3's floating-point weights: a torch dtype, ``"bf16"`` or ``"fp16"``; None and ``"model"`` keep
+            the checkpoint's. Other parts keep theirs. T3 casts each voice to this dtype when it reads it.
+        mmap: on a CPU, use the weights in the files, which must not be changed while the model is in use; False copies
+            them into memory. A sum can be rounded differently when its weights have another address: with ``False``
+            the model's results equal those of ``from_local`` bit for bit.
         strict: refuse tensors that do not belong to the model, and missing buffers; False ignores them where stock
-            does. Parameters that are missing are refused in any case.
+            does. Missing parameters are always refused.
 
     Raises:
-        CheckpointError: for files that are missing, damaged or of another model, naming everything that is wrong with
-            them, before any memory of the device is taken.
+        CheckpointError: for files that are missing, damaged or of another model; it lists every problem, and is raised
+            before any memory of the device is used.
         UnsupportedModelError: for another class.
-        InputError: for a device or dtype that there is none of.
+        InputError: for a device that does not exist or an unknown dtype.
     """
     if isinstance(cls, str):
         cls = stock_class(cls)
     family, folder = family_of(cls, "load"), _folder(ckpt_dir)
+    if not family.files.weights:
+        raise UnsupportedModelError(f"the family {family.name!r} declares no checkpoint files")
     dtypes = _checked_dtype(dtype, family)
     _check_device(device)
     build = Build(family, dtypes, own_memory=not mmap, strict=strict)
     build.problems += _problems(folder, family)
-    # What is made here must serve outside inference mode too.
+    # Tensors that are made in inference mode cannot be used outside of it.
     with gc_paused(long_lived=True), torch.inference_mode(mode=False):
         if any((folder / name).is_file() for name in family.files.weights.values()):
             tts = build.run(cls, folder)
@@ -81,34 +83,25 @@ def load_pretrained(
     mmap: bool = True,
     strict: bool = False,
 ) -> Any:
-    """Find or download the published weights as ``cls.from_pretrained(device)`` does, and load them quickly.
+    """Finds or downloads the published weights as ``cls.from_pretrained(device)`` does, and loads them quickly.
 
     Args:
-        cls, device, dtype, mmap, strict: as of :func:`load_model`; what stock ignores in its own files is ignored
-            unless ``strict`` is True.
+        cls, device, dtype, mmap, strict: the arguments of :func:`load_model`; unless ``strict`` is True, tensors that
+            stock ignores in its own files are ignored.
 
     Raises:
-        CheckpointError, UnsupportedModelError, InputError: as :func:`load_model`; those of the hub's client pass.
+        CheckpointError, UnsupportedModelError, InputError: see :func:`load_model`; errors of the hub's client are
+            raised as they are.
     """
     if isinstance(cls, str):
         cls = stock_class(cls)
     _checked_dtype(dtype, family_of(cls, "load"))  # before anything is fetched
     _check_device(device)
-    return cls.from_pretrained.__func__(_Finder(cls, dtype=dtype, mmap=mmap, strict=strict), device)
 
+    def from_local(ckpt_dir: Any, device: Any) -> Any:
+        return load_model(cls, ckpt_dir, device, dtype=dtype, mmap=mmap, strict=strict)
 
-class _Finder:
-    """In place of a class whose ``from_pretrained`` finds the files: has them loaded here."""
-
-    def __init__(self, cls: Any, **options: Any) -> None:
-        self._cls = cls
-        self._options = options
-
-    def from_local(self, ckpt_dir: Any, device: Any) -> Any:
-        return load_model(self._cls, ckpt_dir, device, **self._options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cls, name)
+    return cls.from_pretrained.__func__(Substitute(cls, from_local=from_local), device)
 
 
 def _folder(path: Any) -> Path:
@@ -130,7 +123,7 @@ def _checked_dtype(dtype: Any, family: Family) -> Mapping[str, torch.dtype]:
 
 
 def _check_device(device: Any) -> None:
-    """Raise for one that there is none of; takes no memory there."""
+    """Raises for a device that does not exist; uses none of its memory."""
     try:
         found = torch.device("cpu" if device is None else device)
         if found.type == "cuda":
@@ -139,12 +132,12 @@ def _check_device(device: Any) -> None:
                 raise RuntimeError(f"there are {count} CUDA devices")
         else:
             torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:  # torch without a backend raises any of them
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch without a backend raises one of these
         raise InputError(f"device {device!r} cannot be used: {reason(error)}") from error
 
 
 def _problems(folder: Path, family: Family) -> list[str]:
-    """Of the files, apart from the weights' content."""
+    """Returns what is wrong with the files, apart from the content of the weights."""
     if not folder.is_dir():
         return ["there is no such folder"]
     missing = family.files.missing(folder)
@@ -162,13 +155,13 @@ def _problems(folder: Path, family: Family) -> list[str]:
     try:
         if (folder / VOICE).exists():
             torch.load(folder / VOICE, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file raises is up to torch
+    except Exception as error:  # torch has no base for the errors of damaged files
         problems.append(f"{VOICE}: {reason(error)}")
     return problems
 
 
 def _move(tts: Any, device: Any) -> None:
-    """As ``from_local`` does for every part, which has loaded it to the CPU."""
+    """Moves every part of a model on the CPU to the device, as ``from_local`` does."""
     for part in vars(tts).values():
         if isinstance(part, nn.Module):
             part.to(device)
