@@ -189,8 +189,8 @@ BAD_FILES = {
     "missing": (_missing, "does not exist"),
     "folder": (lambda folder: folder, "folder"),
     "empty": (_empty, "empty"),
-    "text": (_text, "no audio file"),
-    "cut off in its header": (_cut, "no audio file"),
+    "text": (_text, "not an audio file"),
+    "cut off in its header": (_cut, "not an audio file"),
     "not finite": (_not_finite, "not finite"),
 }
 

@@ -1,1 +1,1 @@
-"""Reading, writing and making recordings."""
+"""Reads, writes and synthesises recordings."""

@@ -1,8 +1,8 @@
-"""Reading and resampling sound exactly as librosa does, without what librosa imports on first use.
+"""Reads and resamples audio exactly as librosa does, without librosa's slow imports.
 
-``librosa.load`` and ``librosa.resample`` check their argument in a module whose import has numba compile some twenty
-functions: more than ten seconds in a fresh installation, two thirds of a second when numba finds them on disk. The
-sound itself comes from soundfile and soxr, which are called here the same way.
+``librosa.load`` and ``librosa.resample`` check their arguments in a module at whose import numba compiles about twenty
+functions. This takes more than ten seconds in a fresh installation, and two thirds of a second when numba finds them on
+disk. The audio itself comes from soundfile and soxr, which are called here in the same way.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Samples = npt.NDArray[np.floating[Any]]
 
 
 class Recording:
-    """A source of sound as stock takes it: a path, an open file, a ``soundfile.SoundFile``, an audioread object.
+    """A recording from any source that stock accepts: a path, an open file, a ``SoundFile``, an audioread object.
 
     Attributes:
-        name: for messages.
-        digest: of the file's bytes, or of the decoded samples where there is no file of its own; equal sounds that
-            were packed differently have different ones.
+        name: name of the source in messages.
+        digest: digest of the file's bytes, or of the decoded samples for a source without a path. Equal audio in two
+            formats has two digests.
 
     Raises:
-        InputError: naming the source, when it cannot be read, is a folder, is empty or holds no sound.
+        InputError: when the source cannot be read, is a folder, is empty or holds no audio; the message names it.
     """
 
     def __init__(self, source: Any) -> None:
@@ -47,10 +47,10 @@ class Recording:
             self.digest = f"{digest(samples)} {rate}"
 
     def samples(self, rate: int) -> Samples:
-        """What ``librosa.load(source, sr=rate)`` gives: float32 (samples,), channels averaged.
+        """Returns the result of ``librosa.load(source, sr=rate)``: float32 (samples,), averaged over channels.
 
         Raises:
-            InputError: when the file is no audio file or a sample is not finite.
+            InputError: when the file is not an audio file or a sample is not finite.
         """
         if self._decoded is None:
             self._decoded = self._decode()
@@ -75,43 +75,43 @@ class Recording:
         return data
 
     def _decode(self) -> tuple[Samples, float]:
-        """Samples (channels, n) or (n,), and their rate in Hz."""
+        """Returns the samples, (channels, n) or (n,), and their rate in Hz."""
         import soundfile
 
         try:
-            # From the bytes that were hashed: the file may change in between.
+            # Decodes the bytes that the digest was made of: the file may have changed since.
             with _opened(self._source if self._data is None else io.BytesIO(self._data)) as file:
                 return file.read(dtype="float32", always_2d=False).T, file.samplerate
         except (soundfile.SoundFileError, TypeError):
             return self._decode_with_librosa()
 
     def _decode_with_librosa(self) -> tuple[Samples, float]:
-        """For what soundfile does not know: librosa has other readers."""
+        """Decodes a format that soundfile does not know; librosa has other readers."""
         import librosa
 
         try:
             samples, rate = librosa.load(self._source, sr=None, mono=False)
-        except Exception as error:  # the readers' errors share no base
-            raise InputError(f"{self.name} is no audio file that can be read: {_reason(error)}") from error
+        except Exception as error:  # the readers raise errors without a common base
+            raise InputError(f"{self.name} is not an audio file that can be read: {_reason(error)}") from error
         return samples, rate
 
 
 def resample(samples: Samples, rate: float, target: float) -> Samples:
-    """What ``librosa.resample(samples, orig_sr=rate, target_sr=target)`` gives for finite samples (n,)."""
+    """Resamples finite samples (n,); equals ``librosa.resample(samples, orig_sr=rate, target_sr=target)``."""
     if rate == target:
         return samples
     import soxr
 
     ratio = float(target) / rate
     length = math.ceil(samples.shape[-1] * ratio)
-    # An empty sound is nothing that soxr takes.
+    # soxr refuses empty audio.
     resampled = soxr.resample(samples, rate, target, quality="soxr_hq") if samples.size else samples
     resampled = np.pad(resampled[:length], (0, max(0, length - len(resampled))))
     return np.asarray(resampled, dtype=samples.dtype)
 
 
 def digest(array: npt.NDArray[Any]) -> str:
-    """A hash of an array's values, dtype and shape."""
+    """Returns a digest of an array's values, dtype and shape."""
     values = np.ascontiguousarray(array)
     found = hashlib.blake2b(values.view(np.uint8).data if values.size else b"")
     found.update(f"{values.dtype} {array.shape}".encode())

@@ -1,4 +1,4 @@
-"""A recording that sounds roughly like a voice."""
+"""Synthesises a recording that sounds roughly like a voice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from .wav import write_wav
 
 
 def make_reference_wav(path: str | Path, seconds: float = 10.0, sample_rate: int = 24_000) -> Path:
-    """Write a mono 16-bit WAV that sounds roughly like a voice: pitched pulses through three moving formants."""
+    """Writes a mono 16-bit WAV that sounds roughly like a voice: pitched pulses through three moving formants.
+
+    Raises:
+        InputError: for a length that is not positive.
+    """
     if not seconds > 0:
         raise InputError(f"seconds must be positive, got {seconds}")
     t = np.arange(int(seconds * sample_rate)) / sample_rate

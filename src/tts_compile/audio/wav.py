@@ -1,4 +1,4 @@
-"""Writing WAV files with the standard library."""
+"""Writes WAV files with the standard library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..utils.files import replaced
 
 
 def write_wav(path: str | Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
-    """Write mono float samples in [-1, 1], shape (samples,), as a 16-bit WAV; values beyond are clipped."""
+    """Writes mono float samples (samples,) as a 16-bit WAV; clips values outside of [-1, 1]."""
     path = Path(path)
     pcm = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2")
     with replaced(path) as beside, wave.open(str(beside), "wb") as file:

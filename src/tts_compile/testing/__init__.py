@@ -1,9 +1,9 @@
 """Real Chatterbox classes with synthetic weights, for tests, demos and benchmarks.
 
-Speed does not depend on what the weights are, and neither does the wiring; a few things do and are arranged here:
+Speed and wiring do not depend on the weights' values. A few other properties do, and the weights are made to have them:
 next-token distributions are peaked, the model stops by itself near a wanted length that grows with the text, and
-waves are finite and of speech-like level. The files have the published layout and are read by the stock class's own
-``from_local``.
+waves are finite and of speech-like level. The files have the published layout, and the stock class's own ``from_local``
+reads them.
 """
 
 from ..audio.synthetic_voice import make_reference_wav

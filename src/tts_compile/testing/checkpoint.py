@@ -1,4 +1,4 @@
-"""Writing a synthetic checkpoint, and loading it through the stock class."""
+"""Writes a synthetic checkpoint and loads it through the stock class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..families import family_named
 from ..families.checkpoint_files import VOICE
 from ..utils.files import replaced
 from . import gpt2, llama, tokenizers
-from .depth import FULL, SMALL, architecture_of, built_with, layout_in, refused_if_damaged
+from .depth import FULL, SMALL, architecture_of, built_with, family_in, refused_if_damaged
 from .offline import nothing_fetched
 from .weights import conditionals, shape_pitch, without_shared_storage
 
@@ -23,7 +23,7 @@ SIZES = ("small", "full")
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How T3, S3Gen and tokenizer of a variant are made."""
+    """The functions that make T3, S3Gen and the tokenizer of a variant."""
 
     configuration: Callable[[], Any]
     shape: Callable[[Any, int], None]
@@ -58,20 +58,21 @@ def write_checkpoint(
     seed: int = 0,
     speech_tokens: int = 60,
 ) -> Path:
-    """Write a synthetic checkpoint in the published file layout and return its folder.
+    """Writes a synthetic checkpoint in the published file layout and returns its folder.
 
     Args:
-        directory: folder to write to; made if missing.
+        directory: folder to write to; it is made if it is missing.
         variant: ``"english"``, ``"multilingual"`` or ``"turbo"``.
         size: ``"small"`` keeps every width and cuts depth (0.7 GB; multilingual 1.4, turbo 1.2); ``"full"`` is the
             published architecture (some 3 GB).
         seed: seeds every weight; equal seeds give equal files.
-        speech_tokens: about how many speech tokens (25 a second) the model emits before it stops by itself. The
-            multilingual model speaks at least as many as the text has tokens (its characters and three more), since
-            upstream's alignment analyzer forbids it to stop before; a text of one character raises there.
+        speech_tokens: approximate number of speech tokens (25 a second) that the model generates before it stops by
+            itself. The multilingual model generates at least as many as the text has tokens (its characters and three
+            more), since upstream's alignment analyzer does not let it stop earlier; a text of one character raises
+            there.
 
     Raises:
-        InputError: for an unknown variant or size, or fewer than 4 speech tokens.
+        InputError: for an unknown variant or size, or a number of speech tokens that is not from 4 to 1000.
     """
     if variant not in VARIANTS:
         raise InputError(f"unknown variant {variant!r}; available: {', '.join(VARIANTS)}")
@@ -106,18 +107,18 @@ def write_checkpoint(
 
 
 def load_checkpoint(directory: str | Path, variant: str = "english", device: str = "cpu") -> Any:
-    """Load a checkpoint folder through the stock class's own ``from_local``, whatever its depth; fetches nothing.
+    """Loads a checkpoint folder of any depth through the stock class's own ``from_local``; fetches nothing.
 
     Args:
         directory: a folder with the published file layout.
-        variant: as it was written; ``"voice conversion"`` makes a ``ChatterboxVC`` of an English folder.
-        device: as stock takes it.
+        variant: the variant that was written; ``"voice conversion"`` makes a ``ChatterboxVC`` from an English folder.
+        device: device of the model.
 
     Raises:
         InputError: for an unknown variant, or a folder whose files are missing or damaged.
     """
     directory = Path(directory)
-    stock = layout_in(directory, variant).load_class()
+    stock = family_in(directory, variant).load_class()
     with (
         torch.random.fork_rng(devices=[]),
         architecture_of(directory, variant),
@@ -128,12 +129,12 @@ def load_checkpoint(directory: str | Path, variant: str = "english", device: str
 
 
 def _save(tensors: dict[str, Any], file: Path) -> None:
-    """Write a part's state as stock reads it: by torch where the name ends in ``.pt``."""
+    """Writes the state of a part in the format that stock reads: torch's where the file name ends in ``.pt``."""
     from safetensors.torch import save_file
 
     with replaced(file) as path:
         if file.suffix == ".pt":
-            with path.open("wb") as stream:  # given a name, torch would write it into the file
+            with path.open("wb") as stream:  # torch would write a file name into the file
                 torch.save(tensors, stream)
         else:
             save_file(without_shared_storage(tensors), path)

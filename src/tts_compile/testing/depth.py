@@ -1,4 +1,4 @@
-"""How deep a model is: read off the files of a checkpoint, and given to chatterbox, which has it hard-coded."""
+"""Reads the depth of a model from its checkpoint and sets it in chatterbox, where it is a constant."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from ..errors import InputError
 from ..fallback import reason
-from ..families import Family, families, family_named
+from ..families import Family, families
 from ..utils.device import is_out_of_memory
 from ..utils.patch import patched, patched_items
 
 
 @dataclass(frozen=True)
 class Depths:
-    """Numbers of layers, and of blocks; ``t3`` is None for a checkpoint that has no T3."""
+    """Numbers of layers and blocks; ``t3`` is None for a checkpoint without a T3."""
 
     t3: int | None
     estimator_mid: int = 1
@@ -30,7 +30,7 @@ class Depths:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """T3's transformer: its entry in chatterbox's table, the setting with its depth, and where its layers are."""
+    """T3's transformer: its key in chatterbox's table, the setting with its depth, and the prefix of its layers."""
 
     config: str
     setting: str
@@ -41,7 +41,7 @@ _LLAMA = _Backbone("Llama_520M", "num_hidden_layers", "tfmr.layers.")
 _GPT2 = _Backbone("GPT2_medium", "n_layer", "tfmr.h.")
 _BACKBONES = {"english": _LLAMA, "multilingual": _LLAMA, "turbo": _GPT2}
 
-# Of a "small" checkpoint; every width is the published one. The multilingual model's alignment analyzer listens at
+# Depths of a "small" checkpoint; every width is the published one. The multilingual model's alignment analyzer reads
 # layers 9, 12 and 13.
 SMALL = {"english": Depths(t3=3), "multilingual": Depths(t3=14), "turbo": Depths(t3=2)}
 FULL = {
@@ -49,7 +49,7 @@ FULL = {
     for variant, layers in {"english": 30, "multilingual": 30, "turbo": 24}.items()
 }
 
-_S3GEN = {  # the names of tensors begin so, and go on with the number of a layer
+_S3GEN = {  # prefixes of tensor names; the number of a layer follows
     "estimator_mid": "flow.decoder.estimator.mid_blocks.",
     "estimator_blocks": "flow.decoder.estimator.mid_blocks.0.1.",
     "flow_encoder": "flow.encoder.encoders.",
@@ -59,9 +59,9 @@ _S3GEN = {  # the names of tensors begin so, and go on with the number of a laye
 
 @contextlib.contextmanager
 def architecture_of(directory: str | Path, variant: str = "english") -> Iterator[None]:
-    """Have chatterbox build its modules as deep as the files of a checkpoint folder are; undone on exit.
+    """Makes chatterbox build its modules with the depth of a checkpoint folder, inside a ``with`` block.
 
-    Not for use from several threads.
+    It must not be used from several threads at a time.
 
     Args:
         directory: the checkpoint folder.
@@ -71,35 +71,36 @@ def architecture_of(directory: str | Path, variant: str = "english") -> Iterator
         InputError: for an unknown variant, or a folder whose weights are missing or damaged.
     """
     directory = Path(directory)
-    family = layout_in(directory, variant)
+    family = family_in(directory, variant)
     with refused_if_damaged(directory):
         depths = _depths_of(directory, family, variant)
     with built_with(depths, variant):
         yield
 
 
-def layout_in(directory: Path, variant: str) -> Family:
-    """The files of a variant, all of which are in the folder.
+def family_in(directory: Path, variant: str) -> Family:
+    """Returns the family of a variant whose files are all in the folder.
 
     Raises:
-        InputError: for an unknown variant, or when some are missing.
+        InputError: for an unknown variant, or when files are missing.
     """
-    if variant not in (known := [family.name for family in families()]):
+    known = {family.name: family for family in families() if "s3gen" in family.files.weights}
+    if variant not in known:
         raise InputError(f"unknown variant {variant!r}; available: {', '.join(known)}")
-    missing = family_named(variant).files.missing(directory)
-    if missing:
-        raise InputError(f"{directory} is no checkpoint folder: {', '.join(missing)} missing")
-    return family_named(variant)
+    family = known[variant]
+    if missing := family.files.missing(directory):
+        raise InputError(f"{directory} is not a checkpoint folder: {', '.join(missing)} missing")
+    return family
 
 
 @contextlib.contextmanager
 def refused_if_damaged(directory: Path) -> Iterator[None]:
-    """Raise what goes wrong in the block as InputError, save for a shortage of memory."""
+    """Turns errors in the ``with`` block into InputError, except for a lack of memory."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # those of safetensors, tokenizers, torch.load and load_state_dict share no base
+    except Exception as error:  # safetensors, tokenizers and torch raise errors without a common base
         if is_out_of_memory(error):
             raise
         raise InputError(f"{directory} cannot be loaded: {reason(error)}") from error
@@ -107,7 +108,7 @@ def refused_if_damaged(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def built_with(depths: Depths, variant: str) -> Iterator[None]:
-    """Have chatterbox build its modules with these depths; undone on exit. Not for use from several threads."""
+    """Makes chatterbox build its modules with these depths, inside a ``with`` block; not for several threads."""
     from chatterbox.models.s3gen import s3gen as s3gen_module
     from chatterbox.models.t3 import llama_configs
     from s3tokenizer.model_v2 import S3TokenizerV2
@@ -119,7 +120,7 @@ def built_with(depths: Depths, variant: str) -> Iterator[None]:
         s3gen_module.ConditionalDecoder, n_blocks=depths.estimator_blocks, num_mid_blocks=depths.estimator_mid
     )
     encoder = with_settings(s3gen_module.UpsampleConformerEncoder, num_blocks=depths.flow_encoder)
-    tokenizer_config = S3TokenizerV2.__init__.__defaults__[0]  # one object, shared by every instance
+    tokenizer_config = S3TokenizerV2.__init__.__defaults__[0]  # every instance uses this one object
     with contextlib.ExitStack() as stack:
         if depths.t3 is not None:
             backbone = _BACKBONES[variant]

@@ -1,4 +1,4 @@
-"""Weights of a T3 around GPT-2, Turbo's, that have it stop by itself."""
+"""Makes a T3 with a GPT-2 backbone, Turbo's, stop by itself."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from .weights import END_GAIN, end_threshold, peak, without
 
 _TAG = 8.0  # how far the embeddings of a kind of token are moved along its direction
-# Much for random weights, as in a trained model: so that a token depends on its position and on what was said before.
+# Large for random weights, but usual in a trained model: a token then depends on its position and on those before it.
 _POSITION_LEVEL = 0.5  # root mean square of position embeddings; of token embeddings it is 1
 _SHARPNESS = 2.5  # factor of queries and keys; attention scores deviate by about as much
 _FALL = 4.0  # the counting head's weight begins at 1 / (1 + exp(-4))
-_MIDDLE = 450  # a position near the start of speech: voice prompt and a text of ordinary length come before it
+_MIDDLE = 450  # a position near the start of speech, after a voice prompt and a text of ordinary length
 
 
 def configuration() -> Any:
-    """T3's settings as ``ChatterboxTurboTTS.from_local`` makes them."""
+    """Returns the settings of T3 that ``ChatterboxTurboTTS.from_local`` makes."""
     from chatterbox.models.t3.modules.t3_config import T3Config
 
     hp = T3Config(text_tokens_dict_size=50276)
@@ -32,17 +32,17 @@ def configuration() -> Any:
 
 
 def shape(t3: Any, speech_tokens: int) -> None:
-    """Give random weights peaked next-token distributions and an end near ``speech_tokens``.
+    """Changes random weights to peaked next-token distributions and an end near ``speech_tokens``.
 
-    Positions are those of the whole sequence here, so that a head of layer 0 has to count the speech tokens. Its scores
-    grow by a constant c from each position to the next, with a bonus b at the start of speech. Of n tokens after that,
-    its weight is then 1 / (1 + exp(c n - b) / (1 - exp(-c))), whatever came before: 1 at first, 1/2 at the wanted
-    length, then 0. It holds the stop token's logit down. Another head does so with the share of text among the attended
-    positions, so that longer texts speak longer.
+    GPT-2's positions count from the start of the whole sequence, so a head of layer 0 must count the speech tokens. Its
+    scores grow by a constant c from each position to the next, with a bonus b at the start of speech. After n more
+    tokens the weight of that start is 1 / (1 + exp(c n - b) / (1 - exp(-c))), whatever came before it: 1 at first, 1/2
+    at the wanted length, then 0. This weight lowers the stop token's logit. In another head the share of text among the
+    attended positions lowers it too, so that longer texts give longer speech.
     """
     peak(t3)
     t3.speech_head.bias.zero_()
-    flat = torch.ones(t3.dim, 1)  # what the norms take out
+    flat = torch.ones(t3.dim, 1)  # the norms remove this direction
     _, end, start, text, place = torch.linalg.qr(torch.cat([flat, torch.randn(t3.dim, 4)], dim=1)).Q.T
     t3.speech_head.weight[t3.hp.stop_speech_token] = END_GAIN * end
 
@@ -53,7 +53,7 @@ def shape(t3: Any, speech_tokens: int) -> None:
     words += _TAG * text
     tokens[t3.hp.start_speech_token] += _TAG * start
     for embedding, level in ((tokens, 1.0), (words, 1.0), (positions, _POSITION_LEVEL)):
-        # Equal lengths: the norm would shift the places of those that deviate.
+        # Rows of equal length: the norm would rescale others, which shifts their positions.
         embedding *= level * math.sqrt(t3.dim) / embedding.norm(dim=1, keepdim=True)
     positions += ((torch.arange(len(positions)) - _MIDDLE) / t3.dim)[:, None] * place
     for block in t3.tfmr.h:
@@ -63,8 +63,8 @@ def shape(t3: Any, speech_tokens: int) -> None:
     attention = t3.tfmr.h[0].attn
     query, key, value = attention.c_attn.weight.split(t3.dim, dim=1)  # (dim, dim) each, from rows to columns
     level = math.sqrt(1 + _POSITION_LEVEL**2)
-    tagged = _TAG / math.sqrt(1 + _TAG**2 / t3.dim) / level  # what a tag is after the norm
-    counting, reading = 0, attention.head_dim  # first feature of the head that counts, and of the one that reads text
+    tagged = _TAG / math.sqrt(1 + _TAG**2 / t3.dim) / level  # size of a tag after the norm
+    counting, reading = 0, attention.head_dim  # the first feature of each of the two heads
     for head in (counting, reading):
         for matrix in (query, key):
             matrix[:, head : head + attention.head_dim] = 0

@@ -1,4 +1,4 @@
-"""Tokenizers of characters or bytes, with special tokens where T3's configuration expects them."""
+"""Makes tokenizers of characters or bytes, with special tokens at the numbers that T3's configuration names."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from ..families import family_named
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'\"-()"
-# Latin, accents, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Jamo and kana: what NFKD leaves of the model's languages.
+# Latin, accents, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Jamo and kana: the model's languages after NFKD.
 _SCRIPTS = ((0xA1, 0x180), (0x300, 0x500), (0x590, 0x700), (0x900, 0x980), (0x1100, 0x1200), (0x3000, 0x3100))
 _MULTILINGUAL_SIZE = 2454
 _TURBO_SIZE = 50276
-_END_OF_TEXT = 50256  # as in GPT-2
+_END_OF_TEXT = 50256  # GPT-2's number
 
 
 def english() -> dict[str, str]:
-    """Files by name: a token a character."""
+    """Returns the files by name; each character is a token."""
     (name,) = family_named("english").files.others
     return {name: json.dumps(_characters(_ALPHABET, []))}
 
 
 def multilingual() -> dict[str, str]:
-    """Files by name: a token a character, and one for each language."""
+    """Returns the files by name; each character is a token, and so is each language."""
     from chatterbox.mtl_tts import SUPPORTED_LANGUAGES
 
     scripts = "".join(chr(code) for first, after in _SCRIPTS for code in range(first, after))
@@ -33,7 +33,7 @@ def multilingual() -> dict[str, str]:
 
 
 def turbo() -> dict[str, str]:
-    """Files by name: a token a byte, those of GPT-2, and as many names that no text has as make up its vocabulary."""
+    """Returns the files by name; each byte is a token, and unused names fill up GPT-2's vocabulary."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     vocabulary = {byte: number for number, byte in enumerate(sorted(ByteLevel.alphabet()))}
@@ -44,7 +44,7 @@ def turbo() -> dict[str, str]:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|endoftext|>",
-        "model_max_length": 4096,  # GPT-2's 1024 tokens are about as many bytes
+        "model_max_length": 4096,  # bytes; about 1024 tokens of GPT-2
     }
     (name,) = family_named("turbo").files.others
     return {"tokenizer.json": json.dumps(tokenizer), name: json.dumps(settings)}
@@ -59,7 +59,7 @@ def _characters(alphabet: str, more_special: list[str]) -> dict[str, Any]:
 
 
 def _bpe(vocabulary: dict[str, int], special: dict[str, int], unknown: str | None = None) -> dict[str, Any]:
-    """What ``tokenizers`` reads, for a model without merges."""
+    """Returns a model without merges in the format of ``tokenizers``."""
     return {
         "version": "1.0",
         "truncation": None,

@@ -1,4 +1,4 @@
-"""What of random weights is changed alike in every variant."""
+"""Changes to random weights that all variants have in common."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ END_GAIN = 4.0  # length of the stop token's row in the head
 
 
 def peak(t3: Any) -> None:
-    """Give T3 peaked next-token distributions, in which special tokens are never near the top."""
+    """Makes T3's next-token distributions peaked, with special tokens far from the top."""
     head = t3.speech_head.weight
     head.normal_(std=LOGIT_SCALE / math.sqrt(t3.dim))
     head[t3.hp.start_speech_token :] = 0
 
 
 def end_threshold(t3: Any, final_norm: Any) -> float:
-    """What the stop token's direction must hold before ``final_norm`` for that token to take the lead."""
+    """Returns the component along the stop token's direction before ``final_norm`` at which that token gets the top."""
     return TOP_LOGIT / END_GAIN * _residual_level(t3, final_norm)
 
 
 def shape_pitch(predictor: Any) -> None:
-    """A pitch of some 50 to 250 Hz: random weights give 0.1 Hz, and all below 10 Hz counts as unvoiced."""
+    """Makes the pitch 50 to 250 Hz: random weights give 0.1 Hz, and a pitch below 10 Hz counts as unvoiced."""
     predictor.classifier.weight *= 800
     predictor.classifier.bias.fill_(150)
 
 
 def without(embedding: Tensor, direction: Tensor) -> None:
-    """Take a direction of length 1 out of every row, in place."""
+    """Removes a direction of length 1 from every row, in place."""
     embedding -= (embedding @ direction)[:, None] * direction
 
 
 def without_shared_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Safetensors refuses tensors that share memory; chatterbox has none that must stay shared."""
+    """Copies tensors that share memory, which safetensors refuses; none of chatterbox's must stay shared."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in state.items():
@@ -48,11 +48,11 @@ def without_shared_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def conditionals(seconds: int, speech_prompt: int) -> dict[str, Any]:
-    """A built-in voice as ``Conditionals.save`` stores it, made of random but plausible values.
+    """Returns a built-in voice of random but plausible values, in the format of ``Conditionals.save``.
 
     Args:
-        seconds: of the recording that the flow is prompted with.
-        speech_prompt: speech tokens that T3 is prompted with.
+        seconds: length of the recording in the flow's prompt.
+        speech_prompt: number of speech tokens in T3's prompt.
     """
     tokens, frames = 25 * seconds, 50 * seconds
     return {
@@ -74,7 +74,7 @@ def conditionals(seconds: int, speech_prompt: int) -> dict[str, Any]:
 
 
 def _residual_level(t3: Any, final_norm: Any) -> float:
-    """Root mean square of the residual stream that reaches the final norm, for inputs like speech embeddings."""
+    """Returns the root mean square of the input of the final norm, for inputs like speech embeddings."""
     seen: list[Tensor] = []
     hook = final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     t3.tfmr(inputs_embeds=torch.randn(1, 64, t3.dim))
