@@ -1,4 +1,4 @@
-"""The same operators native and in torch, so that a component is written once."""
+"""Convolution and transformer block in C++ and in torch behind one protocol, so that a component is written once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .native.transformer_block import Block
 
 
 class PackedBlock(NamedTuple):
-    """A transformer block as :meth:`Operators.transform` takes it, and what must live meanwhile."""
+    """The arguments of a transformer block for :meth:`Operators.transform`, and the weights that must be kept alive."""
 
     arguments: tuple[Tensor, ...]
     weights: Block
 
 
 class Operators(Protocol):
-    """Convolution over time and transformer blocks on (batch, time, features), and how they want their weights."""
+    """Convolution and transformer block on (batch, time, features), and functions that pack their weights."""
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A kernel (outputs, inputs, taps) as :meth:`convolve` takes it; a copy."""
+        """Returns a copy of a kernel (outputs, inputs, taps) in the form that :meth:`convolve` takes."""
 
     def taps(self, weight: Tensor, inputs: int) -> int:
-        """Of a packed kernel."""
+        """Returns the number of taps of a packed kernel."""
 
     def convolve(
         self,
@@ -41,23 +41,23 @@ class Operators(Protocol):
         stride: int = 1,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.native.convolution.convolve`."""
+        """Convolves over time; see :func:`tts_compile.execution.native.convolution.convolve`."""
 
     def pack_block(self, block: Block) -> PackedBlock:
-        """A transformer block, whose ``arguments`` :meth:`transform` takes."""
+        """Packs the weights of a transformer block for :meth:`transform`."""
 
     def transform(
         self, x: Tensor, lengths: Tensor, block: tuple[Tensor, ...], heads: int, inner: int, eps: float
     ) -> Tensor:
-        """As :func:`tts_compile.execution.native.transformer_block.transform`."""
+        """Runs a block; see :func:`tts_compile.execution.native.transformer_block.transform`."""
 
 
 class NativeOperators:
-    """Native code, for float32 on a CPU; :meth:`load` comes first."""
+    """Operators in C++, for float32 on a CPU; :meth:`load` must have been called."""
 
     @staticmethod
     def load(cache_dir: str | None = None) -> None:
-        """Build the operators in a cache folder if need be.
+        """Builds the libraries that are missing in the cache folder and registers the operators.
 
         Raises:
             CompilationError: when they cannot be built.
@@ -69,30 +69,30 @@ class NativeOperators:
     convolve = staticmethod(convolution.convolve)
 
     def taps(self, weight: Tensor, inputs: int) -> int:
-        """Of a packed kernel."""
+        """Returns the number of taps of a packed kernel."""
         return weight.shape[1] // inputs
 
     def pack_block(self, block: Block) -> PackedBlock:
-        """A copy, known to :meth:`transform` by its address."""
+        """Packs a copy of the weights; :meth:`transform` reads it by its addresses."""
         packed = block.packed()
         return PackedBlock((packed.addresses(),), packed)
 
     def transform(
         self, x: Tensor, lengths: Tensor, block: tuple[Tensor, ...], heads: int, inner: int, eps: float
     ) -> Tensor:
-        """As :func:`tts_compile.execution.native.transformer_block.transform`."""
+        """Runs a block; see :func:`tts_compile.execution.native.transformer_block.transform`."""
         return transformer.transform(x, lengths, block[0], heads, inner, eps)
 
 
 class TorchOperators:
-    """Torch's own operators, for every device and dtype."""
+    """Operators in torch, for every device and dtype."""
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A copy as it is."""
+        """Returns a copy of a kernel (outputs, inputs, taps)."""
         return weight.detach().clone()
 
     def taps(self, weight: Tensor, inputs: int) -> int:  # noqa: ARG002
-        """Of a kernel."""
+        """Returns the number of taps of a kernel."""
         return weight.shape[2]
 
     def convolve(
@@ -107,14 +107,14 @@ class TorchOperators:
         stride: int = 1,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.native.convolution.convolve`."""
-        last = (rows - 1) * stride + (weight.shape[2] - 1) * dilation - left  # row of x that is read last
+        """Convolves over time; see :func:`tts_compile.execution.native.convolution.convolve`."""
+        last = (rows - 1) * stride + (weight.shape[2] - 1) * dilation - left  # the last row of x that is read
         padded = F.pad(x.transpose(1, 2), (left, last + 1 - x.shape[1]))
         y: Tensor = F.conv1d(padded, weight, bias, stride=stride, dilation=dilation).transpose(1, 2)
         return y if residual is None else y + residual
 
     def pack_block(self, block: Block) -> PackedBlock:
-        """Its tensors where they are."""
+        """Returns the tensors of a block without copying them."""
         return PackedBlock(tuple(block), block)
 
     def transform(
@@ -123,13 +123,13 @@ class TorchOperators:
         lengths: Tensor,
         block: tuple[Tensor, ...],
         heads: int,
-        inner: int,  # noqa: ARG002 - read off the weights
+        inner: int,  # noqa: ARG002 - the weights have this size
         eps: float,
     ) -> Tensor:
-        """As :func:`tts_compile.execution.native.transformer_block.transform`."""
+        """Runs a block; see :func:`tts_compile.execution.native.transformer_block.transform`."""
         b = Block(*block)
         seen = before(lengths, x.shape[1])
-        x = torch.where(seen[..., None], x, 0)  # attention gives them no weight, but nan times 0 is nan
+        x = torch.where(seen[..., None], x, 0)  # their attention weights are 0, but 0 times nan is nan
 
         def split(y: Tensor) -> Tensor:
             by_head: Tensor = y.unflatten(2, (heads, -1)).transpose(1, 2)
@@ -145,5 +145,5 @@ class TorchOperators:
 
 
 def before(lengths: Tensor, count: int) -> Tensor:
-    """Which of ``count`` positions lie before each length, bool (batch, count)."""
+    """Returns which of ``count`` positions lie before each length, bool (batch, count)."""
     return torch.arange(count, device=lengths.device) < lengths[:, None]
