@@ -43,19 +43,19 @@ def shape(t3: Any, speech_tokens: int) -> None:
     peak(t3)
     t3.speech_head.bias.zero_()
     flat = torch.ones(t3.dim, 1)  # the norms remove this direction
-    _, end, start, text, place = torch.linalg.qr(torch.cat([flat, torch.randn(t3.dim, 4)], dim=1)).Q.T
+    _, end, start, text, position = torch.linalg.qr(torch.cat([flat, torch.randn(t3.dim, 4)], dim=1)).Q.T
     t3.speech_head.weight[t3.hp.stop_speech_token] = END_GAIN * end
 
     tokens, words, positions = t3.speech_emb.weight, t3.text_emb.weight, t3.tfmr.wpe.weight
     for embedding in (tokens, words, positions):
-        for direction in (end, start, text, place):
+        for direction in (end, start, text, position):
             without(embedding, direction)
     words += _TAG * text
     tokens[t3.hp.start_speech_token] += _TAG * start
     for embedding, level in ((tokens, 1.0), (words, 1.0), (positions, _POSITION_LEVEL)):
         # Rows of equal length: the norm would rescale others, which shifts their positions.
         embedding *= level * math.sqrt(t3.dim) / embedding.norm(dim=1, keepdim=True)
-    positions += ((torch.arange(len(positions)) - _MIDDLE) / t3.dim)[:, None] * place
+    positions += ((torch.arange(len(positions)) - _MIDDLE) / t3.dim)[:, None] * position
     for block in t3.tfmr.h:
         block.attn.c_attn.weight[:, : 2 * t3.dim] *= _SHARPNESS
     threshold = end_threshold(t3, t3.tfmr.ln_f)
@@ -71,7 +71,7 @@ def shape(t3: Any, speech_tokens: int) -> None:
         attention.c_attn.bias[head] = math.sqrt(attention.head_dim)  # the query is the same everywhere
     slope = _FALL / speech_tokens
     bonus = _FALL - math.log(1 - math.exp(-slope))
-    key[:, counting] = slope * t3.dim * level * place + bonus / tagged * start
+    key[:, counting] = slope * t3.dim * level * position + bonus / tagged * start
     key[:, reading] = 2.0 / tagged * text  # a text token counts as much as seven others
     value[:, counting] = start / tagged
     value[:, reading] = text / tagged
