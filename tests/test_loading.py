@@ -23,7 +23,7 @@ from tts_compile.families import family_named
 from tts_compile.families.checkpoint_files import NO_FILES
 from tts_compile.loading import stock_class
 from tts_compile.loading.from_local import assign_weights
-from tts_compile.loading.mapped_files import Stored
+from tts_compile.loading.mapped_files import Stored, mapped
 from tts_compile.testing.depth import SMALL, built_with
 
 
@@ -74,34 +74,18 @@ def test_equal_to_stock_tensor_by_tensor(loaded: Any, stock: Any) -> None:
     assert windows  # the comparison reaches plain attributes
 
 
-@pytest.mark.parametrize(("variant", "language"), [("multilingual", {"language_id": "en"}), ("turbo", {})])
-def test_other_variants_are_equal_too(variant: str, language: dict[str, str], tmp_path: Path) -> None:
-    folder = tc.testing.write_checkpoint(tmp_path, variant=variant, speech_tokens=4)
-    ours = load(folder, family_named(variant).load_class(), variant)
-    same(ours, tc.testing.load_checkpoint(folder, variant=variant))
-    half = load(folder, family_named(variant).class_name, variant, dtype="bf16")
-    assert half.t3.speech_head.weight.dtype == torch.bfloat16
-    assert half.generate(SHORT, **language).isfinite().all()
-    if family_named(variant).files.weights["s3gen"].endswith(".pt"):
-        _as_torch_before_1_6(folder / "ve.pt")
-        _odd(folder / "s3gen.pt")
-        same(load(folder, family_named(variant).class_name, variant), ours)
-
-
-def _as_torch_before_1_6(path: Path) -> None:
-    tensors = torch.load(path, weights_only=True)
-    path.unlink()
-    torch.save(tensors, path, _use_new_zipfile_serialization=False)
-
-
-def _odd(path: Path) -> None:
-    """Equal values, in another order of memory."""
-    tensors = torch.load(path, weights_only=True)
-    matrix, bias = "flow.encoder_proj.weight", "flow.encoder_proj.bias"
-    tensors[matrix] = tensors[matrix].T.contiguous().T
-    tensors[bias] = torch.stack([tensors[bias], tensors[bias]], dim=1)[:, 0]  # every other number
-    path.unlink()  # others have it mapped
-    torch.save(tensors, path)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zipped", "as torch before 1.6"])
+def test_tensors_in_another_order_of_memory_are_copied(tmp_path: Path, zipped: bool) -> None:
+    matrix, bias = torch.randn(3, 80).T, torch.randn(80, 2)[:, 0]
+    torch.save({"weight": matrix, "bias": bias}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    module = nn.Linear(3, 80)
+    stored = mapped(tmp_path / "a.pt", weights_only=True)
+    assert not stored["weight"].is_contiguous()
+    assert assign_weights(module, stored, None, own_memory=False, lenient=False) == []
+    assert torch.equal(module.weight, matrix)
+    assert torch.equal(module.bias, bias)
+    assert module.weight.is_contiguous()
+    assert module.bias.is_contiguous()
 
 
 def test_tensors_that_are_one_in_the_file_are_two_in_the_model() -> None:
@@ -229,7 +213,7 @@ def test_compiles_like_any_other(loaded: Any, model: Any) -> None:
 
 @pytest.mark.parametrize(("dtype", "wanted"), [("bf16", torch.bfloat16), (torch.float16, torch.float16)])
 def test_t3_in_half_precision_speaks_with_any_voice(
-    dtype: Any, wanted: torch.dtype, checkpoint: Path, stock: Any, tmp_path: Path
+    dtype: Any, wanted: torch.dtype, checkpoint: Path, stock: Any, tmp_path: Path, silent: Callable[[Any], list[Any]]
 ) -> None:
     ours = load(checkpoint, dtype=dtype)
     weights = dict(stock.t3.named_parameters())
@@ -238,15 +222,15 @@ def test_t3_in_half_precision_speaks_with_any_voice(
     same(ours.s3gen, stock.s3gen)
     same(ours.ve, stock.ve, least=16)
     assert ours.conds.t3.speaker_emb.dtype == torch.float32
-    assert ours.generate(SHORT, exaggeration=0.7).isfinite().all()
+    spoken = silent(ours)
+    ours.generate(SHORT, exaggeration=0.7)
     ours.prepare_conditionals(tc.testing.make_reference_wav(tmp_path / "voice.wav", 6))
     with tc.compile_model(ours, EAGER) as fast:
-        seed_everything(0)
-        wave = fast.generate(SHORT)
+        fast.generate(SHORT)
         assert fast.report().components["t3"].calls > 0
-    seed_everything(0)
-    assert wave.shape[1] > 0
-    assert torch.isfinite(ours.generate(SHORT)).all()
+    ours.generate(SHORT)
+    assert len(spoken) == 3
+    assert all(spoken)
 
 
 def test_halves_in_the_file_become_what_the_model_has(folder: Path) -> None:
@@ -402,7 +386,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 def test_other_arguments_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(tc.UnsupportedModelError, match="known classes: ChatterboxTTS"):
         tc.load_model("Chatterbox", checkpoint)
-    with pytest.raises(tc.UnsupportedModelError, match="known classes: ChatterboxTTS"):
+    with pytest.raises(tc.UnsupportedModelError, match=r"cannot load .*Linear; supported: .*ChatterboxTTS"):
         tc.load_model(nn.Linear, checkpoint)
     for dtype in ("int8", torch.float64, 3):
         with pytest.raises(tc.InputError, match="dtype"):

@@ -9,11 +9,10 @@ import shutil
 import wave
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 import tts_compile as tc
@@ -21,10 +20,6 @@ from conftest import SPEECH_TOKENS
 from speech import SHORT, TEXTS, Speech, random_states
 from tts_compile.families import family_named
 from tts_compile.testing import depth
-
-FEW = {"multilingual": 8, "turbo": 24}  # speech tokens
-WORDS = {"multilingual": ("Hello.", "Hello there!"), "turbo": ("Hello.", TEXTS[120])}
-SAMPLES = 960  # of a speech token
 
 
 def test_equal_seeds_give_equal_files_and_nothing_global_changes(checkpoint: Path, tmp_path: Path) -> None:
@@ -97,58 +92,6 @@ def test_wave_is_finite_and_of_speech_like_level(stock_wave: Callable[..., tuple
     assert 0.2 * SPEECH_TOKENS / 25 < spoken.shape[1] / model.sr < 4 * SPEECH_TOKENS / 25
     assert spoken.isfinite().all()
     assert 0.001 < float(spoken.std()) < 0.5
-
-
-class Other(NamedTuple):
-    """A variant, its stock model, and the waves in which that has spoken its words."""
-
-    variant: str
-    model: Any
-    waves: list[Tensor]
-
-
-@pytest.fixture(scope="module", params=["multilingual", "turbo"])
-def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Other:
-    variant = request.param
-    folder = tc.testing.write_checkpoint(tmp_path_factory.mktemp(variant), variant, speech_tokens=FEW[variant])
-    model = tc.testing.load_checkpoint(folder, variant)
-    shutil.rmtree(folder)  # more than a gigabyte
-    settings = {"language_id": "en"} if variant == "multilingual" else {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Other(variant, model, [model.generate(text, **settings) for text in WORDS[variant]])
-
-
-def test_every_variant_loads_through_its_stock_class(other: Other) -> None:
-    tts = other.model
-    assert type(tts) is family_named(other.variant).load_class()
-    assert not any(module.training for module in (tts.t3, tts.s3gen, tts.ve))
-    assert tts.t3.dim == 1024
-
-
-def test_every_variant_speaks_and_stops_by_itself(other: Other) -> None:
-    for spoken in other.waves:
-        assert spoken.isfinite().all()
-        assert 0.001 < float(spoken.std()) < 0.5
-    silence = 3 if other.variant == "turbo" else 0  # tokens that it appends
-    short, long = (spoken.shape[1] // SAMPLES - silence for spoken in other.waves)
-    assert FEW[other.variant] / 2 <= short < 0.8 * long <= 2 * FEW[other.variant]
-
-
-@pytest.mark.parametrize("other", ["multilingual"], indirect=True)
-def test_the_alignment_analyzer_hears_the_text_end_and_forces_nothing(other: Other) -> None:
-    alignment = other.model.t3.patched_model.alignment_stream_analyzer.alignment  # (speech, text)
-    tokens = len(WORDS["multilingual"][-1]) + 3
-    assert alignment.shape[1] == tokens
-    assert alignment[-1].argmax() == tokens - 1
-    assert alignment.sum() < 0.1  # the analyzer forces an end at 5
-
-
-@pytest.mark.parametrize("other", ["turbo"], indirect=True)
-def test_turbo_reads_any_text(other: Other) -> None:
-    tokenizer, text = other.model.tokenizer, "Hi! ÄÖ 中文 🙂"
-    assert len(tokenizer) == other.model.t3.hp.text_tokens_dict_size
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
 @pytest.mark.parametrize("text", ["Größe, þú", "Привет", "Ελλάδα", "שלום", "مرحبا", "नमस्ते", "こんにちは", "안녕하세요"])
