@@ -34,7 +34,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ours(cache_dir: Path) -> Path:
-    return cache.folder(str(cache_dir)) / cache.OURS
+    return cache.folder(str(cache_dir)) / cache.OWN_FOLDER
 
 
 def calls(folder: Path) -> int:

@@ -47,7 +47,7 @@ SORTS = {"generated": 2, "autograd": 1, "graphs": 1, "native": 1, "choices": 1}
 
 
 def fill(cache_dir: Path, contents: dict[str, bytes]) -> Path:
-    folder = cache.made(str(cache_dir))
+    folder = cache.make_folder(str(cache_dir))
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -124,7 +124,7 @@ def test_torch_keeps_all_graphs_inside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_for_this_kind_of_machine(tmp_path: Path) -> None:
-    folder = cache.made(str(tmp_path / "a"))
+    folder = cache.make_folder(str(tmp_path / "a"))
     assert folder == cache.folder(str(tmp_path / "a"))
     assert re.fullmatch(r"torch-\d+\.\d+\.\d+\w*-cpython-3\d+-[0-9a-f]{12}", folder.name)
     assert {path.stat().st_mode & 0o777 for path in (folder, folder.parent)} == {0o700}
@@ -134,7 +134,7 @@ def test_a_folder_for_this_kind_of_machine(tmp_path: Path) -> None:
 def test_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
     folder = fill(tmp_path, CARRIED)
     folder.chmod(0o777)
-    for refused in (cache.made, lambda cache_dir: tc.save_compile_cache(tmp_path / "x.zip", cache_dir)):
+    for refused in (cache.make_folder, lambda cache_dir: tc.save_compile_cache(tmp_path / "x.zip", cache_dir)):
         with pytest.raises(UnsafeFileError, match="other users"):
             refused(str(tmp_path))
     assert not (tmp_path / "x.zip").exists()
@@ -147,7 +147,7 @@ def test_what_is_for_readers_only_may_be_missing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "replaced", full)
-    assert cache.made(str(tmp_path)).is_dir()
+    assert cache.make_folder(str(tmp_path)).is_dir()
     assert "No space left" in caplog.text
 
 
@@ -319,7 +319,7 @@ def test_another_process_compiles_nothing(process: Callable[[str, Path], dict[st
 def untrusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A folder whose vector instructions nobody knows yet."""
     monkeypatch.setattr(_compat, "_trusted", set())
-    cache.made(str(tmp_path))
+    cache.make_folder(str(tmp_path))
     return str(tmp_path)
 
 
@@ -332,8 +332,8 @@ def test_vector_instructions_are_tried_once_for_a_folder(untrusted: str, monkeyp
     )
     for _ in range(3):
         monkeypatch.setattr(_compat, "_trusted", set())  # as in another process
-        cache.know_vectors(untrusted)
-        cache.know_vectors(untrusted)
+        cache.reuse_cpu_isa(untrusted)
+        cache.reuse_cpu_isa(untrusted)
         with cache.using_cache(untrusted):
             assert config.cpp.vec_isa_ok is True
             assert [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list.__wrapped__()] == claimed
@@ -353,7 +353,7 @@ def test_vector_instructions_that_do_not_all_work_are_left_to_torch(
     monkeypatch.setattr(_compat, "claimed_vectors", lambda: ["avx2"])
     if kept is not None:
         (cache.folder(untrusted) / "vectors.json").write_text(kept)
-    cache.know_vectors(untrusted)
+    cache.reuse_cpu_isa(untrusted)
     with cache.using_cache(untrusted):
         assert config.cpp.vec_isa_ok is None
 
@@ -363,7 +363,7 @@ def test_what_the_user_has_decided_about_vectors_stays(untrusted: str, monkeypat
 
     monkeypatch.setattr(_compat, "tried_vectors", lambda: pytest.fail("tried"))
     with config.patch({"cpp.vec_isa_ok": False}):
-        cache.know_vectors(untrusted)
+        cache.reuse_cpu_isa(untrusted)
         with cache.using_cache(untrusted):
             assert config.cpp.vec_isa_ok is False
 
@@ -374,13 +374,13 @@ def test_vector_instructions_that_cannot_be_tried_are_left_to_torch(
     from torch._inductor import config
 
     monkeypatch.setattr(_compat, "tried_vectors", lambda: subprocess.check_output(["no such compiler"]))
-    cache.know_vectors(untrusted)
+    cache.reuse_cpu_isa(untrusted)
     assert not (cache.folder(untrusted) / "vectors.json").exists()
     with cache.using_cache(untrusted):
         assert config.cpp.vec_isa_ok is None
     monkeypatch.setattr(_compat, "tried_vectors", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cache.know_vectors(untrusted)
+        cache.reuse_cpu_isa(untrusted)
 
 
 def test_torch_tries_what_the_processor_names(untrusted: str) -> None:

@@ -274,7 +274,7 @@ def test_files_that_cannot_be_read_or_written(saved: Path, tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_whole_files_only(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.made(str(tmp_path / "b"))
+    cache.make_folder(str(tmp_path / "b"))
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:

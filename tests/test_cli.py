@@ -165,7 +165,7 @@ def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint_dir, tmp_pa
 def test_warmup_reports_seconds_for_every_component(checkpoint_dir, tmp_path):
     eager = tmp_path / "eager.toml"  # compiling is for the demo's test
     eager.write_text("".join(f'[{name}]\nexecution = "eager"\n' for name in ("t3", "flow", "vocoder")))
-    kept = cache.made(str(tmp_path)) / "ab" / "kept.so"
+    kept = cache.make_folder(str(tmp_path)) / "ab" / "kept.so"
     kept.parent.mkdir()
     kept.write_bytes(b"compiled before")
     environment = {"TTS_COMPILE_CONFIG": str(eager), "TTS_COMPILE_CACHE_DIR": str(tmp_path)}

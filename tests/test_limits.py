@@ -286,7 +286,7 @@ def test_another_process_compiles_while_this_one_speaks(
         assert row.fallbacks == ()
     assert tts.t3.speech_head.weight.data_ptr() == before
     assert list(
-        (cache.folder(str(tmp_path / "cache")) / cache.OURS).glob("llama_decoder-*.so")
+        (cache.folder(str(tmp_path / "cache")) / cache.OWN_FOLDER).glob("llama_decoder-*.so")
     )  # built by the other process
 
 

@@ -2,20 +2,20 @@
 
 from .archive import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
 from .contents import CacheState, FileCount, OtherCache, state
-from .cpu_isa import know_vectors
-from .folder import OURS, folder, made, root, using_cache
+from .cpu_isa import reuse_cpu_isa
+from .folder import OWN_FOLDER, folder, make_folder, root, using_cache
 
 __all__ = [
-    "OURS",
+    "OWN_FOLDER",
     "CacheState",
     "FileCount",
     "LoadedCache",
     "OtherCache",
     "SavedCache",
     "folder",
-    "know_vectors",
     "load_compile_cache",
-    "made",
+    "make_folder",
+    "reuse_cpu_isa",
     "root",
     "save_compile_cache",
     "state",

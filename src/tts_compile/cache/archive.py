@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import CompilationError, InputError
 from ..fallback import reason
 from ..utils import files
-from .folder import compiled_files, folder, kind_of, made, root
+from .folder import compiled_files, folder, kind_of, make_folder, root
 from .machine import Machine, this_machine
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def load_compile_cache(path: str | Path, cache_dir: str | None = None) -> Loaded
     except RefusedError as refused:
         logger.warning("%s is not loaded: %s", path, refused)
         return LoadedCache(False, str(refused))
-    cache_folder = made(cache_dir)
+    cache_folder = make_folder(cache_dir)
     try:
         written = _write(cache_folder, contents)
     except OSError as error:

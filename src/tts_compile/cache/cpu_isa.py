@@ -13,7 +13,7 @@ from .folder import VECTORS, folder, using_cache
 logger = logging.getLogger(__name__)
 
 
-def know_vectors(cache_dir: str | None = None) -> None:
+def reuse_cpu_isa(cache_dir: str | None = None) -> None:
     """Makes torch use the vector instructions that were found to work, without trying them again.
 
     Torch tries each kind in a process of its own that imports torch, which takes two seconds in every process that

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MACHINE = "machine.json"  # the kind of machine; the folder's name holds a digest of it
 VECTORS = "vectors.json"  # the vector instructions that were found to work
-OURS = "tts_compile"  # subfolder for native libraries and autotune's choices; torch writes everything else
+OWN_FOLDER = "tts_compile"  # subfolder for native libraries and autotune's choices; torch writes everything else
 
 
 def root(cache_dir: str | None = None) -> Path:
@@ -40,8 +40,8 @@ def folder(cache_dir: str | None = None) -> Path:
     return root(cache_dir) / this_machine().name
 
 
-def made(cache_dir: str | None = None) -> Path:
-    """Returns the folder for this kind of machine; makes it if it is missing, for its owner alone.
+def make_folder(cache_dir: str | None = None) -> Path:
+    """Makes the folder for this kind of machine, for its owner alone, if it is missing, and returns it.
 
     Raises:
         UnsafeFileError: when another user can write to it.
@@ -78,7 +78,7 @@ def kind_of(path: PurePosixPath) -> str | None:
         or str(path) in (MACHINE, VECTORS)
     ):
         return None
-    if first == OURS:
+    if first == OWN_FOLDER:
         return {".so": "native", ".json": "choices"}.get(path.suffix)
     return {"fxgraph": "graphs", "aotautograd": "autograd", "locks": None}.get(first, "generated")
 

@@ -108,7 +108,7 @@ class ComponentRuntime:
         self.fallback = FallbackManager(name, levels, config.fallback, config.max_failures, release=release)
         if levels[0] != "eager":
             try:
-                cache.made(config.cache_dir)
+                cache.make_folder(config.cache_dir)
             except CompilationError as error:
                 while self.fallback.level != "eager":
                     self.fallback.fall("compile", error)
@@ -169,4 +169,4 @@ class ComponentRuntime:
     def try_vector_instructions(self) -> None:
         """Look up which vector instructions work, before inductor generates C++ for the first time."""
         if self.fallback.level == "inductor" and self.backend == "inductor" and self.device == CPU:
-            cache.know_vectors(self.config.cache_dir)
+            cache.reuse_cpu_isa(self.config.cache_dir)

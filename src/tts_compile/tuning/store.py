@@ -72,7 +72,7 @@ def _digest(content: bytes) -> str:
 
 def path(config: CompileConfig, belongs_to: dict[str, Any]) -> Path:
     """Returns the file of a choice: beside compiled code, accessible to its owner alone."""
-    folder = files.own_folder(cache.made(config.cache_dir) / cache.OURS)
+    folder = files.own_folder(cache.make_folder(config.cache_dir) / cache.OWN_FOLDER)
     return folder / f"tuned-{_digest(json.dumps(belongs_to, sort_keys=True).encode())}.json"
 
 

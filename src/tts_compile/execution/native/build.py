@@ -37,7 +37,7 @@ def load_library(name: str, cache_dir: str | None = None) -> ctypes.CDLL:
         CompilationError: when there is no C++ compiler, the compiler fails, or the cache folder cannot be used or other
             users can write to it.
     """
-    folder = cache.made(cache_dir) / cache.OURS
+    folder = cache.make_folder(cache_dir) / cache.OWN_FOLDER
     try:
         path = built(name, folder)
         try:
