@@ -37,7 +37,7 @@ class BackgroundCompilation:
 
     Args:
         tts: the model; its weights are not copied.
-        family: of the model.
+        family: family of the model.
         config: the configuration to compile.
     """
 
