@@ -1,4 +1,4 @@
-"""Comparing two models in everything that hangs off them."""
+"""Compares every attribute of two models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def everything(value: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """Every tensor, number and text that hangs off a model, by a path of attributes."""
+    """Yields every tensor, number and text that a model holds, with its path of attributes."""
     seen = set() if seen is None else seen
     if isinstance(value, (torch.Tensor, str, int, float, bool, torch.dtype, torch.device, type(None))):
         yield name, value

@@ -1,4 +1,4 @@
-"""Sound is read, resampled, trimmed and analysed bit for bit as librosa does it."""
+"""Reading, resampling, trimming and analysing audio give librosa's results bit for bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ within_the_test = settings(
 
 
 def noise(seed: int, *shape: int) -> Any:
-    """Noise whose level wanders, so that there is something to trim, float32."""
+    """Returns float32 noise whose level varies, so that trimming removes a part of it."""
     generator = np.random.default_rng(seed)
     level = 10.0 ** generator.uniform(-4, -0.5, size=shape[-1] // 700 + 1).repeat(700)[: shape[-1]]
     return (generator.uniform(-1, 1, size=shape) * level).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Native code: where it is kept, what is loaded, and when it is built anew."""
+"""Native libraries: their folder, the checks before loading, and the changes that need a new build."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def script(path: Path, text: str) -> str:
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the sources, and a compiler that writes a line instead of code and notes that it was called."""
+    """A copy of the sources, and a compiler that writes a line instead of code and counts its calls."""
     copied = tmp_path / "sources"
     shutil.copytree(build.SOURCES, copied)
     monkeypatch.setattr(build, "SOURCES", copied)

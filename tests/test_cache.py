@@ -1,4 +1,4 @@
-"""Compiled code on disk: where it is kept, what it belongs to, and how it moves."""
+"""Compiled code on disk: its folder, the machines it is valid for, and its use by other processes."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ print(json.dumps({"tokens": tokens, "graphs": row.graphs, "files": moved.files, 
 
 @pytest.fixture
 def process(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[[str, Path], dict[str, Any]]]:
-    """A process of its own that compiles, with a compiler that writes down what it is asked for."""
+    """Runs a separate process that compiles; its C++ compiler writes its arguments to a file."""
     compiler = tmp_path / "g++"
     compiler.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\nexec g++ "$@"\n')
     compiler.chmod(0o755)
@@ -317,7 +317,7 @@ def test_another_process_compiles_nothing(process: Callable[[str, Path], dict[st
 
 @pytest.fixture
 def untrusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A folder whose vector instructions nobody knows yet."""
+    """A cache folder without a record of the vector instructions that work."""
     monkeypatch.setattr(_compat, "_trusted", set())
     cache.make_folder(str(tmp_path))
     return str(tmp_path)

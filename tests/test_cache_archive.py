@@ -1,4 +1,4 @@
-"""Compiled code in one file: what was saved is loaded, and everything else is refused as a whole."""
+"""Archives of compiled code: loading restores every saved file; a damaged or foreign archive is refused as a whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tts_compile.utils import files
 
 
 def held(cache_dir: Path) -> dict[str, bytes]:
-    """Every file for this machine, but the one for readers."""
+    """Returns every file in this machine's folder except its description."""
     folder = cache.folder(str(cache_dir))
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -49,7 +49,7 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[[bytes], str]:
-    """The reason why an archive is refused, which is logged too, and for which nothing is written."""
+    """Loads an archive that must be refused and returns the reason; checks that it is logged and nothing is written."""
 
     def reason(packed: bytes) -> str:
         caplog.clear()
@@ -144,7 +144,7 @@ def test_every_byte_may_be_damaged(packed: bytes) -> None:
 
 
 def repacked(packed: bytes, change: Callable[[dict[str, Any]], object], *more: tuple[zipfile.ZipInfo, bytes]) -> bytes:
-    """The same archive with another manifest, and more files, which the manifest knows."""
+    """Returns the archive with a changed manifest and more files, which the manifest lists."""
     with zipfile.ZipFile(io.BytesIO(packed)) as source:
         contents = {name: source.read(name) for name in source.namelist()}
     manifest = json.loads(contents.pop("manifest.json"))

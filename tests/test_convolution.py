@@ -1,4 +1,4 @@
-"""Convolution over time, native and in torch, against its definition."""
+"""Compares the convolution over time, native and in torch, with its definition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(operators: Any, x: Tensor, weight: Tensor, bias: Tensor, **arguments: An
 def defined(
     x: Tensor, weight: Tensor, bias: Tensor, rows: int, left: int, dilation: int, stride: int, residual: Tensor | None
 ) -> Tensor:
-    """The sum that the docstring of ``convolve`` states, in double."""
+    """Computes the sum in the docstring of ``convolve`` in double precision."""
     y = bias.double() + (0 if residual is None else residual.double())
     for tap in range(weight.shape[2]):
         at = torch.arange(rows) * stride + tap * dilation - left

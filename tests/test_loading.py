@@ -1,4 +1,4 @@
-"""A loaded model is stock's own, tensor by tensor; and what is wrong with a checkpoint is all said at once."""
+"""A loaded model equals stock's tensor by tensor, and the error for a bad checkpoint lists every problem."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tts_compile.testing.depth import SMALL, built_with
 
 
 def load(folder: Path, cls: Any = "ChatterboxTTS", variant: str = "english", **options: Any) -> Any:
-    """``load_model`` for the depth of a small checkpoint, be the files of it damaged."""
+    """Calls ``load_model`` with the depth of a small checkpoint, even if its files are damaged."""
     with built_with(SMALL[variant], variant), tc.testing.nothing_fetched():
         return tc.load_model(cls, folder, **options)
 
@@ -40,13 +40,13 @@ def loaded(checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def stock(checkpoint: Path) -> Any:
-    """Never spoken with: speaking leaves things on a stock model."""
+    """A stock model that never generates: ``generate`` leaves attributes on a model."""
     return tc.testing.load_checkpoint(checkpoint)
 
 
 @pytest.fixture
 def folder(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged; files are links until they are replaced."""
+    """A copy of the checkpoint that a test may damage; its files are links until they are replaced."""
     target = tmp_path / "checkpoint"
     target.mkdir()
     for path in checkpoint.iterdir():

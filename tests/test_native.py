@@ -1,4 +1,4 @@
-"""The native decoder against the same layers in torch."""
+"""Compares the native decoder with the same layers in torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _loaded() -> None:
 
 
 class Decoder(NamedTuple):
-    """A decoder of random weights, with what lies in its cache."""
+    """A decoder with random weights and a random cache."""
 
     layers: list[LayerWeights]
     norm: Tensor
@@ -67,7 +67,7 @@ class Decoder(NamedTuple):
         return Decoder(layers, *(part.double() for part in self[1:]))
 
     def rounded(self) -> tuple[native.Weights, Decoder]:
-        """What the native decoder reads of the int8 copy, and the same values as floats."""
+        """Returns the weights of the int8 copy for the native decoder, and a decoder with the same values as floats."""
 
         def copied(part: Any) -> Any:
             return native.Int8Matrix.of(part) if part.ndim == 2 else part
@@ -81,7 +81,7 @@ class Decoder(NamedTuple):
         return weights, self._replace(layers=same, head=floats(copied(self.head)))
 
     def run(self, x: Tensor, *starts: int, weights: native.Weights | None = None) -> Tensor:
-        """From the same position on for all sequences, or from one for each."""
+        """Runs the native decoder from one position for all sequences, or from one position for each."""
         weights = weights or native.Weights(self.layers, self.norm, self.head)
         positions = places(x, starts)
         return native.decode(
@@ -172,7 +172,7 @@ def test_int8_equals_torch_on_the_rounded_matrices(sequences: int, heads: int, s
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_threads_do_not_touch_each_others_rows(count: int) -> None:
-    """Rows of several sequences lie side by side, and compilers have written neighbours back: see the build's flags."""
+    """Rows of several sequences are neighbours, and compilers have written back neighbours: see the build's flags."""
     decoder = Decoder.random(heads=16, inner=4096)
     x = torch.randn(2, count, 1024)
     first = decoder.run(x, 30)

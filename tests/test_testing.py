@@ -1,4 +1,4 @@
-"""Synthetic checkpoints: the real classes, reproducible, and behaving like a trained model where it matters."""
+"""Synthetic checkpoints: reproducible files for the real classes, with the relevant properties of a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timed blocks: sums, phases, threads, devices, memory; by a clock that the tests turn."""
+"""Timed blocks: sums, phases, threads, devices and memory, with a clock that the tests control."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tts_compile.timing.summary import Stat, TimingRow
 
 
 class Clock:
-    """Moves by a given step at each reading."""
+    """A clock that advances by a given step at each reading."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def no_block_is_open(clock: Clock) -> bool:
-    """Whether a block that belongs to the block around it measures nothing."""
+    """Returns whether a block without timings measures nothing, since no block is open around it."""
     before = clock.now
     with timed("lone"):
         pass
@@ -229,7 +229,7 @@ def test_a_generator_closed_out_of_turn_leaves_no_block_behind(clock: Clock) -> 
 
 
 class Interrupted(Stat):
-    """Lets other threads run in the middle of adding one."""
+    """A record that lets other threads run while it adds a block."""
 
     def add(self, *args: Any) -> None:
         before = self.count
@@ -358,7 +358,7 @@ def test_the_trace_nests_as_the_blocks_did(trees: list[Any]) -> None:
 
 
 class Device:
-    """Stands in for :class:`blocks.CudaEvents`: work takes time on it that the host does not see."""
+    """A substitute for :class:`blocks.CudaEvents`, whose work takes time that the host's clock does not include."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -449,7 +449,7 @@ def test_events_that_nobody_reads_do_not_pile_up(clock: Clock, device: Device, m
 
 
 class Mark:
-    """Memory whose mark is the highest since the reset, as a system keeps it."""
+    """Memory with a peak since the last reset, like a system's."""
 
     def __init__(self) -> None:
         self.now = self.highest = 0
@@ -523,7 +523,7 @@ def test_resident_memory_is_the_systems() -> None:
 
 
 def test_it_needs_neither_torch_nor_the_rest() -> None:
-    """Torch comes in with the package; ``timing`` itself asks for it only where a CUDA device does."""
+    """The package imports torch; ``timing`` itself imports it for a CUDA device only."""
     script = (
         "import sys, types; package = types.ModuleType('tts_compile'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['tts_compile'] = package\n"

@@ -1,4 +1,4 @@
-"""The native transformer block against the same block in torch."""
+"""Compares the native transformer block with the same block in torch."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_large_scores(length: int) -> None:
 
 @pytest.mark.parametrize("score", [-1000.0, 0.0, 1000.0])
 def test_equal_scores_give_the_mean(score: float) -> None:
-    """All keys are the norm's bias there, and the values are not."""
+    """All keys equal the norm's bias here; the values differ."""
     torch.manual_seed(0)
     block = random_block()._replace(key=torch.zeros(64, 64), query=torch.zeros(64, 64))
     block.attention_norm[0], block.attention_norm_bias[0] = 0, 1  # the same feature in every row
@@ -125,7 +125,7 @@ def test_equal_scores_give_the_mean(score: float) -> None:
 @pytest.mark.parametrize("steep", [1.0, 8.0, 100.0])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_scores_that_grow_along_the_keys(steep: float, backwards: bool) -> None:
-    """Later blocks of keys have larger maxima: what was summed up with earlier ones counts for less, but counts."""
+    """Later blocks of keys have larger maxima, so that the sums of earlier blocks must be scaled down, but not to 0."""
     torch.manual_seed(0)
     angle = torch.linspace(0, 1.5, 700)
     here, there = torch.linalg.qr(torch.randn(64, 2) - torch.randn(64, 2).mean(0))[0].T

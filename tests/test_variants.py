@@ -40,7 +40,7 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def waves(variant: Variant) -> list[Tensor]:
-    """The variant's words, spoken by stock; speaking leaves things on a stock model."""
+    """The waves that stock generates for the variant's words; ``generate`` leaves attributes on the model."""
     name = variant.family.name
     with torch.random.fork_rng():
         torch.manual_seed(0)
