@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from tts_compile.components.t3.llama import decoder_layer, head
-from tts_compile.components.t3.weights import LayerWeights
 
 import tts_compile as tc
 from speech import Speech, speak, speak_stock
 from tts_compile import _compat
+from tts_compile.backbones.backbone import Where
+from tts_compile.backbones.llama import LLAMA, LastWeights, LayerWeights
 from tts_compile.components.t3.cache import visible
 from tts_compile.execution.native import llama_decoder as native
 
@@ -83,7 +83,7 @@ class Decoder(NamedTuple):
     def run(self, x: Tensor, *starts: int, weights: native.Weights | None = None) -> Tensor:
         """Runs the native decoder from one position for all sequences, or from one position for each."""
         weights = weights or native.Weights(self.layers, self.norm, self.head)
-        positions = places(x, starts)
+        positions = positions_of(x, starts)
         return native.decode(
             x,
             *rotary(positions),
@@ -97,15 +97,15 @@ class Decoder(NamedTuple):
         )
 
     def run_in_torch(self, x: Tensor, *starts: int) -> Tensor:
-        positions = places(x, starts)
-        mask = visible(positions, max(starts) + x.shape[1])
-        cos, sin = (table.to(x.dtype)[:, None] for table in rotary(positions))
+        positions = positions_of(x, starts)
+        tables = tuple(table.to(x.dtype)[:, None] for table in rotary(positions))
+        where = Where(tables, positions, visible(positions, max(starts) + x.shape[1]))
         for keys, values, layer in zip(self.keys, self.values, self.layers):
-            x = decoder_layer(EPS, x, cos, sin, positions, mask, keys, values, layer)
-        return head(EPS, x, self.norm, self.head)
+            x = LLAMA.layer(EPS, x, where, keys, values, layer)
+        return LLAMA.head(EPS, x, LastWeights(self.norm, self.head))
 
 
-def places(x: Tensor, starts: tuple[int, ...]) -> Tensor:
+def positions_of(x: Tensor, starts: tuple[int, ...]) -> Tensor:
     return (torch.tensor(starts)[:, None] + torch.arange(x.shape[1])).expand(len(x), -1)
 
 
