@@ -257,7 +257,8 @@ from speech import SHORT, speak
 from tts_compile import _compat
 
 what, checkpoint, archive, cache_dir = sys.argv[1:]
-tts = tc.testing.load_checkpoint(checkpoint)
+with tc.testing.architecture_of(checkpoint):
+    tts = tc.load_model("ChatterboxTTS", checkpoint)
 policy = tc.ComponentPolicy(execution="inductor", draft_tokens=0)  # one graph
 config = tc.CompileConfig.off().replace(t3=policy, cache_dir=cache_dir)
 if what == "load":
