@@ -204,13 +204,13 @@ def test_texts_and_the_batch_of_them_are_compared(tts: Any, babbling: None) -> N
 def test_a_compiled_side_that_speaks_other_tokens_is_noticed(
     tts: Any, babbling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = tc.CompiledTTS.generate
+    generate = tc.CompiledTTS._checked_generate
 
     def other(self: tc.CompiledTTS, text: str) -> Any:
         torch.rand(1)
         return generate(self, text)
 
-    monkeypatch.setattr(tc.CompiledTTS, "generate", other)
+    monkeypatch.setattr(tc.CompiledTTS, "_checked_generate", other)
     with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
         result = synthesis.measure(fast, synthesis.Settings(texts=("A.",), repeats=2), silent)
     assert (result.tokens_identical, result.generator_identical, result.kept) == (0, False, False)
