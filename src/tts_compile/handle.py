@@ -42,10 +42,10 @@ class CompiledTTS(Proxy):
     """
 
     wrapped: Any
-    _attachment: Attachment
     config: CompileConfig
     parity: ParityReport | None
     timings: Timings
+    _attachment: Attachment
 
     def __init__(self, tts: Any, family: Family, config: CompileConfig) -> None:
         own = vars(self)  # plain assignment would reach the wrapped model
