@@ -1,4 +1,4 @@
-"""The object that stands for a compiled model: generating speech, reporting what ran, and restoring the model."""
+"""The handle of a compiled model: it generates speech, reports what ran, and restores the model."""
 
 from __future__ import annotations
 
