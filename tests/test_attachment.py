@@ -10,7 +10,7 @@ import torch
 import tts_compile as tc
 from conftest import EAGER
 
-OWN = sorted({name for name in dir(tc.CompiledTTS) if not name.startswith("_")} | {*tc.CompiledTTS.__annotations__})
+OWN = sorted(name for name in {*dir(tc.CompiledTTS), *tc.CompiledTTS.__annotations__} if not name.startswith("_"))
 
 
 def test_the_names_are_those_of_the_documentation() -> None:

@@ -1,4 +1,4 @@
-"""The object that stands for a compiled model: generating speech, reporting what ran, and restoring the model."""
+"""The handle of a compiled model: it generates speech, reports what ran, and restores the model."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class CompiledTTS(Proxy):
     """
 
     wrapped: Any
-    _attachment: Attachment
     config: CompileConfig
     parity: ParityReport | None
     timings: Timings
+    _attachment: Attachment
 
     def __init__(self, tts: Any, family: Family, config: CompileConfig) -> None:
         own = vars(self)  # plain assignment would reach the wrapped model

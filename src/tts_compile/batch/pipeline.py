@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -72,16 +73,12 @@ class BatchPipeline:
         Raises:
             TTSCompileError: when T3 cannot be used at all, before any work is done.
         """
-        with self._t3.runtime.lock(), self._t3.runtime.entered():
-            return self._run(settings, slots)
-
-    def _run(self, settings: SamplingSettings, slots: int | None) -> list[Chunk]:
         requests = self._requests(settings)
         if not requests:
             return []
         left: list[Chunk] = []
         try:
-            with timed("t3"):
+            with self._in_t3():
                 scheduler = self._t3.schedule(requests, slots)
         except TTSCompileError:
             raise
@@ -91,7 +88,7 @@ class BatchPipeline:
             spoken: list[tuple[Chunk, Tensor]] = []
             while scheduler.left:
                 try:
-                    with timed("t3"):  # until an utterance ends: a block for each token would be many
+                    with self._in_t3():  # until an utterance ends: entering it for each token would take time
                         while scheduler.left and not (ended := scheduler.advance()):
                             pass
                 except Exception as error:  # complete chunks are kept
@@ -114,6 +111,11 @@ class BatchPipeline:
             self._collect(wait=True)
         self._t3.mark_warm_once()
         return left
+
+    @contextlib.contextmanager
+    def _in_t3(self) -> Iterator[None]:
+        with timed("t3"), self._t3.runtime.lock(), self._t3.runtime.entered():
+            yield
 
     def _requests(self, settings: SamplingSettings) -> list[Request]:
         speech = self._family.speech

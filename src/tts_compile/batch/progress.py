@@ -30,7 +30,7 @@ class BatchProgress:
 
     @property
     def audio_per_second(self) -> float:
-        """Seconds of audio generated in a second."""
+        """Returns the seconds of audio that are generated in a second."""
         return self.audio_seconds / self.seconds if self.seconds else 0.0
 
 

@@ -71,12 +71,12 @@ class ComponentParity:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is within the thresholds."""
+        """Returns whether everything is within the thresholds."""
         return not self.failures
 
     @property
     def signal_to_error_db(self) -> float | None:
-        """The lowest ratio, nan before all others; None without a ratio."""
+        """Returns the lowest ratio, nan before all others; None without a ratio."""
         ratios = [t.signal_to_error_db for t in self.tensors if t.signal_to_error_db is not None]
         return min(ratios, key=lambda ratio: -math.inf if math.isnan(ratio) else ratio, default=None)
 
@@ -104,7 +104,7 @@ class WaveParity:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is within the thresholds."""
+        """Returns whether everything is within the thresholds."""
         return not self.failures
 
 
@@ -128,12 +128,12 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is within the thresholds, and something was compared if anything was asked for."""
+        """Returns whether everything is within the thresholds, and something was compared if anything was asked for."""
         return not self.failures and bool(self.components or not self.left_to_stock)
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for everything outside the thresholds, with its component or text."""
+        """Returns a sentence for everything outside the thresholds, with its component or text."""
         failures = [f"{name}: {failure}" for name, part in self.components.items() for failure in part.failures]
         return failures + [f"{_short(wave.text)}: {failure}" for wave in self.waves for failure in wave.failures]
 
