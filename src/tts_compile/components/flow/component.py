@@ -43,7 +43,7 @@ class FlowComponent(CompiledComponent):
 
     def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
         """Solve several utterances; see :meth:`FlowEngine.together`. :meth:`left_to_stock` comes first."""
-        with timed("flow", self.runtime.timings):
+        with self.runtime.lock(), self.runtime.entered(), timed("flow", self.runtime.timings):
             return self.engine.together(given, reference)
 
     def ran_out_of_memory(self, error: Exception, group: int) -> None:
