@@ -184,7 +184,9 @@ def _asks_for_fast(item: pytest.Item) -> bool:
     """Whether a test asks for ``fast``, as a fixture or as the value of a parameter that names it."""
     parameters = getattr(item, "callspec", None)
     named = parameters.params.values() if parameters else ()
-    return "fast" in getattr(item, "fixturenames", ()) or any(value == "fast" for value in named)
+    return "fast" in getattr(item, "fixturenames", ()) or any(
+        isinstance(value, str) and value == "fast" for value in named
+    )
 
 
 @pytest.fixture(scope="session")

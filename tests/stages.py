@@ -73,14 +73,15 @@ class Stage(ABC):
         module = self.module(model)
         return self._call(lambda **given: type(module).inference(module, **given), length, **changes)
 
-    def _call(self, inference: Callable[..., Any], length: int, **changes: Any) -> Made:
-        given = {**self.arguments(length), **changes}
+    def _call(self, inference: Callable[..., Any], length: int, prompt: int = 10, **changes: Any) -> Made:
+        given = {**self.arguments(length, prompt), **changes}
         torch.manual_seed(5)
         results = inference(**given)
         return Made(tuple(part.clone() for part in results if part is not None), torch.get_rng_state())
 
     @abstractmethod
-    def arguments(self, length: int) -> dict[str, Any]: ...
+    def arguments(self, length: int, prompt: int = 10) -> dict[str, Any]:
+        """Returns the arguments of ``inference``; ``prompt`` is the length of the reference, where there is one."""
 
     def row(self, handle: tc.CompiledTTS) -> tc.ComponentReport:
         return handle.report().components[self.name]
@@ -114,8 +115,8 @@ class Vocoder(Stage):
 
     name, attribute = "vocoder", "mel2wav"
 
-    def arguments(self, length: int, rows: int = 1) -> dict[str, Any]:
-        return {"speech_feat": mel(length, rows)}
+    def arguments(self, length: int, prompt: int = 10) -> dict[str, Any]:
+        return {"speech_feat": mel(length)}
 
 
 FLOW, VOCODER = Flow(), Vocoder()
