@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tts_compile import InputError
-from tts_compile.components.t3.noise import NoiseStream
-from tts_compile.components.t3.sampling import choose, guide, probabilities
+from tts_compile.components.t3.sampling import NoiseStream, choose, guide, probabilities
 from tts_compile.families.english import ENGLISH
 from tts_compile.families.sampling import SamplingSettings
 

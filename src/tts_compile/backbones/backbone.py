@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 
@@ -188,14 +187,3 @@ class Backbone(Protocol):
 
     def head(self, constants: Any, x: Tensor, weights: Any) -> Tensor:
         """Return logits (sequences, count, vocabulary)."""
-
-
-def at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
-    """Return the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
-    return () if tables is None else tables[:, positions][:, :, None].unbind()
-
-
-def several(x: Tensor) -> Tensor:
-    """Have compiled code serve any number of sequences or utterances."""
-    torch._dynamo.maybe_mark_dynamic(x, 0)
-    return x

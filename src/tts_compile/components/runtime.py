@@ -45,6 +45,7 @@ class Runtime:
         self.timings = timings
         self.memory = MemoryLimit(device, config.memory_limit_gb)
         self._device_lock = DeviceLock(device)
+        self._folder = str(cache.folder(config.cache_dir))
         self.budget = CompileBudget(config.compile_seconds)
         recorder = cuda_graph.recorder_for(device)
         self.graphs = GraphCache(recorder, self._device_lock, memory=self.memory) if recorder else None
@@ -67,7 +68,7 @@ class Runtime:
         Torch cannot compile views of an operator's result in inference mode
         (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
         """
-        with torch.inference_mode(mode=False), torch.no_grad(), cache.using_cache(self.config.cache_dir):
+        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._folder):
             yield
 
 

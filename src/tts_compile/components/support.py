@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-import torch
 from torch import nn
 
 
@@ -30,8 +29,3 @@ def several_dtypes(module: nn.Module) -> str | None:
     """Return which dtypes the weights of a module have, where there are several; otherwise None."""
     found = {parameter.dtype for parameter in module.parameters()}
     return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None
-
-
-def autocast(device: torch.device) -> str | None:
-    """Return that autocast is on for a device, or None."""
-    return "autocast is on" if torch.is_autocast_enabled(device.type) else None

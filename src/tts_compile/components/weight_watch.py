@@ -14,7 +14,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .. import _compat
 from ..fallback import FallbackManager
 from .seam import Replacement, is_its_classes
-from .support import autocast
 
 T = TypeVar("T")
 
@@ -172,7 +171,9 @@ class PackedWeights(Generic[T]):
         if not unchanged:
             self._made = None
             self._mismatch = self._unsupported(self._module)
-        return reason or self._mismatch or autocast(next(self._module.parameters()).device)
+        device = next(self._module.parameters()).device
+        autocast = "autocast is on" if torch.is_autocast_enabled(device.type) else None
+        return reason or self._mismatch or autocast
 
     def current(self) -> T:
         """Return the weights, made now if there are none."""

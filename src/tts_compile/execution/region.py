@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import types
@@ -134,7 +135,8 @@ class Region:
     def _run_compiled(self, counts: torch.Tensor, *args: Any) -> Any:
         graphs, breaks = _compat.graph_counts()
         failed = False
-        with locked(), self._budget.enforced(self._fallback), Stopwatch() as watch:
+        budget = self._budget.enforced(self._fallback) if self._budget.limited else contextlib.nullcontext()
+        with locked(), budget, Stopwatch() as watch:
             try:
                 return self._compiled(counts, *args)
             except Exception as error:

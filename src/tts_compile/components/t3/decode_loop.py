@@ -13,8 +13,7 @@ from ...errors import NonFiniteError
 from ...families.sampling import SamplingSettings
 from ...timing.blocks import timed
 from .cache import KVCache, Part
-from .noise import NoiseStream
-from .sampling import choose, guide, probabilities
+from .sampling import NoiseStream, choose, guide, probabilities
 from .step import Block, DecoderPass
 
 

@@ -23,7 +23,7 @@ from .cache import CAPACITY, KVCache
 from .decode_loop import DecodeLoop, DraftCounts, Passes, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
 from .graph_step import UTTERANCES, GraphedPass
-from .noise import NoiseStream
+from .sampling import NoiseStream
 from .scheduler import Request, Scheduler
 from .step import Block, LayeredPass, NativePass
 

@@ -16,8 +16,6 @@ from ...backbones.backbone import (
     NativeWeights,
     Weights,
     Where,
-    at_positions,
-    several,
 )
 from ..runtime import ComponentRuntime
 from .cache import KVCache, Part
@@ -35,7 +33,7 @@ class Block(NamedTuple):
 class DecoderPass(Protocol):
     """A pass over the weights of a model, of a copy, or of a captured graph."""
 
-    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+    def _call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Return guided logits after each token, and write keys and values to the cache.
 
         Args:
@@ -66,7 +64,7 @@ class LayeredPass:
 
     execution = "inductor"
 
-    def __init__(self, name: str, backbone: Backbone, weights: Weights, runtime: ComponentRuntime) -> None:
+    def _init__(self, name: str, backbone: Backbone, weights: Weights, runtime: ComponentRuntime) -> None:
         self.calls = 0
         self.weights = weights
         self._backbone = backbone
@@ -75,7 +73,7 @@ class LayeredPass:
         self._layer = runtime.region(f"{name} layer", self._layer_function)
         self._head = runtime.region(f"{name} head", self._head_function)
 
-    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+    def _call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Run the pass; see :class:`DecoderPass`."""
         self.calls += 1
         spoken = torch.tensor(block.spoken, device=block.tokens.device)
@@ -96,7 +94,7 @@ class LayeredPass:
         """
         weights = self.weights
         x = self._backbone.embed(weights, tokens, spoken, positions, cache.per_slot)
-        where = Where(at_positions(cache.tables, positions), positions, mask)
+        where = Where(_at_positions(cache.tables, positions), positions, mask)
         x = self._through(self._layer, x, where, cache)
         return guide(self._head(x, weights.last), cfg_weight, cache.guided)
 
@@ -113,14 +111,14 @@ class LayeredPass:
             cache: the sequences' part of the cache.
         """
         positions, mask = cache.attend([start] * len(prompt), prompt.shape[1])
-        where = Where(at_positions(cache.tables, positions), positions, mask)
+        where = Where(_at_positions(cache.tables, positions), positions, mask)
         x = self._through(self._layer_function, prompt, where, cache)
         logits: Tensor = self._head_function(x[:, -1:], self.weights.last)
         return logits
 
     def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache | Part) -> Tensor:
         for weights, (keys, values) in zip(self.weights.layers, self._backbone.caches(cache)):
-            x = layer(several(x), where, keys, values, weights)
+            x = layer(_several(x), where, keys, values, weights)
         return x
 
     @property
@@ -151,7 +149,7 @@ class NativePass:
 
     execution = "inductor"
 
-    def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
+    def _init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
         self.calls = 0
         self._decoder = decoder
         self._embeddings: tuple[Tensor, ...] = ()
@@ -170,16 +168,16 @@ class NativePass:
         self._addresses = native.addresses()
         return True
 
-    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+    def _call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Run the pass; see :class:`DecoderPass`."""
         self.calls += 1
         starts = torch.tensor(by_sequence(block.starts, cache))
         inputs = NativeInputs(
             embeddings=self._embeddings,
-            tokens=several(block.tokens),
-            spoken=several(torch.tensor(block.spoken)),
+            tokens=_several(block.tokens),
+            spoken=_several(torch.tensor(block.spoken)),
             tables=cache.tables,
-            positions=several(starts[:, None] + torch.arange(block.tokens.shape[1])),
+            positions=_several(starts[:, None] + torch.arange(block.tokens.shape[1])),
             keys=cache.keys,
             values=cache.values,
             addresses=self._addresses,
@@ -206,3 +204,14 @@ class NativePass:
 def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
     """Return a value for each sequence, from one for each utterance."""
     return [value for value in values for _ in range(cache.per_slot)]
+
+
+def _at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
+    return () if tables is None else tables[:, positions][:, :, None].unbind()
+
+
+def _several(x: Tensor) -> Tensor:
+    """Have compiled code serve any number of sequences or utterances."""
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x
