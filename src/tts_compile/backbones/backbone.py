@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Where(NamedTuple):
-    """Where a block of new positions lies, and what it may attend to."""
+    """Positions of a block in the cache, and the mask of what each may attend to."""
 
     tables: tuple[Tensor, ...]  # of :meth:`Backbone.tables`, each (sequences, 1, count, head_dim) at the positions
     positions: Tensor  # int64 (sequences, count)

@@ -1,1 +1,1 @@
-"""One room per component: each knows its stock module and its seam."""
+"""Components of a model, one room each, and the parts that they share."""

@@ -1,4 +1,4 @@
-"""What every component offers to ``compile_model``."""
+"""The protocol of a component, and the components that compile nothing."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Component(Protocol):
 
     @property
     def stock_calls(self) -> int:
-        """Calls that stock has answered in its place."""
+        """Return the number of calls that stock has answered instead."""
 
     @property
     def seams(self) -> Sequence[Seam]:
-        """The methods that it replaces."""
+        """Return the methods that the component replaces."""
 
     def attach(self) -> None:
-        """Replace the seam on the model instance."""
+        """Replace the methods on the model's instances."""
 
     def detach(self) -> None:
-        """Give the seam back."""
+        """Put the stock methods back."""
 
     def release(self) -> None:
         """Give back memory that only a compiled model needs."""
@@ -41,11 +41,11 @@ class Component(Protocol):
         """Compile whatever later calls may need."""
 
     def report(self) -> ComponentReport:
-        """What was asked, what ran, and the counts that prove it."""
+        """Return what was asked, what ran, and the counts that prove it."""
 
 
 class StockComponent:
-    """A component that stays as ``chatterbox-tts`` ships it, by choice or because nothing else fits the model.
+    """A component that stays as its own package ships it, by choice or because nothing else fits the model.
 
     Args:
         name: of the component.
@@ -66,29 +66,29 @@ class StockComponent:
 
     @property
     def seams(self) -> Sequence[Seam]:
-        """None."""
+        """Return nothing: no method is replaced."""
         return ()
 
     def attach(self) -> None:
-        """Nothing to replace."""
+        """Do nothing."""
 
     def detach(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
     def release(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
     def warm_up(self) -> None:
-        """Nothing to compile."""
+        """Do nothing."""
 
     def report(self) -> ComponentReport:
-        """A row that says "stock"."""
+        """Return a row that says "stock"."""
         events = tuple(self.fallback.events)
         return ComponentReport(self._asked, "stock", fallbacks=events, note=self._missing)
 
 
 class EagerComponent:
-    """A component that does stock's work with less around it; there is nothing in it to compile.
+    """A component that computes what stock computes with less work around it; there is nothing to compile.
 
     Args:
         name: of the component.
@@ -98,7 +98,7 @@ class EagerComponent:
     Attributes:
         seams: the methods that it replaces.
         calls: calls that the component has answered itself.
-        left_to_stock: calls that it has passed on.
+        left_to_stock: calls that stock has answered.
     """
 
     dtype = "model"  # this version has no other weights
@@ -121,29 +121,29 @@ class EagerComponent:
 
     @property
     def stock_calls(self) -> int:
-        """Calls that it has passed on."""
+        """Return the number of calls that stock has answered."""
         return self.left_to_stock
 
     def attach(self) -> None:
-        """Replace the seams."""
+        """Replace the methods."""
         attach_all(self.seams)
 
     def detach(self) -> None:
-        """Give the seams back."""
+        """Put the stock methods back."""
         detach_all(self.seams)
 
     def release(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
     def warm_up(self) -> None:
-        """Have the first call wait for no library."""
+        """Load what the first call would load."""
         self.fallback.run({"eager": self._load, "stock": lambda: None}, phase="warm-up")
 
     def _load(self) -> None:
-        """Whatever the first call would load."""
+        """Load libraries, and run once; a subclass does it."""
 
     def report(self) -> ComponentReport:
-        """Calls answered; none of them compiled."""
+        """Return the calls answered; none of them is compiled."""
         return ComponentReport(
             asked=self._asked,
             ran="eager" if self.calls else "stock",
@@ -153,7 +153,7 @@ class EagerComponent:
         )
 
     def _run(self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Ours; after a failure, stock's."""
+        """Run ours; after a failure, stock's."""
 
         def counted(*args: Any, **kwargs: Any) -> T:
             self.left_to_stock += 1
@@ -166,7 +166,7 @@ class EagerComponent:
         return [*notes, f"calls left to stock: {self.left_to_stock}"] if self.left_to_stock else notes
 
     def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str = "chatterbox") -> bool:
-        """Make a seam, and say so, where the method is the one that this component was written for."""
+        """Make a seam where the method is its package's own; return whether it is."""
         if reason := not_its_own(owner, name, package):
             self.fallback.note("attach", reason, "left as it is")
             return False

@@ -121,7 +121,7 @@ class ComponentRuntime:
 
     @property
     def captures(self) -> bool:
-        """Whether calls run as captured graphs now."""
+        """Return whether calls run as captured graphs now."""
         return self.fallback.level == "cuda_graph"
 
     @contextlib.contextmanager

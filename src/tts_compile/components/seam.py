@@ -1,4 +1,4 @@
-"""Replacing a method on one instance, and putting it back."""
+"""Replacement of one method on one instance."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ _ABSENT = object()
 
 
 def not_its_own(owner: object, name: str, package: str = "chatterbox") -> str | None:
-    """That a method was replaced, or overridden by a subclass, if it was."""
+    """Return that a method was replaced or overridden by a subclass, or None."""
     if not is_its_classes(owner, name) or getattr(type(owner), name).__module__.partition(".")[0] != package:
         return f"{type(owner).__name__}.{name} is not {package}'s own"
     return None
 
 
 def is_its_classes(owner: object, name: str) -> bool:
-    """Whether an object's method is what its class says; a copy of a compiled model holds such methods itself."""
+    """Return whether an object's method is its class's; a copy of a compiled model holds such methods itself."""
     method = vars(owner).get(name)
     own = method is not None and getattr(method, "__self__", None) is owner
     return method is None or (own and getattr(method, "__func__", None) is getattr(type(owner), name))
 
 
 class Detachable(Protocol):
-    """A seam, or what has some."""
+    """A seam, or an object with seams."""
 
     def attach(self) -> None:
-        """Put in place."""
+        """Replace the methods."""
 
     def detach(self) -> None:
-        """Give back; may raise, and has done nothing then."""
+        """Put the methods back, or raise and change nothing."""
 
 
 def attach_all(parts: Iterable[Detachable]) -> None:
-    """All or none."""
+    """Attach all parts, or none where one fails."""
     done: list[Detachable] = []
     try:
         for part in parts:
@@ -49,7 +49,7 @@ def attach_all(parts: Iterable[Detachable]) -> None:
 
 
 def detach_all(parts: Iterable[Detachable]) -> None:
-    """All or none."""
+    """Detach all parts, or none where one fails."""
     done: list[Detachable] = []
     try:
         for part in parts:
@@ -62,13 +62,13 @@ def detach_all(parts: Iterable[Detachable]) -> None:
 
 
 class Seam:
-    """One method of one object, replaced by an instance attribute; class and module stay as they are.
+    """A replaced method of one object; class and module stay as they are.
 
-    The replacement keeps the stock signature. What stood in the instance before (nothing, or another program's
-    patch) comes back on :meth:`detach`.
+    The replacement is an instance attribute and keeps the stock signature. :meth:`detach` puts back what the instance
+    held before: nothing, or another program's patch.
 
     Attributes:
-        owner, name: the method's.
+        owner, name: of the method.
     """
 
     def __init__(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
@@ -79,7 +79,7 @@ class Seam:
         self._replacement = Replacement(owner, name, replacement)
 
     def attach(self) -> None:
-        """Put the replacement in place; doing it twice is harmless."""
+        """Set the replacement; a second call does nothing."""
         if self.attached:
             return
         self._before = vars(self.owner).get(self.name, _ABSENT)
@@ -88,17 +88,17 @@ class Seam:
 
     @property
     def attached(self) -> bool:
-        """Whether the replacement is in place, be it behind another program's patch."""
+        """Return whether the replacement is set, be it behind another program's patch."""
         # An interrupt may have come before what was marked as attached was put in place.
         return self._attached and vars(self.owner).get(self.name, _ABSENT) is not self._before
 
     @property
     def stands(self) -> bool:
-        """Whether the replacement is what callers reach."""
+        """Return whether callers reach the replacement."""
         return vars(self.owner).get(self.name) is self._replacement
 
     def detach(self) -> None:
-        """Put back what stood there; doing it twice is harmless.
+        """Put back what the instance held before; a second call does nothing.
 
         Raises:
             ModelStateError: when somebody else has replaced the method since; nothing is changed then.
@@ -118,7 +118,7 @@ class Seam:
 
 
 class Replacement:
-    """What stands in for the method: called like it, and described like it."""
+    """A callable with the method's signature and description."""
 
     def __init__(self, owner: object, name: str, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, getattr(owner, name))
@@ -130,10 +130,10 @@ class Replacement:
         return self._function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        """The owner's own method: a copy of a compiled model, or what was pickled of it, is stock."""
+        """Copy and pickle as the owner's own method: a copy of a compiled model is stock."""
         return own_method, (self._owner, self._name)
 
 
 def own_method(owner: object, name: str) -> Any:
-    """What an object's class makes of a method."""
+    """Return an object's method as its class defines it."""
     return getattr(type(owner), name).__get__(owner)

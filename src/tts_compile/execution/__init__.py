@@ -1,4 +1,4 @@
-"""How a step is run, and the proof that it was; knows nothing of speech."""
+"""Execution of tensor functions, compiled or captured, with counts that prove it."""
 
 from .region import CompileOptions, Region
 

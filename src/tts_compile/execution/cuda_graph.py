@@ -1,7 +1,7 @@
-"""CUDA graphs: what a function launches, recorded once and launched as one from then on.
+"""CUDA graphs: a function's launches, captured once and launched as one from then on.
 
-A recording reads and writes the memory that it was made with. So its inputs are tensors that stay where they are, its
-results are overwritten by the next replay, and all numbers that vary are tensors on the device.
+A captured graph reads and writes the memory that it was made with. So its inputs are tensors that stay where they are,
+its results are overwritten by the next replay, and all numbers that vary are tensors on the device.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from .process_lock import DeviceLock, locked
 
 T = TypeVar("T")
 
-# Lazy initialisation of libraries, and their choice of algorithms, must not end up in a recording.
+# Lazy initialisation of libraries, and their choice of algorithms, must not end up in a captured graph.
 WARM_UPS = 3
 
-# What a recording takes is known afterwards only; torch's pools grow by blocks of so many bytes.
+# The memory of a captured graph is known afterwards only; torch's pools grow by blocks of so many bytes.
 _AT_LEAST = 20 * 2**20
 
 
-class Recording(Protocol):
-    """Launches that were recorded."""
+class Graph(Protocol):
+    """Captured launches."""
 
     def replay(self) -> None:
         """Launch them on the current stream."""
 
     def reset(self) -> None:
-        """Give its memory back to the pool."""
+        """Give the graph's memory back to the pool."""
 
 
 class Recorder(Protocol):
-    """Makes recordings on one device, whose memory comes from one pool."""
+    """A maker of captured graphs on one device, whose memory comes from one pool."""
 
-    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Recording, T]:
-        """Record ``function``; its results are there after a replay, not before.
+    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Graph, T]:
+        """Capture ``function`` and return its results, which are valid after a replay, not before.
 
-        It may run beforehand, with ``undo`` after every run.
+        The function may run beforehand, with ``undo`` after every run.
         """
 
     def release(self) -> None:
-        """Give the memory of recordings that were reset back to the device."""
+        """Give the memory of graphs that were reset back to the device."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """What is launched inside comes after all that was launched inside before, from whatever stream."""
+        """Order launches: those inside the block come after those of earlier blocks, whatever their streams."""
 
 
 class CudaRecorder:
-    """Torch's.
+    """Torch's recorder.
 
     Args:
         device: a CUDA device.
@@ -71,10 +71,10 @@ class CudaRecorder:
         self._stream = _side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Recording, T]:
-        """As :meth:`Recorder.record`, on a stream beside the current one, which waits for it.
+    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Graph, T]:
+        """Capture on a stream beside the current one, which waits for it; see :meth:`Recorder.record`.
 
-        The last run beforehand must not wait for the device: that would end a recording in a way from which torch does
+        The last run beforehand must not wait for the device: that would end a capture in a way from which torch does
         not recover. A failure leaves the current stream as it was.
         """
         with torch.cuda.device(self._device):
@@ -101,14 +101,14 @@ class CudaRecorder:
             return graph, results
 
     def release(self) -> None:
-        """As :meth:`Recorder.release`; waits for replays under way."""
+        """Give memory back, after replays under way; see :meth:`Recorder.release`."""
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """As :meth:`Recorder.turn`."""
+        """Order launches; see :meth:`Recorder.turn`."""
         stream = torch.cuda.current_stream(self._device)
         if self._device in _left:
             stream.wait_event(_left[self._device])
@@ -118,13 +118,13 @@ class CudaRecorder:
             _left[self._device] = stream.record_event()
 
 
-# After the last turn on each device, of whatever model: all recordings share the workspaces of one stream.
+# After the last block on each device, of whatever model: all captured graphs share the workspaces of one stream.
 _left: dict[torch.device, torch.cuda.Event] = {}
 
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all models: each stream keeps a workspace of cuBLAS for good."""
+    """Return one stream for all models: each stream keeps a workspace of cuBLAS for good."""
     return torch.cuda.Stream(device)
 
 
@@ -139,28 +139,28 @@ def _waiting_forbidden() -> Iterator[None]:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """What records on a device; None where nothing does."""
+    """Return a recorder for a device; None where there are no CUDA graphs."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
 @dataclass
 class _Kept:
-    recording: Recording
+    graph: Graph
     inputs: tuple[Tensor, ...]
     results: Any
 
 
 class GraphCache:
-    """The recordings of one model, of which the least recently used is given up beyond a ceiling.
+    """The captured graphs of one model, of which the least recently used is dropped beyond a ceiling.
 
-    One replay runs at a time, so that all recordings share their memory. Threads take turns: whoever replays does so
-    inside :meth:`turn`, until the last use of the results has been launched.
+    One replay runs at a time, so that all graphs share their memory. A thread replays inside :meth:`turn`, until the
+    last use of the results has been launched.
 
     Args:
-        recorder: makes them.
+        recorder: captures the graphs.
         lock: of the device.
-        ceiling: on their number.
-        memory: asked before each; None for as much as there is.
+        ceiling: on the number of graphs.
+        memory: checked before each capture; None for no limit.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class GraphCache:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """The only thread of the process that records, replays or draws for a replay; may be nested."""
+        """Hold the device's lock for captures, replays and the random numbers of a replay; may be nested."""
         with self._lock(), self._recorder.turn():
             yield
 
@@ -191,21 +191,21 @@ class GraphCache:
         inputs: Sequence[Tensor] = (),
         changed: Sequence[Tensor] = (),
     ) -> T:
-        """``function(*inputs)``, recorded at the first call with a key and replayed at every call.
+        """Return ``function(*inputs)``, captured at the first call with a key and replayed at every call.
 
         Args:
-            key: everything that the launches depend on besides the values of ``inputs``.
+            key: everything that the launches depend on besides the values of ``inputs``; the component's name first.
             function: launches only; reads nothing else that moves, and waits for nothing.
             inputs: of the same shapes for equal keys; they are copied.
-            changed: tensors that stay where they are and that ``function`` writes to. Recording runs it several times;
-                they are put back after every run but the replay, which counts.
+            changed: tensors that stay where they are and that ``function`` writes to. A capture runs the function
+                several times; the tensors are put back after every run but the replay.
 
         Returns:
-            What ``function`` returned while it was recorded; overwritten by the next replay of any key.
+            The results of ``function`` while it was captured; overwritten by the next replay of any key.
 
         Raises:
-            CompilationError: when recording fails; its memory has been given back. Running out of memory is raised as
-                it is: there may be more of it another time.
+            CompilationError: when the capture fails; its memory has been given back. A lack of memory is raised as it
+                is: there may be more memory another time.
         """
         with self._lock():
             kept = self._kept.get(key)
@@ -217,12 +217,12 @@ class GraphCache:
                 self._kept.move_to_end(key)
                 for buffer, value in zip(kept.inputs, inputs):
                     buffer.copy_(value)
-            kept.recording.replay()
+            kept.graph.replay()
             results: T = kept.results
             return results
 
     def drop(self, condition: Callable[[Any], bool]) -> None:
-        """Give up the recordings whose keys meet the condition, and their memory."""
+        """Drop the graphs whose keys meet the condition, and give their memory back."""
         with self._lock():
             for key in [key for key in self._kept if condition(key)]:
                 self._give_up(key)
@@ -240,29 +240,29 @@ class GraphCache:
 
         try:
             with locked():  # torch captures for one thread of a process at a time
-                recording, results = self._recorder.record(lambda: function(*buffers), undo)
+                graph, results = self._recorder.record(lambda: function(*buffers), undo)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise CompilationError(f"a CUDA graph could not be recorded: {error}") from error
+            raise CompilationError(f"a CUDA graph could not be captured: {error}") from error
         finally:
             undo()
-        return _Kept(recording, buffers, results)
+        return _Kept(graph, buffers, results)
 
     def _give_up(self, key: Hashable) -> None:
-        self._kept.pop(key).recording.reset()
+        self._kept.pop(key).graph.reset()
 
 
 class Replays:
-    """The replays of one component, counted by the recordings themselves.
+    """The replays of one component, counted inside the captured graphs.
 
     Args:
-        recordings: where they are kept.
+        recordings: the model's captured graphs.
         device: of the model.
 
     Attributes:
         calls: replays asked for.
-        graphs: recordings made.
+        graphs: graphs captured.
     """
 
     execution = "cuda_graph"
@@ -276,7 +276,7 @@ class Replays:
 
     @property
     def compiled_calls(self) -> int:
-        """Replays counted on the device; reading it waits for the device."""
+        """Return the replays counted on the device; waits for the device."""
         return int(self._counted)
 
     def __call__(
@@ -286,7 +286,7 @@ class Replays:
         inputs: Sequence[Tensor] = (),
         changed: Sequence[Tensor] = (),
     ) -> T:
-        """As :meth:`GraphCache.replay`; the key also holds what of torch's settings decides about launches."""
+        """Replay; see :meth:`GraphCache.replay`. The key also holds torch's settings that decide about launches."""
 
         def counted(*args: Tensor) -> T:
             self._counted.add_(1)
@@ -296,5 +296,5 @@ class Replays:
         self.calls += 1
         new = key not in self.recordings
         self.graphs += new
-        with timed(f"record {key[0]}", phase="compile") if new else contextlib.nullcontext():
+        with timed(f"capture {key[0]}", phase="compile") if new else contextlib.nullcontext():
             return self.recordings.replay(key, counted, inputs, (self._counted, *changed))

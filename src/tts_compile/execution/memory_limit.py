@@ -1,4 +1,4 @@
-"""How much memory may be taken, and what is held of it."""
+"""A limit on the memory that a model's process may hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GIB = 2**30
 
 
 class MemoryLimit:
-    """A ceiling on what a process holds on one device, asked before something is taken that could be done without.
+    """A limit on the memory of one device, checked before memory is taken that the library can do without.
 
     Args:
         device: of the model. On a CPU the resident memory of the process counts, on a GPU what torch has allocated.
@@ -23,19 +23,19 @@ class MemoryLimit:
         self._gib = gib
 
     def room(self) -> int:
-        """Bytes that may still be taken; negative above the limit."""
+        """Return the bytes that may still be taken; negative above the limit."""
         free = free_memory(self._device)
         return free if self._gib is None else min(free, int(self._gib * _GIB) - held_memory(self._device))
 
     def refused(self, size: int) -> str | None:
-        """Why ``size`` bytes may not be taken, if so; there is no reason without a limit."""
+        """Return why ``size`` bytes may not be taken, or None; without a limit there is no reason."""
         if self._gib is None or size <= self.room():
             return None
         held = held_memory(self._device) / _GIB
         return f"{size / _GIB:.2f} GiB more would exceed the limit of {self._gib:g} GiB: {held:.2f} GiB are held"
 
     def check(self, size: int = 0) -> None:
-        """Raise before the limit is hit.
+        """Raise where ``size`` more bytes would exceed the limit.
 
         Raises:
             OutOfMemoryError: when ``size`` bytes may not be taken.

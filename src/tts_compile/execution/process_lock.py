@@ -36,7 +36,7 @@ class DeviceLock:
 
     @property
     def forked(self) -> bool:
-        """Whether this is another process than the one that the lock was made in."""
+        """Return whether this is another process than the one that the lock was made in."""
         return os.getpid() != self._process
 
     @contextlib.contextmanager

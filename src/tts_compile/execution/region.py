@@ -1,4 +1,4 @@
-"""A function that runs compiled or eagerly and counts its calls from inside."""
+"""A function that runs compiled or eagerly and counts its calls inside itself."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Region:
         self._budget = budget or CompileBudget()
         self._function = function
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # [compiled, eager]
-        self._uncounted = torch.zeros_like(self._counts)  # of calls inside recordings
+        self._uncounted = torch.zeros_like(self._counts)  # of calls inside captured graphs
 
         def counted(counts: torch.Tensor, *args: Any) -> Any:
             counts[0 if torch.compiler.is_compiling() else 1] += 1
@@ -96,12 +96,12 @@ class Region:
 
     @property
     def compiled_calls(self) -> int:
-        """Calls counted inside compiled code; reading it waits for the device."""
+        """Return the calls counted inside compiled code; waits for the device."""
         return int(self._counts[0])
 
     @property
     def eager_calls(self) -> int:
-        """Calls counted while the Python interpreter ran the function."""
+        """Return the calls counted while the Python interpreter ran the function."""
         return int(self._counts[1])
 
     def __call__(self, *args: Any) -> Any:
@@ -121,7 +121,7 @@ class Region:
         return result
 
     def _recorded(self, *args: Any) -> Any:
-        """As part of a recording, which counts its replays itself."""
+        """Run inside a captured graph, which counts its own replays."""
         if self._fuse:
             try:
                 return self._run_compiled(self._uncounted, *args)
@@ -156,7 +156,7 @@ class Region:
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same closure with a code object of its own.
+    """Return the same closure with a code object of its own.
 
     torch limits recompilations per code object, and all closures of one ``def`` share theirs: without this, the
     regions of a process would use up each other's limit.

@@ -122,7 +122,7 @@ class Synthesis:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Everything that the library has to be told about one model class.
+    """The declaration of one model class.
 
     Attributes:
         name: for messages and the command line.

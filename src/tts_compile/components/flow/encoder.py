@@ -42,7 +42,7 @@ class LayerWeights(NamedTuple):
 
     @classmethod
     def of(cls, layer: Any) -> LayerWeights:
-        """A stock layer's tensors where they are."""
+        """Return a stock layer's tensors where they are."""
         attention, mlp = layer.self_attn, layer.feed_forward
         parts = [
             *_parameters(layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v),
@@ -72,7 +72,7 @@ class PositionEncodings(NamedTuple):
 
 
 class Encoder:
-    """Runs a stock encoder's weights; a layer is compiled once and reused.
+    """A stock encoder, run from its weights; a layer is compiled once and reused.
 
     Args:
         eps: of the layers' norms.
@@ -120,7 +120,7 @@ class Encoder:
 
 
 def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWeights, eps: float) -> Tensor:
-    """Attention with relative positions (Transformer-XL, arXiv:1901.02860, appendix B), then a SiLU MLP.
+    """Compute attention with relative positions (Transformer-XL, arXiv:1901.02860, appendix B), then a SiLU MLP.
 
     Args:
         x: (batch, n, width).

@@ -36,7 +36,7 @@ class EstimatorWeights(NamedTuple):
 
     @classmethod
     def of(cls, estimator: Any, operators: Operators) -> EstimatorWeights:
-        """Copies of a stock estimator's weights."""
+        """Return copies of a stock estimator's weights."""
         down, *_ = estimator.down_blocks
         up, *_ = estimator.up_blocks
         stages = [down, *((resnet, blocks, None) for resnet, blocks in estimator.mid_blocks), up]
@@ -73,7 +73,7 @@ def _block(block: Any) -> Block:
 
 
 class Sizes(NamedTuple):
-    """What the functions of a step need to know beside tensors."""
+    """Sizes and constants of the compiled functions."""
 
     heads: int
     inner: int
@@ -83,7 +83,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, flow: Any) -> Sizes:
-        """Read off a stock flow."""
+        """Return the sizes of a stock flow."""
         estimator = flow.decoder.estimator
         resnet, blocks, _ = estimator.down_blocks[0]
         block = blocks[0]
@@ -193,7 +193,7 @@ class Estimator:
 
 
 def mish(x: Tensor) -> Tensor:
-    """``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
+    """Return ``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
     e = torch.exp(x.float().clamp(max=20))  # beyond, the quotient is 1; squares do not fit half precision
     n = e * (e + 2)
     return x * (n / (n + 2)).to(x.dtype)

@@ -33,7 +33,7 @@ class Block(NamedTuple):
 class DecoderPass(Protocol):
     """A pass over the weights of a model, of a copy, or of a captured graph."""
 
-    def _call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Return guided logits after each token, and write keys and values to the cache.
 
         Args:
@@ -64,7 +64,7 @@ class LayeredPass:
 
     execution = "inductor"
 
-    def _init__(self, name: str, backbone: Backbone, weights: Weights, runtime: ComponentRuntime) -> None:
+    def __init__(self, name: str, backbone: Backbone, weights: Weights, runtime: ComponentRuntime) -> None:
         self.calls = 0
         self.weights = weights
         self._backbone = backbone
@@ -73,7 +73,7 @@ class LayeredPass:
         self._layer = runtime.region(f"{name} layer", self._layer_function)
         self._head = runtime.region(f"{name} head", self._head_function)
 
-    def _call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Run the pass; see :class:`DecoderPass`."""
         self.calls += 1
         spoken = torch.tensor(block.spoken, device=block.tokens.device)
@@ -149,7 +149,7 @@ class NativePass:
 
     execution = "inductor"
 
-    def _init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
+    def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
         self.calls = 0
         self._decoder = decoder
         self._embeddings: tuple[Tensor, ...] = ()
@@ -168,7 +168,7 @@ class NativePass:
         self._addresses = native.addresses()
         return True
 
-    def _call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
+    def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Run the pass; see :class:`DecoderPass`."""
         self.calls += 1
         starts = torch.tensor(by_sequence(block.starts, cache))

@@ -1,4 +1,4 @@
-"""The library's own ``mel2wav.inference``."""
+"""The library's own ``mel2wav.inference``: pitch, source, network, inverse transform."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .weights import UnitWeights, VocoderWeights
 
 
 class VocoderEngine:
-    """Mel frames to a wave, as a stock ``HiFTGenerator`` gives it.
+    """Mel frames to a wave, as a stock ``HiFTGenerator`` computes it.
 
     The convolutions are compiled for every length at once, and nothing is padded: they see both ways, so that padding
     would change the wave. The random source and the Fourier transforms are stock's own, uncompiled.

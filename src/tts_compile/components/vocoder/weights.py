@@ -1,6 +1,6 @@
-"""The vocoder's weights as its functions read them: weight norms folded, transposed convolutions as plain ones.
+"""The vocoder's weights in the layout of its functions: weight norms folded, transposed convolutions as plain ones.
 
-Stock works out 82 normalised weights on every call. These are copies: the stock module keeps its parametrisations.
+Stock computes 82 normalised weights on every call. These are copies: the stock module keeps its parametrisations.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class VocoderWeights(NamedTuple):
 
     @classmethod
     def of(cls, vocoder: Any, operators: Operators) -> VocoderWeights:
-        """Copies of a stock ``HiFTGenerator``'s weights."""
+        """Return copies of a stock ``HiFTGenerator``'s weights."""
 
         def kernel(convolution: Any) -> Kernel:
             return operators.pack(convolution.weight), convolution.bias.detach().clone()

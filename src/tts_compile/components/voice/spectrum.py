@@ -57,7 +57,7 @@ def mel_spectrogram(wave: Samples, hp: Any) -> Samples:
 
 
 def plain(hp: Any) -> bool:
-    """Whether the voice encoder's settings are those of the released model in all that is left out here."""
+    """Return whether the voice encoder's settings are the released model's wherever this file assumes them."""
     return bool(hp.preemphasis == 0 and hp.mel_type == "amp" and not hp.normalized_mels and hp.win_size == hp.n_fft)
 
 
