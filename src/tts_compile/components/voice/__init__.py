@@ -1,4 +1,4 @@
-"""The voice: what the model takes from a recording of a speaker."""
+"""Components that read a recording of a speaker."""
 
 from .encoder import VoiceEncoderComponent
 from .reference import ReferenceComponent

@@ -1,4 +1,4 @@
-"""The voice encoder's view of a wave: trimmed, then as a mel spectrogram, bit for bit as librosa computes both."""
+"""Trimming and mel spectrogram of the voice encoder, bit for bit as librosa computes both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AMIN = 1e-5  # librosa.amplitude_to_db's
 
 
 def trim(wave: Samples, top_db: float) -> Samples:
-    """``librosa.effects.trim(wave, top_db=top_db)[0]``: frames that are quieter than the loudest by ``top_db`` go.
+    """Return ``librosa.effects.trim(wave, top_db=top_db)[0]``, without frames ``top_db`` below the loudest.
 
     Args:
         wave: (samples,), at least one.
@@ -33,7 +33,7 @@ def trim(wave: Samples, top_db: float) -> Samples:
 
 
 def mel_spectrogram(wave: Samples, hp: Any) -> Samples:
-    """``melspectrogram(wave, hp)`` of chatterbox's voice encoder for settings that :func:`plain` accepts.
+    """Return ``melspectrogram(wave, hp)`` of chatterbox's voice encoder for settings that :func:`plain` accepts.
 
     Args:
         wave: (samples,), at least one.
@@ -62,6 +62,6 @@ def plain(hp: Any) -> bool:
 
 
 def _frames(wave: Samples, length: int, hop: int, mode: Any) -> Samples:
-    """Centred frames (length, count) of a padded wave; a view."""
+    """Return centred frames (length, count) of a padded wave; a view."""
     padded = np.pad(wave, length // 2, mode=mode)
     return sliding_window_view(padded, length)[::hop].T
