@@ -29,7 +29,8 @@ class FallbackEvent:
 
     Attributes:
         component: the component's name.
-        phase: ``"attach"``, ``"compile"``, ``"validate"``, ``"warm-up"``, ``"call"``, ``"memory"`` or ``"restore"``.
+        phase: ``"attach"``, ``"compile"``, ``"validate"``, ``"warm-up"``, ``"call"``, ``"memory"``, ``"reuse"`` (of
+            copies of weights) or ``"restore"``.
         error: the failure, as text.
         action: the replacement that was used.
         at: the time in UTC, ISO 8601.

@@ -180,7 +180,7 @@ class PackedWeights(Generic[T]):
         if self._made is None:
             self._made = self._make()
             if self.generation:
-                self._fallback.record("weights", "weights or modules have changed", "what was made of them is renewed")
+                self._fallback.record("reuse", "weights or modules have changed", "copies are made anew")
             self.generation += 1
         return self._made
 
