@@ -145,7 +145,7 @@ def test_a_folder_without_a_model_is_a_message_and_not_a_traceback(tmp_path):
     done = run("demo", "--model", tmp_path, "--json")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert "is no checkpoint folder" in done.stderr
+    assert "is not a checkpoint folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

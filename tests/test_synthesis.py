@@ -69,8 +69,8 @@ def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(owner._modules, name, owner._modules[name][:1].eval())
     monkeypatch.setattr(synthesis, "_SOLVER_STEPS", 1)
     monkeypatch.setattr(synthesis, "_LENGTHS", [3])
-    kept = build.library
-    monkeypatch.setattr(build, "library", lambda name, cache_dir=None: kept(name))  # built by other tests
+    kept = build.load_library
+    monkeypatch.setattr(build, "load_library", lambda name, cache_dir=None: kept(name))  # built by other tests
 
 
 def pretend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ class Side:
     @property
     def rates(self) -> list[float]:
         """Returns speech tokens a second in the token loop, a value per repeat."""
-        return [sum(map(len, self.tokens)) / seconds for seconds in self.t3]
+        return [sum(map(len, self.tokens)) / seconds if seconds else math.nan for seconds in self.t3]
 
 
 @dataclass(frozen=True, kw_only=True)

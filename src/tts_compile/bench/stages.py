@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..components.seam import Seam, attach_all, detach_all
+from ..components.seam import Replacement
 from ..measuring.interleaved import timed_call
 from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread
+from ..utils.patch import patched
 from .plots import Stages
 from .result import Row
 
@@ -36,7 +37,10 @@ def watched(tts: Any) -> Iterator[Watched]:
     found = Watched()
     device = str(tts.device)
 
-    def tap(stage: str, owner: Any, method: str) -> Seam:
+    def tap(stage: str, owner: Any, method: str) -> None:
+        replaced = vars(owner).get(method)
+        if isinstance(replaced, Replacement):  # stays, or the module's weights would count as changed
+            owner, method = replaced, "function"
         inner: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -46,19 +50,14 @@ def watched(tts: Any) -> Iterator[Watched]:
                 found.tokens.append(result[0].tolist())
             return result
 
-        return Seam(owner, method, timed)
+        taps.enter_context(patched(owner, method, timed))
 
-    taps = [
-        tap("T3", tts.t3, "inference"),
-        tap("flow", tts.s3gen.flow, "inference"),
-        tap("vocoder", tts.s3gen.mel2wav, "inference"),
-        tap("watermark", tts.watermarker, "apply_watermark"),
-    ]
-    attach_all(taps)
-    try:
+    with contextlib.ExitStack() as taps:
+        tap("T3", tts.t3, "inference")
+        tap("flow", tts.s3gen.flow, "inference")
+        tap("vocoder", tts.s3gen.mel2wav, "inference")
+        tap("watermark", tts.watermarker, "apply_watermark")
         yield found
-    finally:
-        detach_all(taps)
 
 
 def by_stage(splits: Sequence[Mapping[str, float]], totals: Sequence[float]) -> dict[str, list[float]]:

@@ -118,16 +118,20 @@ class Seam:
 
 
 class Replacement:
-    """A callable with the method's signature and description."""
+    """A callable with the method's signature and description.
+
+    Attributes:
+        function: what a call runs.
+    """
 
     def __init__(self, owner: object, name: str, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, getattr(owner, name))
         self._owner = owner
         self._name = name
-        self._function = function
+        self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
         """Copy and pickle as the owner's own method: a copy of a compiled model is stock."""

@@ -17,6 +17,7 @@ from .seam import Replacement, is_its_classes
 
 T = TypeVar("T")
 
+_HOOKED = "_output_capturing_hooks_installed"  # set by transformers in stock's first call, with its hooks
 _ADDRESS: Callable[[Any], int] = operator.attrgetter("_cdata")
 _WRITES: Callable[[Any], int] = operator.attrgetter("_version")
 
@@ -78,7 +79,8 @@ class _Tree:
         self._contents = [parts[name] for parts in self._parts for name in ("_parameters", "_buffers", "_modules")]
         self._hooks = [parts[name] for parts in self._parts for name in ("_forward_hooks", "_forward_pre_hooks")]
         self._harmless = harmless
-        self._attributes = list(_values(self._parts))
+        self._named = list(map(dict, self._parts))
+        self._attributes = list(_values(self._named))
         self._kept = list(_values(self._contents))
         self.weights = [value for value in self._kept if isinstance(value, Tensor)]
         reasons = (_altered(module, harmless) for module in self._modules)
@@ -90,9 +92,18 @@ class _Tree:
             roots == self._roots
             and list(map(type, self._modules)) == self._kinds
             and all(map(self._harmless, _values(self._hooks)))
-            and _equal(self._attributes, self._parts)
+            and self._same_attributes()
             and _equal(self._kept, self._contents)
         )
+
+    def _same_attributes(self) -> bool:
+        if _equal(self._attributes, self._parts):
+            return True
+        now = list(map(dict, self._parts))
+        same = all(map(_same_essentials, self._named, now))
+        if same:
+            self._named, self._attributes = now, list(_values(now))
+        return same
 
 
 def _values(parts: list[dict[str, Any]]) -> Iterator[Any]:
@@ -103,6 +114,18 @@ def _equal(values: list[Any], parts: list[dict[str, Any]]) -> bool:
     try:
         return values == list(_values(parts))  # identity first, without a loop in Python
     except (RuntimeError, ValueError):  # an exchanged tensor or array: their equality has no truth value
+        return False
+
+
+def _same_essentials(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether attributes are equal, apart from methods of the library and from transformers' mark."""
+
+    def essentials(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
+        return [(n, v) for n, v in attributes.items() if n != _HOOKED and not isinstance(v, Replacement)]
+
+    try:
+        return essentials(before) == essentials(now)
+    except (RuntimeError, ValueError):  # an exchanged tensor or array
         return False
 
 
