@@ -142,7 +142,7 @@ def test_wrong_draft_tokens_change_nothing(
 
 def drafts(handle: tc.CompiledTTS) -> tuple[int, int]:
     """Returns how many draft tokens were accepted so far, of how many."""
-    found = re.search(r"(\d+) of (\d+) ", handle.report().components["t3"].note)
+    found = re.search(r"(\d+) of (\d+) draft tokens", handle.report().components["t3"].note)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
