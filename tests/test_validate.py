@@ -19,6 +19,7 @@ from tts_compile import background, handle
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
 from tts_compile.components.vocoder.engine import VocoderEngine
+from tts_compile.measuring import proof
 from tts_compile.parity import ComponentParity, ParityReport, Thresholds, WaveParity, gate, transcription
 
 # Flow and vocoder alone are enough to be compared, and quick.
@@ -226,6 +227,11 @@ def test_the_command(
     (tmp_path / "config.toml").write_text('[t3]\nexecution = "stock"\n')
     arguments = ["validate", "--model", str(checkpoint), "--no-words"]
     planted(found({}))
+    assert cli.main([*arguments, "--json"]) == 1  # nothing was called
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["passed"] is False
+    assert "tts-compile: flow did not run" in printed.err
+    monkeypatch.setattr(proof, "shortfalls", lambda report, called: [])
     assert cli.main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
     planted(found({"flow": "12.0 dB of signal to error"}))
