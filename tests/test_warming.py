@@ -121,7 +121,7 @@ def test_nothing_is_spoken_where_there_is_nothing_to_see(
 def test_what_speaking_compiles_is_part_of_the_warm_up(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = tc.compile_model(tts, EAGER.replace(warmup_samples=1))
     flow = components(fast)["flow"]
-    part = flow.parts[0]  # type: ignore[union-attr]
+    part = flow.engine.parts[0]
     monkeypatch.setattr(fast.wrapped.s3gen, "inference", _compiling(fast, part))
     fast.warmup()
     assert fast.report().components["flow"].graphs > 0
