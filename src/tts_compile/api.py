@@ -10,9 +10,9 @@ import torch
 
 from .attachment import HANDLE
 from .config import CompileConfig, switched_off_by_env
-from .errors import ConfigError, ModelStateError, UnsupportedModelError
+from .errors import ConfigError, ModelStateError
 from .execution.process_lock import locked
-from .families import Family, families, family_of
+from .families import Family, family_to_compile
 from .handle import CompiledTTS
 from .parity import ParityReport
 from .validation import check_mode
@@ -113,11 +113,7 @@ def _model(tts: Any) -> tuple[Any, Family]:
     """
     if isinstance(tts, CompiledTTS):
         tts = tts.wrapped
-    family = family_of(type(tts))
-    if family.unsupported:
-        known = ", ".join(sorted(known.stock_class for known in families() if not known.unsupported))
-        raise UnsupportedModelError(f"cannot compile {family.stock_class}: {family.unsupported}; supported: {known}")
-    return tts, family
+    return tts, family_to_compile(type(tts))
 
 
 def _handle(tts: Any, family: Family) -> CompiledTTS | None:

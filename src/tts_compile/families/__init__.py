@@ -21,6 +21,7 @@ __all__ = [
     "families",
     "family_named",
     "family_of",
+    "family_to_compile",
     "register_family",
 ]
 
@@ -63,8 +64,25 @@ def family_of(cls: type, purpose: str = "compile") -> Family:
         for family in _registered.values():
             if family.stock_class == f"{base.__module__}.{base.__qualname__}":
                 return family
-    known = ", ".join(sorted(family.stock_class for family in families() if not family.unsupported))
-    raise UnsupportedModelError(f"cannot {purpose} {_name(cls)}; supported: {known}")
+    raise UnsupportedModelError(f"cannot {purpose} {_name(cls)}; supported: {_supported()}")
+
+
+def family_to_compile(cls: type) -> Family:
+    """Return the family of a model class that can be compiled.
+
+    Raises:
+        UnsupportedModelError: for a class without a family, or one whose family cannot be compiled yet.
+    """
+    family = family_of(cls)
+    if family.unsupported:
+        raise UnsupportedModelError(
+            f"cannot compile {family.stock_class}: {family.unsupported}; supported: {_supported()}"
+        )
+    return family
+
+
+def _supported() -> str:
+    return ", ".join(sorted(family.stock_class for family in families() if not family.unsupported))
 
 
 def family_named(name: str) -> Family:
