@@ -13,7 +13,8 @@ from ...backbones.backbone import CacheShape
 from ...bucketing import ChunkBucketer
 
 # Attention reads whole rungs: 16 positions of waste cost under 1% of a step, and a compiled step serves any rung.
-ATTENDED = ChunkBucketer.regular(step=16, last=16_384)
+_STEP = 16
+ATTENDED = ChunkBucketer.regular(step=_STEP, last=16_384)
 # Caches are allocated by these; a CPU touches only what is used.
 CAPACITY = ChunkBucketer.regular(step=512, last=16_384)
 
@@ -63,7 +64,8 @@ class KVCache:
     def __init__(self, shape: CacheShape, slots: int, guided: bool, length: int, like: Tensor) -> None:
         self.guided = guided
         self.slots = slots
-        self.capacity = CAPACITY.capacity(length)
+        # More than is ever attended to: torch compiles anew for attending to exactly the whole capacity.
+        self.capacity = CAPACITY.capacity(length + _STEP)
         self.tables: Tensor | None = None
         sizes = (shape.layers, slots * self.per_slot, shape.heads, self.capacity, shape.head_dim)
         self.keys, self.values = like.new_empty(sizes), like.new_empty(sizes)

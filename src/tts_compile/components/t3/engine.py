@@ -259,7 +259,7 @@ class T3Engine:
 
     def _cache(self, slots: int, guided: bool, length: int) -> KVCache:
         if self._layered.weights.like.device.type == "cpu":  # where memory that is not reached costs nothing
-            slots = max(slots, 2)  # code compiled for any number of slots is not for one
+            slots += 1  # compiled code serves fewer utterances than slots: torch compiles equal sizes anew
         return self._new_cache(slots, guided, length + self._draft_tokens)
 
     def _new_cache(self, slots: int, guided: bool, length: int) -> KVCache:
