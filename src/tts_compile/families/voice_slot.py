@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..errors import InputError
 
 
@@ -49,6 +51,15 @@ class VoiceSlot:
         getattr(tts, self.method)(recording)
         if before is not None:
             setattr(tts, self.attribute, before)
+
+    def move(self, tts: Any, device: Any) -> None:
+        """Move the voice's tensors to a device."""
+        voice = self.of(tts)
+        if isinstance(voice, dict):
+            moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in voice.items()}
+            setattr(tts, self.attribute, moved)
+        elif voice is not None:
+            voice.to(device)
 
     @contextlib.contextmanager
     def kept(self, tts: Any) -> Iterator[None]:

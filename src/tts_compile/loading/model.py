@@ -71,7 +71,7 @@ def load_model(
         raise CheckpointError(str(folder), family.class_name, tuple(build.problems)) from build.cause
     if dtypes:
         cast_inputs(tts)
-    _move(tts, device)
+    _move(tts, family, device)
     return tts
 
 
@@ -160,13 +160,10 @@ def _problems(folder: Path, family: Family) -> list[str]:
     return problems
 
 
-def _move(tts: Any, device: Any) -> None:
+def _move(tts: Any, family: Family, device: Any) -> None:
     """Moves every part of a model on the CPU to the device, as ``from_local`` does."""
     for part in vars(tts).values():
         if isinstance(part, nn.Module):
             part.to(device)
     tts.device = device
-    if getattr(tts, "conds", None) is not None:
-        tts.conds.to(device)
-    if getattr(tts, "ref_dict", None) is not None:
-        tts.ref_dict = {k: v.to(device) if torch.is_tensor(v) else v for k, v in tts.ref_dict.items()}
+    family.voice.move(tts, device)

@@ -109,12 +109,12 @@ class VocoderEngine:
         parts: tuple[Tensor, ...] = (_dynamic(centred(operators, mel, weights.before)),)
         slope = self.vocoder.lrelu_slope
         for stage, unit, enter in zip(weights.stages, self._units, self._entered):
-            rows = parts[0].shape[1] * stage.rate + (stage is weights.stages[-1])
+            rows = parts[0].shape[1] * stage.up.rate + (stage is weights.stages[-1])
             source = operators.convolve(
                 source_spectrum, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
             )
             source = self._block(unit, source, stage.source)
-            x = enter(parts, _dynamic(source), stage.up, stage.rate, stage.padding, slope)
+            x = enter(parts, _dynamic(source), stage.up, slope)
             parts = tuple(_dynamic(self._block(unit, x, block)) for block in stage.residuals)
         magnitude, phase = self._spectrum(parts, weights.after)
         return magnitude, phase

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...execution.operators import Operators
-from .weights import Kernel, UnitWeights
+from .weights import Kernel, UnitWeights, Upsampling
 
 
 def centred(
@@ -39,9 +39,9 @@ def snake(x: Tensor, alpha: Tensor) -> Tensor:
     return y
 
 
-def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: int) -> Tensor:
+def raised(operators: Operators, x: Tensor, up: Upsampling) -> Tensor:
     """Apply a transposed convolution: ``rate`` rows for each row."""
-    weight, bias = kernel
+    (weight, bias), rate, padding = up
     rows = x.shape[1]
     left = operators.taps(weight, x.shape[2]) - 1
     y = operators.convolve(x, weight, bias, rows=rows + 1, left=left)
@@ -49,17 +49,9 @@ def raised(operators: Operators, x: Tensor, kernel: Kernel, rate: int, padding: 
     return raised_rows[:, padding : padding + rows * rate]
 
 
-def entered(
-    operators: Operators,
-    parts: tuple[Tensor, ...],
-    source: Tensor,
-    kernel: Kernel,
-    rate: int,
-    padding: int,
-    slope: float,
-) -> Tensor:
+def entered(operators: Operators, parts: tuple[Tensor, ...], source: Tensor, up: Upsampling, slope: float) -> Tensor:
     """Raise the mean of the last stage's blocks to the next rate, and add the source at that rate."""
-    x = raised(operators, F.leaky_relu(mean(parts), slope), kernel, rate, padding)
+    x = raised(operators, F.leaky_relu(mean(parts), slope), up)
     if source.shape[1] != x.shape[1]:  # the last stage: one more row in front, reflected
         x = torch.cat([x[:, 1:2], x], dim=1)
     return x + source

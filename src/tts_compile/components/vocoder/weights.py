@@ -26,12 +26,18 @@ class UnitWeights(NamedTuple):
     kernel2: Kernel
 
 
+class Upsampling(NamedTuple):
+    """A transposed convolution as a plain one with ``rate`` times the channels."""
+
+    kernel: Kernel
+    rate: int
+    padding: int
+
+
 class StageWeights(NamedTuple):
     """From one rate to the next."""
 
-    up: Kernel  # a transposed convolution as a plain one with ``rate`` times the channels
-    rate: int
-    padding: int
+    up: Upsampling
     down: Kernel  # of the source's spectrum
     down_stride: int
     down_padding: int
@@ -64,9 +70,7 @@ class VocoderWeights(NamedTuple):
             blocks = vocoder.resblocks[i * vocoder.num_kernels : (i + 1) * vocoder.num_kernels]
             stages.append(
                 StageWeights(
-                    _transposed(up, operators),
-                    up.stride[0],
-                    up.padding[0],
+                    Upsampling(_transposed(up, operators), up.stride[0], up.padding[0]),
                     kernel(down),
                     down.stride[0],
                     down.padding[0],

@@ -43,7 +43,8 @@ class ReferenceComponent(EagerComponent):
         self._cached_answers = 0
         self._not_kept = ""
         self._watch = WeightWatch(self._modules)
-        if not self._replace(tts.s3gen, "embed_ref", self._embed_ref):
+        self._s3gen = getattr(tts, str(family.synthesis.attribute))
+        if not self._replace(self._s3gen, "embed_ref", self._embed_ref):
             return  # another program has replaced it, and wants to be called
         slot = family.voice
         if slot.read is not None and getattr(type(tts), slot.method).__module__ in slot.modules:
@@ -61,7 +62,7 @@ class ReferenceComponent(EagerComponent):
         wave = recording.samples(S3GEN_SR)
         start = wave[: tts.DEC_COND_LEN]
         _check_wave(start, S3GEN_SR, recording.name)
-        return wave, own_method(tts.s3gen, "embed_ref")(start, S3GEN_SR, device=tts.device)
+        return wave, own_method(self._s3gen, "embed_ref")(start, S3GEN_SR, device=tts.device)
 
     def answer(self, key: Hashable, device: Any, compute: Callable[[], Any]) -> Any:
         """Return ``compute()``, or its result for an equal key and equal weights; kept results have no gradients."""
@@ -73,7 +74,7 @@ class ReferenceComponent(EagerComponent):
             found = compute()
             self.calls += 1
             return found
-        s3gen = self._tts.s3gen
+        s3gen = self._s3gen
         key = (key, s3gen.dtype, s3gen.mel_extractor, environment(device))
         found = self._cache.get(key)
         if found is None:
@@ -89,15 +90,14 @@ class ReferenceComponent(EagerComponent):
         """Embed a second of a tone."""
         import soundfile  # noqa: F401
 
-        s3gen = self._tts.s3gen
         with torch.no_grad():
             wave = resample(tone(48_000), 48_000, 24_000)
-            own_method(s3gen, "embed_ref")(wave, 24_000, device=self._tts.device)
+            own_method(self._s3gen, "embed_ref")(wave, 24_000, device=self._tts.device)
 
     def _modules(self) -> list[nn.Module]:
         """Return the modules that a reference goes through."""
         tts, encoder = self._tts, self._family.voice_encoder
-        found = [tts.s3gen.tokenizer, tts.s3gen.speaker_encoder]
+        found = [self._s3gen.tokenizer, self._s3gen.speaker_encoder]
         return [*found, getattr(tts, encoder)] if encoder else found
 
     def _notes(self) -> list[str]:
@@ -115,11 +115,11 @@ class ReferenceComponent(EagerComponent):
     def _embed_ref(
         self, ref_wav: Any, ref_sr: float, device: Any = "auto", ref_fade_out: bool = True
     ) -> dict[str, Any]:
-        stock = own_method(self._tts.s3gen, "embed_ref")
+        stock = own_method(self._s3gen, "embed_ref")
         return self._run(self._embed, stock, ref_wav, ref_sr, device, ref_fade_out)
 
     def _embed(self, ref_wav: Any, ref_sr: float, device: Any, ref_fade_out: bool) -> dict[str, Any]:
-        s3gen = self._tts.s3gen
+        s3gen = self._s3gen
         _check_wave(ref_wav, ref_sr, "ref_wav")
 
         def compute() -> dict[str, Any]:
