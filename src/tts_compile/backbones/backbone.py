@@ -68,7 +68,7 @@ class Weights(Protocol):
     def speech_positions(self) -> int | None: ...
 
     def tensors(self) -> list[Tensor]:
-        """Return every tensor, in a fixed order."""
+        """Returns every tensor, in a fixed order."""
 
 
 class NativeWeights(Protocol):
@@ -76,10 +76,10 @@ class NativeWeights(Protocol):
 
     @property
     def fit(self) -> bool:
-        """Return whether the decoder can read the weights as they are now."""
+        """Returns whether the decoder can read the weights as they are now."""
 
     def addresses(self) -> Tensor:
-        """Return where the weights lie now, int64."""
+        """Returns where the weights lie now, int64."""
 
 
 class NativeInputs(NamedTuple):
@@ -106,32 +106,32 @@ class NativeDecoder(Protocol):
     def max_rows(self) -> int: ...
 
     def applies(self, model: Any) -> bool:
-        """Return whether the operator is made for a model of these sizes, dtype and device."""
+        """Returns whether the operator is made for a model of these sizes, dtype and device."""
 
     def load(self, cache_dir: str | None) -> None:
-        """Build the operator if need be.
+        """Builds the operator if need be.
 
         Raises:
             CompilationError: when it cannot be built.
         """
 
     def weights(self, weights: Any) -> NativeWeights:
-        """Return the model's own tensors."""
+        """Returns the model's own tensors."""
 
     def int8_copy(self, weights: Any) -> NativeWeights:
-        """Return a copy with every matrix in 8 bits, which drafts tokens."""
+        """Returns a copy with every matrix in 8 bits, which drafts tokens."""
 
     def int8_bytes(self, weights: Any) -> int:
-        """Return the size of that copy, up to its scales."""
+        """Returns the size of that copy, up to its scales."""
 
     def embeddings(self, weights: Any) -> tuple[Tensor, ...]:
-        """Return the tables that embed speech tokens."""
+        """Returns the tables that embed speech tokens."""
 
     def constants(self, weights: Any, native: Any) -> Any:
-        """Return the numbers that are compiled into :meth:`step`."""
+        """Returns the numbers that are compiled into :meth:`step`."""
 
     def step(self, constants: Any, inputs: NativeInputs, rows: int) -> Tensor:
-        """Return logits (utterances * rows, count, vocabulary) of speech tokens.
+        """Returns logits (utterances * rows, count, vocabulary) of speech tokens.
 
         Args:
             constants: of the method with this name.
@@ -151,19 +151,19 @@ class Backbone(Protocol):
     def native(self) -> NativeDecoder | None: ...
 
     def weights(self, model: Any) -> Any:
-        """Return the tensors of a speech model where they are; see :class:`Weights`."""
+        """Returns the tensors of a speech model where they are; see :class:`Weights`."""
 
     def modules(self, model: Any) -> Sequence[nn.Module]:
-        """Return the modules whose tensors the functions read instead of calling them."""
+        """Returns the modules whose tensors the functions read instead of calling them."""
 
     def harmless_hook(self, hook: Any) -> bool:
-        """Return whether a forward hook of these modules changes nothing."""
+        """Returns whether a forward hook of these modules changes nothing."""
 
     def unsupported(self, model: Any) -> str | None:
-        """Return why these functions would not compute what the model's modules compute, or None."""
+        """Returns why these functions would not compute what the model's modules compute, or None."""
 
     def embed(self, weights: Any, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:
-        """Embed speech tokens.
+        """Embeds speech tokens.
 
         Args:
             weights: of the model.
@@ -177,13 +177,13 @@ class Backbone(Protocol):
         """
 
     def tables(self, model: Any, length: int) -> Tensor | None:
-        """Return tables (n, length, head_dim) by position, such as cosines and sines, or None."""
+        """Returns tables (n, length, head_dim) by position, such as cosines and sines, or None."""
 
     def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return the keys and values of each call of :meth:`layer` in a pass."""
+        """Returns the keys and values of each call of :meth:`layer` in a pass."""
 
     def layer(self, constants: Any, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:
-        """Compute one layer, or all of them, over a block (sequences, count, width); write keys and values in place."""
+        """Computes one layer, or all, over a block (sequences, count, width); writes keys and values in place."""
 
     def head(self, constants: Any, x: Tensor, weights: Any) -> Tensor:
-        """Return logits (sequences, count, vocabulary)."""
+        """Returns logits (sequences, count, vocabulary)."""

@@ -50,16 +50,16 @@ class LlamaWeights(NamedTuple):
 
     @property
     def like(self) -> Tensor:
-        """Return the head."""
+        """Returns the head."""
         return self.last.head
 
     @property
     def speech_positions(self) -> int:
-        """Return the number of learned positions."""
+        """Returns the number of learned positions."""
         return len(self.positions)
 
     def tensors(self) -> list[Tensor]:
-        """Return every tensor, in a fixed order."""
+        """Returns every tensor, in a fixed order."""
         return [*(part for layer in self.layers for part in layer), *self.last, self.embedding, self.positions]
 
 
@@ -68,11 +68,11 @@ class Llama:
 
     @property
     def native(self) -> LlamaDecoder:
-        """Return the native decoder."""
+        """Returns the native decoder."""
         return LlamaDecoder()
 
     def weights(self, model: Any) -> LlamaWeights:
-        """Return the parameters of a stock ``T3`` where they are: no memory is taken."""
+        """Returns the parameters of a stock ``T3`` where they are: no memory is taken."""
         config = model.cfg
         layers = [
             LayerWeights(
@@ -99,15 +99,15 @@ class Llama:
         )
 
     def modules(self, model: Any) -> list[torch.nn.Module]:
-        """Return backbone, head and embeddings."""
+        """Returns backbone, head and embeddings."""
         return [model.tfmr, model.speech_head, model.speech_emb, model.speech_pos_emb]
 
     def harmless_hook(self, hook: Any) -> bool:
-        """Return whether transformers registered the hook: it collects hidden states and changes nothing."""
+        """Returns whether transformers registered the hook: it collects hidden states and changes nothing."""
         return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
-        """Return why reading the weights would not compute what the modules compute: linear layers of another kind."""
+        """Returns why reading the weights would not compute what the modules compute: linear layers of another kind."""
         for part in ("tfmr", "speech_head"):
             for name, module in getattr(model, part).named_modules(prefix=part):
                 if name.endswith(("_proj", "speech_head")):
@@ -118,23 +118,23 @@ class Llama:
         return None
 
     def embed(self, weights: LlamaWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - rotary positions enter in the layers
-        """Embed speech tokens (utterances, count) at learned speech positions; (utterances * rows, count, width)."""
+        """Embeds speech tokens (utterances, count) at learned speech positions; (utterances * rows, count, width)."""
         return embedded(weights.embedding, weights.positions, tokens, spoken, rows)
 
     def tables(self, model: Any, length: int) -> Tensor:
-        """Return cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""
+        """Returns cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""
         like = model.tfmr.norm.weight
         cos, sin = model.tfmr.rotary_emb(like, torch.arange(length, device=like.device)[None])
         return torch.cat([cos, sin])
 
     def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return keys and values layer by layer."""
+        """Returns keys and values layer by layer."""
         return zip(cache.layer_keys, cache.layer_values)
 
     def layer(
         self, constants: float, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: LayerWeights
     ) -> Tensor:
-        """Compute attention over the cache, then the gated MLP.
+        """Computes attention over the cache, then the gated MLP.
 
         Args:
             constants: epsilon of the norms.
@@ -173,7 +173,7 @@ class Llama:
         return x + F.linear(gated, weights.down)
 
     def head(self, constants: float, x: Tensor, weights: LastWeights) -> Tensor:
-        """Apply the final norm and the projection: (sequences, count, width) to (sequences, count, vocabulary)."""
+        """Applies the final norm and the projection: (sequences, count, width) to (sequences, count, vocabulary)."""
         return F.linear(rms_norm(x, weights.norm, constants), weights.head)
 
 
@@ -183,7 +183,7 @@ class LlamaDecoder:
     max_rows = llama_decoder.MAX_ROWS
 
     def applies(self, model: Any) -> bool:
-        """Return whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
+        """Returns whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
         weight, head_dim = model.speech_head.weight, model.cfg.hidden_size // model.cfg.num_attention_heads
         here = weight.device.type == "cpu" and weight.dtype == torch.float32
         return bool(here and head_dim == llama_decoder.HEAD_DIM)
@@ -191,29 +191,29 @@ class LlamaDecoder:
     load = staticmethod(llama_decoder.load)
 
     def weights(self, weights: LlamaWeights) -> llama_decoder.Weights:
-        """Return the same tensors in the decoder's order."""
+        """Returns the same tensors in the decoder's order."""
         return llama_decoder.Weights(weights.layers, *weights.last)
 
     def int8_copy(self, weights: LlamaWeights) -> llama_decoder.Weights:
-        """Return a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
+        """Returns a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
         layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
         return llama_decoder.Weights(layers, weights.last.norm, Int8Matrix.of(weights.last.head))
 
     def int8_bytes(self, weights: LlamaWeights) -> int:
-        """Return the size of the int8 copy, up to its scales."""
+        """Returns the size of the int8 copy, up to its scales."""
         matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
         return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
 
     def embeddings(self, weights: LlamaWeights) -> tuple[Tensor, Tensor]:
-        """Return the tables of speech tokens and speech positions."""
+        """Returns the tables of speech tokens and speech positions."""
         return weights.embedding, weights.positions
 
     def constants(self, weights: LlamaWeights, native: llama_decoder.Weights) -> tuple[int, int, float]:
-        """Return the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
+        """Returns the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
         return native.inner, native.vocabulary, weights.constants
 
     def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
-        """Embed tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
+        """Embeds tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
         embedding, speech_positions = inputs.embeddings
         x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
         assert inputs.tables is not None  # a Llama has some
@@ -234,7 +234,7 @@ class LlamaDecoder:
 
 
 def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:
-    """Add learned speech positions to embedded speech tokens, and repeat each utterance for its sequences.
+    """Adds learned speech positions to embedded speech tokens, and repeats each utterance for its sequences.
 
     Args:
         embedding: (vocabulary, width).
@@ -252,14 +252,14 @@ def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tenso
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise over the last dimension by the root mean square, in fp32 as ``LlamaRMSNorm`` does it."""
+    """Normalises over the last dimension by the root mean square, in fp32 as ``LlamaRMSNorm`` does it."""
     h = x.float()
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
     return weight * h.to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary position embedding to (..., count, head_dim), halves layout, as transformers' Llama has it."""
+    """Applies the rotary position embedding to (..., count, head_dim), halves layout, as transformers' Llama has it."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

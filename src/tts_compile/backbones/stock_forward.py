@@ -24,7 +24,7 @@ class StockWeights(NamedTuple):
     constants: None = None
 
     def tensors(self) -> list[Tensor]:
-        """Return every parameter, in a fixed order."""
+        """Returns every parameter, in a fixed order."""
         return [tensor for part in (*self.layers, self.last, self.embedding) for tensor in part.parameters()]
 
 
@@ -54,7 +54,7 @@ class StockForward:
         self._speech_positions = speech_positions
 
     def weights(self, model: Any) -> StockWeights:
-        """Return the modules of a speech model."""
+        """Returns the modules of a speech model."""
         transformer, head = getattr(model, self._transformer), getattr(model, self._head)
         config = transformer.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -69,35 +69,35 @@ class StockForward:
         )
 
     def modules(self, model: Any) -> list[nn.Module]:
-        """Return transformer, head and embedding: compiled code does not follow their hooks."""
+        """Returns transformer, head and embedding: compiled code does not follow their hooks."""
         return [getattr(model, name) for name in (self._transformer, self._head, self._embedding)]
 
     def harmless_hook(self, hook: Any) -> bool:
-        """Return whether transformers registered the hook: it collects hidden states and changes nothing."""
+        """Returns whether transformers registered the hook: it collects hidden states and changes nothing."""
         return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
-        """Return that the transformer takes no cache of keys and values, or None."""
+        """Returns that the transformer takes no cache of keys and values, or None."""
         transformer = getattr(model, self._transformer)
         if hasattr(transformer, "config"):
             return None
         return f"{type(transformer).__name__} is no transformer of Hugging Face's: it has no config"
 
     def embed(self, weights: StockWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - the transformer adds positions itself
-        """Embed speech tokens (utterances, count); returns (utterances * rows, count, width)."""
+        """Embeds speech tokens (utterances, count); returns (utterances * rows, count, width)."""
         embedded: Tensor = weights.embedding(tokens)
         return embedded.repeat_interleave(rows, 0)
 
     def tables(self, model: Any, length: int) -> None:  # noqa: ARG002 - a backbone's signature
-        """Return None: the transformer has its own tables of positions."""
+        """Returns None: the transformer has its own tables of positions."""
         return
 
     def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return the keys and values of all layers at once."""
+        """Returns the keys and values of all layers at once."""
         return [(cache.keys, cache.values)]
 
     def layer(self, constants: None, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:  # noqa: ARG002 - a backbone's signature
-        """Run the transformer over a block (sequences, count, width); returns its last hidden states.
+        """Runs the transformer over a block (sequences, count, width); returns its last hidden states.
 
         Args:
             constants: None.
@@ -117,7 +117,7 @@ class StockForward:
         return hidden
 
     def head(self, constants: None, x: Tensor, weights: Any) -> Tensor:  # noqa: ARG002 - a backbone's signature
-        """Project hidden states to logits (sequences, count, vocabulary)."""
+        """Projects hidden states to logits (sequences, count, vocabulary)."""
         logits: Tensor = weights(x)
         return logits
 
@@ -146,7 +146,7 @@ class _CacheView:
         self._attended = where.mask.shape[3]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (sequences, heads, count, head_dim); return those that are attended to."""
+        """Writes new keys and values (sequences, heads, count, head_dim); returns those that are attended to."""
         sequences, heads, _count, _head_dim = keys.shape
         own = torch.arange(sequences, device=keys.device)[:, None, None]
         entries = own, torch.arange(heads, device=keys.device)[:, None], self._positions[:, None]
@@ -156,5 +156,5 @@ class _CacheView:
         return self._keys[layer_idx, :sequences, :, attended], self._values[layer_idx, :sequences, :, attended]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - transformers' signature
-        """Return 0: positions and mask are given."""
+        """Returns 0: positions and mask are given."""
         return 0

@@ -26,23 +26,23 @@ class Counted(Protocol):
 
     @property
     def execution(self) -> str:
-        """Return what it ran as if it ran compiled."""
+        """Returns what it ran as if it ran compiled."""
 
     @property
     def calls(self) -> int:
-        """Return the number of calls."""
+        """Returns the number of calls."""
 
     @property
     def compiled_calls(self) -> int:
-        """Return the number of calls that ran compiled, counted inside the compiled code."""
+        """Returns the number of calls that ran compiled, counted inside the compiled code."""
 
     @property
     def graphs(self) -> int:
-        """Return the number of graphs that torch compiled for it."""
+        """Returns the number of graphs that torch compiled for it."""
 
     @property
     def graph_breaks(self) -> int:
-        """Return the number of graph breaks in these graphs."""
+        """Returns the number of graph breaks in these graphs."""
 
 
 class Engine(Protocol):
@@ -50,22 +50,22 @@ class Engine(Protocol):
 
     @property
     def parts(self) -> Sequence[Counted]:
-        """Return every function that is compiled or captured."""
+        """Returns every function that is compiled or captured."""
 
     def inference(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the stock method computes."""
+        """Computes what the stock method computes."""
 
     def warm_up(self) -> None:
-        """Compile every function; leave the global generators as they were."""
+        """Compiles every function; leaves the global generators as they were."""
 
     def unfit(self) -> str | None:
-        """Return why the engine would not compute what the stock modules compute now, or None."""
+        """Returns why the engine would not compute what the stock modules compute now, or None."""
 
     def notes(self) -> list[str]:
-        """Return sentences for the report."""
+        """Returns sentences for the report."""
 
     def release(self) -> None:
-        """Give back memory that can be spared."""
+        """Gives back memory that can be spared."""
 
 
 class CompiledComponent:
@@ -108,7 +108,7 @@ class CompiledComponent:
         self._seam = Seam(owner, method, self._call)
 
     def warm_up(self) -> None:
-        """Compile whatever later calls may need, unless they would be left to stock."""
+        """Compiles whatever later calls may need, unless they would be left to stock."""
         if self._replaced or self.engine.unfit():
             return
         with self.runtime.lock():
@@ -116,48 +116,48 @@ class CompiledComponent:
         self.mark_warm()
 
     def mark_warm(self) -> None:
-        """Count every graph from now on as a recompilation."""
+        """Counts every graph from now on as a recompilation."""
         self._warm_graphs = self._graphs
 
     def mark_warm_once(self) -> None:
-        """Count every graph after the first utterance as a recompilation, where there was no warm-up."""
+        """Counts every graph after the first utterance as a recompilation, where there was no warm-up."""
         if self._warm_graphs is None:
             self.mark_warm()
 
     @property
     def recompiled(self) -> int:
-        """Return the number of graphs since then."""
+        """Returns the number of graphs since then."""
         return 0 if self._warm_graphs is None else self._graphs - self._warm_graphs
 
     @property
     def stock_calls(self) -> int:
-        """Return the number of calls that stock has answered, on the model's device or on the CPU."""
+        """Returns the number of calls that stock has answered, on the model's device or on the CPU."""
         return self._left_to_stock
 
     @property
     def seams(self) -> Sequence[Seam]:
-        """Return the replaced method."""
+        """Returns the replaced method."""
         return (self._seam,)
 
     def attach(self) -> None:
-        """Replace the method on this instance; a patch that another program has put there goes on being called."""
+        """Replaces the method on this instance; a patch that another program has put there goes on being called."""
         if not self._seam.attached:
             self._replaced = not_its_own(self._owner, self._method, self._package)
             self._stock = getattr(self._owner, self._method)
         self._seam.attach()
 
     def detach(self) -> None:
-        """Put the stock method back."""
+        """Puts the stock method back."""
         self._seam.detach()
 
     def release(self) -> None:
-        """Give back captured graphs, and the caches that they use."""
+        """Gives back captured graphs, and the caches that they use."""
         if hasattr(self, "engine"):  # memory may run out before there is one
             self.engine.release()
         self.runtime.drop_graphs()
 
     def report(self) -> ComponentReport:
-        """Return the calls asked for, and those counted inside compiled code."""
+        """Returns the calls asked for, and those counted inside compiled code."""
         parts = self.engine.parts
         calls = sum(part.calls for part in parts)
         compiled = sum(min(part.calls, part.compiled_calls) for part in parts)
@@ -191,20 +191,20 @@ class CompiledComponent:
 
     @property
     def speaks_together(self) -> bool:
-        """Return whether the engine may be given several utterances, past the method that it has replaced."""
+        """Returns whether the engine may be given several utterances, past the method that it has replaced."""
         level_is_ours = self.fallback.level not in ("stock", "cpu")
         trusted = self._failed_together < self._config.max_failures
         return self._seam.stands and level_is_ours and trusted and not self.left_to_stock()
 
     def left_to_stock(self) -> str | None:
-        """Return why a call would be left to the stock method now, or None; record an event the first time."""
+        """Returns why a call would be left to the stock method now, or None; records an event the first time."""
         why = self._replaced or self.engine.unfit()
         if why and all(event.error != why for event in self.fallback.events):  # not for every chunk of a book
             self.fallback.note("call", why, "stock for such calls")
         return why
 
     def may_try_alone(self, error: Exception, count: int) -> bool:
-        """Record that ``count`` utterances failed together; return whether each may be tried alone."""
+        """Records that ``count`` utterances failed together; returns whether each may be tried alone."""
         if self.fallback.policy == "raise":
             return False
         counts = not isinstance(error, NonFiniteError)  # which is one utterance's own
@@ -249,7 +249,7 @@ class CompiledComponent:
     def _run(
         self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, phase: str = "call", **kwargs: Any
     ) -> T:
-        """Run the engine, and after a failure at one level the next level's, from the same random numbers on."""
+        """Runs the engine, and after a failure at one level the next level's, from the same random numbers on."""
         ways = {level: stock if level == "stock" else ours for level in self.fallback.chain}
         if "cpu" in ways:
             ways["cpu"] = self._cpu_call

@@ -22,26 +22,26 @@ class Component(Protocol):
 
     @property
     def stock_calls(self) -> int:
-        """Return the number of calls that stock has answered instead."""
+        """Returns the number of calls that stock has answered instead."""
 
     @property
     def seams(self) -> Sequence[Seam]:
-        """Return the methods that the component replaces."""
+        """Returns the methods that the component replaces."""
 
     def attach(self) -> None:
-        """Replace the methods on the model's instances."""
+        """Replaces the methods on the model's instances."""
 
     def detach(self) -> None:
-        """Put the stock methods back."""
+        """Puts the stock methods back."""
 
     def release(self) -> None:
-        """Give back memory that only a compiled model needs."""
+        """Gives back memory that only a compiled model needs."""
 
     def warm_up(self) -> None:
-        """Compile whatever later calls may need."""
+        """Compiles whatever later calls may need."""
 
     def report(self) -> ComponentReport:
-        """Return what was asked, what ran, and the counts that prove it."""
+        """Returns what was asked, what ran, and the counts that prove it."""
 
 
 class StockComponent:
@@ -66,23 +66,23 @@ class StockComponent:
 
     @property
     def seams(self) -> Sequence[Seam]:
-        """Return nothing: no method is replaced."""
+        """Returns nothing: no method is replaced."""
         return ()
 
     def attach(self) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def detach(self) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def release(self) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def warm_up(self) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def report(self) -> ComponentReport:
-        """Return a row that says "stock"."""
+        """Returns a row that says "stock"."""
         events = tuple(self.fallback.events)
         return ComponentReport(self._asked, "stock", fallbacks=events, note=self._missing)
 
@@ -121,29 +121,29 @@ class EagerComponent:
 
     @property
     def stock_calls(self) -> int:
-        """Return the number of calls that stock has answered."""
+        """Returns the number of calls that stock has answered."""
         return self.left_to_stock
 
     def attach(self) -> None:
-        """Replace the methods."""
+        """Replaces the methods."""
         attach_all(self.seams)
 
     def detach(self) -> None:
-        """Put the stock methods back."""
+        """Puts the stock methods back."""
         detach_all(self.seams)
 
     def release(self) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def warm_up(self) -> None:
-        """Load what the first call would load."""
+        """Loads what the first call would load."""
         self.fallback.run({"eager": self._load, "stock": lambda: None}, phase="warm-up")
 
     def _load(self) -> None:
-        """Load libraries, and run once; a subclass does it."""
+        """Loads libraries, and runs once; a subclass does it."""
 
     def report(self) -> ComponentReport:
-        """Return the calls answered; none of them is compiled."""
+        """Returns the calls answered; none of them is compiled."""
         return ComponentReport(
             asked=self._asked,
             ran="eager" if self.calls else "stock",
@@ -153,7 +153,7 @@ class EagerComponent:
         )
 
     def _run(self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run ours; after a failure, stock's."""
+        """Runs ours; after a failure, stock's."""
 
         def counted(*args: Any, **kwargs: Any) -> T:
             self.left_to_stock += 1
@@ -166,7 +166,7 @@ class EagerComponent:
         return [*notes, f"calls left to stock: {self.left_to_stock}"] if self.left_to_stock else notes
 
     def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str = "chatterbox") -> bool:
-        """Make a seam where the method is its package's own; return whether it is."""
+        """Makes a seam where the method is its package's own; returns whether it is."""
         if reason := not_its_own(owner, name, package):
             self.fallback.note("attach", reason, "left as it is")
             return False

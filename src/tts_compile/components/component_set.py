@@ -58,33 +58,33 @@ class ComponentSet:
 
     @property
     def engines(self) -> dict[str, CompiledComponent]:
-        """Return the components that may compile something."""
+        """Returns the components that may compile something."""
         return {name: part for name, part in self._components.items() if isinstance(part, CompiledComponent)}
 
     def attach(self) -> None:
-        """Attach all components, or none."""
+        """Attaches all components, or none."""
         attach_all([_Member(self, name) for name in self._components])
 
     def detach(self) -> None:
-        """Detach all components, or none."""
+        """Detaches all components, or none."""
         detach_all(self._components.values())
 
     def attach_one(self, name: str) -> None:
-        """Attach a component, or leave it to stock where that fails."""
+        """Attaches a component, or leaves it to stock where that fails."""
         try:
             self._components[name].attach()
         except Exception as error:
             self._components[name] = self._stock(name, error)
 
     def give_up(self, name: str, why: str) -> None:
-        """Leave an attached component to stock for good, since its results differ from stock's."""
+        """Leaves an attached component to stock for good, since its results differ from stock's."""
         component = self._components[name]
         component.detach()
         component.release()
         self._components[name] = StockComponent(name, self.runtime, why, failed="validate")
 
     def release(self) -> None:
-        """Give back the memory that only a compiled model needs; record what cannot be given back."""
+        """Gives back the memory that only a compiled model needs; records what cannot be given back."""
         for component in self._components.values():
             try:
                 component.release()
@@ -92,7 +92,7 @@ class ComponentSet:
                 component.fallback.record("restore", reason(error), "what was kept is not given back")
 
     def report(self) -> dict[str, ComponentReport]:
-        """Return a row for each component."""
+        """Returns a row for each component."""
         return {name: component.report() for name, component in self._components.items()}
 
     def _made(self, name: str, maker: Callable[[], Component] | str) -> Component:
@@ -108,7 +108,7 @@ class ComponentSet:
             return self._stock(name, error)
 
     def _stock(self, name: str, error: Exception) -> Component:
-        """Return a stock component in place of one that has failed."""
+        """Returns a stock component in place of one that has failed."""
         if self.runtime.config.fallback == "raise":
             raise error
         return StockComponent(name, self.runtime, reason(error), failed="attach")
@@ -129,7 +129,7 @@ class _Member:
 
 
 def _makers(tts: Any, family: Family, runtime: Runtime) -> dict[str, Callable[[], Component]]:
-    """Return what makes each component that the family has."""
+    """Returns what makes each component that the family has."""
     makers: dict[str, Callable[[], Component]] = {}
     if (speech := family.speech) is not None:
         makers["t3"] = lambda: T3Component(tts, family, speech, runtime)

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def on_cpu(owner: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a stock method on a copy of its module in the machine's memory; results are on the module's own device.
+    """Calls a stock method on a copy of its module in the machine's memory; results are on the module's own device.
 
     The copy is made for each call: it is the last resort, and weights may have changed. Nothing is taken of the
     device's memory but for the results.
@@ -25,7 +25,7 @@ def on_cpu(owner: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Return copies on a device of the tensors in tuples, lists, dicts and dataclasses."""
+    """Returns copies on a device of the tensors in tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
@@ -39,7 +39,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Return a deep copy whose tensors go straight to the machine's memory."""
+    """Returns a deep copy whose tensors go straight to the machine's memory."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to(CPU, copy=True), requires_grad=False)

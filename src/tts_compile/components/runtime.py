@@ -52,7 +52,7 @@ class Runtime:
         self.lock = self.graphs.turn if self.graphs else self._device_lock
 
     def component(self, name: str, captures: bool, release: Callable[[], object]) -> ComponentRuntime:
-        """Return one component's view.
+        """Returns one component's view.
 
         Args:
             name: of the component.
@@ -63,7 +63,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Prepare torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
+        """Prepares torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
 
         Torch cannot compile views of an operator's result in inference mode
         (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
@@ -121,12 +121,12 @@ class ComponentRuntime:
 
     @property
     def captures(self) -> bool:
-        """Return whether calls run as captured graphs now."""
+        """Returns whether calls run as captured graphs now."""
         return self.fallback.level == "cuda_graph"
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Prepare torch for a call; see :meth:`Runtime.entered`."""
+        """Prepares torch for a call; see :meth:`Runtime.entered`."""
         if self._compiles_cpp and self.fallback.level == "inductor":
             cache.reuse_cpu_isa(self.config.cache_dir)  # before inductor generates C++ for the first time
             self._compiles_cpp = False
@@ -134,20 +134,20 @@ class ComponentRuntime:
             yield
 
     def region(self, name: str, function: Callable[..., Any]) -> Region:
-        """Return a function that runs compiled at the component's level ``"inductor"``."""
+        """Returns a function that runs compiled at the component's level ``"inductor"``."""
         return Region(name, function, self.fallback, self.device, self._options, self._runtime.budget)
 
     def replays(self) -> Replays | None:
-        """Return the component's captured graphs; None where it captures none."""
+        """Returns the component's captured graphs; None where it captures none."""
         return Replays(self.graphs, self.device) if self.graphs is not None else None
 
     def drop_graphs(self, condition: Callable[[Any], bool] = lambda _: True) -> None:
-        """Give back captured graphs of the component, whose names come first in their keys."""
+        """Gives back captured graphs of the component, whose names come first in their keys."""
         if self.graphs is not None:
             self.graphs.drop(lambda key: key[0] == self.name and condition(key))
 
     def native(self, load: Callable[[str | None], object], instead: str) -> bool:
-        """Load a native operator where the component compiles; record an event where it cannot be built.
+        """Loads a native operator where the component compiles; records an event where it cannot be built.
 
         Args:
             load: builds it if need be, in a cache folder.
@@ -166,7 +166,7 @@ class ComponentRuntime:
         return True
 
     def operators(self, parameters: Iterable[Tensor], fit: bool) -> Operators:
-        """Return native operators for fp32 on a CPU, where they can be built; torch's own otherwise.
+        """Returns native operators for fp32 on a CPU, where they can be built; torch's own otherwise.
 
         Args:
             parameters: of the stock module.

@@ -12,14 +12,14 @@ _ABSENT = object()
 
 
 def not_its_own(owner: object, name: str, package: str = "chatterbox") -> str | None:
-    """Return that a method was replaced or overridden by a subclass, or None."""
+    """Returns that a method was replaced or overridden by a subclass, or None."""
     if not is_its_classes(owner, name) or getattr(type(owner), name).__module__.partition(".")[0] != package:
         return f"{type(owner).__name__}.{name} is not {package}'s own"
     return None
 
 
 def is_its_classes(owner: object, name: str) -> bool:
-    """Return whether an object's method is its class's; a copy of a compiled model holds such methods itself."""
+    """Returns whether an object's method is its class's; a copy of a compiled model holds such methods itself."""
     method = vars(owner).get(name)
     own = method is not None and getattr(method, "__self__", None) is owner
     return method is None or (own and getattr(method, "__func__", None) is getattr(type(owner), name))
@@ -29,14 +29,14 @@ class Detachable(Protocol):
     """A seam, or an object with seams."""
 
     def attach(self) -> None:
-        """Replace the methods."""
+        """Replaces the methods."""
 
     def detach(self) -> None:
-        """Put the methods back, or raise and change nothing."""
+        """Puts the methods back, or raises and changes nothing."""
 
 
 def attach_all(parts: Iterable[Detachable]) -> None:
-    """Attach all parts, or none where one fails."""
+    """Attaches all parts, or none where one fails."""
     done: list[Detachable] = []
     try:
         for part in parts:
@@ -49,7 +49,7 @@ def attach_all(parts: Iterable[Detachable]) -> None:
 
 
 def detach_all(parts: Iterable[Detachable]) -> None:
-    """Detach all parts, or none where one fails."""
+    """Detaches all parts, or none where one fails."""
     done: list[Detachable] = []
     try:
         for part in parts:
@@ -79,7 +79,7 @@ class Seam:
         self._replacement = Replacement(owner, name, replacement)
 
     def attach(self) -> None:
-        """Set the replacement; a second call does nothing."""
+        """Sets the replacement; a second call does nothing."""
         if self.attached:
             return
         self._before = vars(self.owner).get(self.name, _ABSENT)
@@ -88,17 +88,17 @@ class Seam:
 
     @property
     def attached(self) -> bool:
-        """Return whether the replacement is set, be it behind another program's patch."""
+        """Returns whether the replacement is set, be it behind another program's patch."""
         # An interrupt may have come before what was marked as attached was put in place.
         return self._attached and vars(self.owner).get(self.name, _ABSENT) is not self._before
 
     @property
     def stands(self) -> bool:
-        """Return whether callers reach the replacement."""
+        """Returns whether callers reach the replacement."""
         return vars(self.owner).get(self.name) is self._replacement
 
     def detach(self) -> None:
-        """Put back what the instance held before; a second call does nothing.
+        """Puts back what the instance held before; a second call does nothing.
 
         Raises:
             ModelStateError: when somebody else has replaced the method since; nothing is changed then.
@@ -134,10 +134,10 @@ class Replacement:
         return self.function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        """Copy and pickle as the owner's own method: a copy of a compiled model is stock."""
+        """Copies and pickle as the owner's own method: a copy of a compiled model is stock."""
         return own_method, (self._owner, self._name)
 
 
 def own_method(owner: object, name: str) -> Any:
-    """Return an object's method as its class defines it."""
+    """Returns an object's method as its class defines it."""
     return getattr(type(owner), name).__get__(owner)

@@ -8,12 +8,12 @@ from torch import nn
 
 
 def classes(**by_package: str) -> frozenset[str]:
-    """Return names of classes with their top-level package in front: ``classes(torch="Linear SiLU")``."""
+    """Returns names of classes with their top-level package in front: ``classes(torch="Linear SiLU")``."""
     return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
 
 
 def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
-    """Return which class of module an engine was not written for, or None.
+    """Returns which class of module an engine was not written for, or None.
 
     Args:
         kinds: of modules.
@@ -26,6 +26,6 @@ def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
 
 
 def several_dtypes(module: nn.Module) -> str | None:
-    """Return which dtypes the weights of a module have, where there are several; otherwise None."""
+    """Returns which dtypes the weights of a module have, where there are several; otherwise None."""
     found = {parameter.dtype for parameter in module.parameters()}
     return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None

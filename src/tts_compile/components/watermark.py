@@ -34,7 +34,7 @@ class WatermarkComponent(EagerComponent):
         self._replace(watermarker, "apply_watermark", self._apply_watermark, package="perth")
 
     def _load(self) -> None:
-        """Mark a second of silence at another rate than perth's."""
+        """Marks a second of silence at another rate than perth's."""
         if self.seams:
             self._mark(np.zeros(24_000, dtype=np.float32), 24_000)
 

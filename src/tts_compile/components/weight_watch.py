@@ -44,7 +44,7 @@ class WeightWatch:
         self._storages: list[StorageWeakRef] = []
 
     def look(self) -> tuple[bool, str | None]:
-        """Return whether nothing has changed since the last look, and why nothing may be kept, or None."""
+        """Returns whether nothing has changed since the last look, and why nothing may be kept, or None."""
         modules = list(self._modules())
         tree = self._tree
         same = tree is not None and tree.unchanged(modules)
@@ -87,7 +87,7 @@ class _Tree:
         self.reason = next(filter(None, reasons), None) or _strange(self.weights)
 
     def unchanged(self, roots: list[nn.Module]) -> bool:
-        """Return whether nothing has been exchanged, added or taken away."""
+        """Returns whether nothing has been exchanged, added or taken away."""
         return (
             roots == self._roots
             and list(map(type, self._modules)) == self._kinds
@@ -118,7 +118,7 @@ def _equal(values: list[Any], parts: list[dict[str, Any]]) -> bool:
 
 
 def _same_essentials(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether attributes are equal, apart from methods of the library and from transformers' mark."""
+    """Returns whether attributes are equal, apart from methods of the library and from transformers' mark."""
 
     def essentials(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
         return [(n, v) for n, v in attributes.items() if n != _HOOKED and not isinstance(v, Replacement)]
@@ -150,7 +150,7 @@ def _strange(weights: list[Tensor]) -> str | None:
 
 
 def environment(device: Any) -> tuple[Any, ...]:
-    """Return what else of torch decides the last bits of a result on ``device``."""
+    """Returns what else of torch decides the last bits of a result on ``device``."""
     kind = torch.device(device).type
     autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return torch.get_num_threads(), torch.get_float32_matmul_precision(), autocast_dtype
@@ -189,7 +189,7 @@ class PackedWeights(Generic[T]):
         watch.look()
 
     def unfit(self) -> str | None:
-        """Return why the engine cannot stand in for the module now, or None; asked before every call."""
+        """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
         unchanged, reason = self._watch.look()
         if not unchanged:
             self._made = None
@@ -199,7 +199,7 @@ class PackedWeights(Generic[T]):
         return reason or self._mismatch or autocast
 
     def current(self) -> T:
-        """Return the weights, made now if there are none."""
+        """Returns the weights, made now if there are none."""
         if self._made is None:
             self._made = self._make()
             if self.generation:
@@ -209,7 +209,7 @@ class PackedWeights(Generic[T]):
 
 
 def same_kind(module: nn.Module) -> Callable[[], str | None]:
-    """Return a check that a module is still on its device and of its dtype, which a component was made for."""
+    """Returns a check that a module is still on its device and of its dtype, which a component was made for."""
 
     def kinds() -> set[tuple[torch.device, torch.dtype]]:
         return {(parameter.device, parameter.dtype) for parameter in module.parameters()}

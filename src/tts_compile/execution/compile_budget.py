@@ -30,7 +30,7 @@ class CompileBudget:
         self._recorded: set[str] = set()
 
     def enforced(self, fallback: FallbackManager) -> AbstractContextManager[object]:
-        """Return a block inside which nothing is compiled once the budget is spent; a component's event says so once.
+        """Returns a block inside which nothing is compiled once the budget is spent; a component's event says so once.
 
         Raises:
             CompilationError: then, where the policy is ``"raise"``.

@@ -40,23 +40,23 @@ class Graph(Protocol):
         """Launch them on the current stream."""
 
     def reset(self) -> None:
-        """Give the graph's memory back to the pool."""
+        """Gives the graph's memory back to the pool."""
 
 
 class Recorder(Protocol):
     """A maker of captured graphs on one device, whose memory comes from one pool."""
 
     def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Graph, T]:
-        """Capture ``function`` and return its results, which are valid after a replay, not before.
+        """Captures ``function`` and returns its results, which are valid after a replay, not before.
 
         The function may run beforehand, with ``undo`` after every run.
         """
 
     def release(self) -> None:
-        """Give the memory of graphs that were reset back to the device."""
+        """Gives the memory of graphs that were reset back to the device."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Order launches: those inside the block come after those of earlier blocks, whatever their streams."""
+        """Orders launches: those inside the block come after those of earlier blocks, whatever their streams."""
 
 
 class CudaRecorder:
@@ -72,7 +72,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Graph, T]:
-        """Capture on a stream beside the current one, which waits for it; see :meth:`Recorder.record`.
+        """Captures on a stream beside the current one, which waits for it; see :meth:`Recorder.record`.
 
         The last run beforehand must not wait for the device: that would end a capture in a way from which torch does
         not recover. A failure leaves the current stream as it was.
@@ -101,14 +101,14 @@ class CudaRecorder:
             return graph, results
 
     def release(self) -> None:
-        """Give memory back, after replays under way; see :meth:`Recorder.release`."""
+        """Gives memory back, after replays under way; see :meth:`Recorder.release`."""
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Order launches; see :meth:`Recorder.turn`."""
+        """Orders launches; see :meth:`Recorder.turn`."""
         stream = torch.cuda.current_stream(self._device)
         if self._device in _left:
             stream.wait_event(_left[self._device])
@@ -124,7 +124,7 @@ _left: dict[torch.device, torch.cuda.Event] = {}
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return one stream for all models: each stream keeps a workspace of cuBLAS for good."""
+    """Returns one stream for all models: each stream keeps a workspace of cuBLAS for good."""
     return torch.cuda.Stream(device)
 
 
@@ -139,7 +139,7 @@ def _waiting_forbidden() -> Iterator[None]:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Return a recorder for a device; None where there are no CUDA graphs."""
+    """Returns a recorder for a device; None where there are no CUDA graphs."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
@@ -180,7 +180,7 @@ class GraphCache:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Hold the device's lock for captures, replays and the random numbers of a replay; may be nested."""
+        """Holds the device's lock for captures, replays and the random numbers of a replay; may be nested."""
         with self._lock(), self._recorder.turn():
             yield
 
@@ -191,7 +191,7 @@ class GraphCache:
         inputs: Sequence[Tensor] = (),
         changed: Sequence[Tensor] = (),
     ) -> T:
-        """Return ``function(*inputs)``, captured at the first call with a key and replayed at every call.
+        """Returns ``function(*inputs)``, captured at the first call with a key and replayed at every call.
 
         Args:
             key: everything that the launches depend on besides the values of ``inputs``; the component's name first.
@@ -222,7 +222,7 @@ class GraphCache:
             return results
 
     def drop(self, condition: Callable[[Any], bool]) -> None:
-        """Drop the graphs whose keys meet the condition, and give their memory back."""
+        """Drops the graphs whose keys meet the condition, and gives their memory back."""
         with self._lock():
             for key in [key for key in self._kept if condition(key)]:
                 self._give_up(key)
@@ -276,7 +276,7 @@ class Replays:
 
     @property
     def compiled_calls(self) -> int:
-        """Return the replays counted on the device; waits for the device."""
+        """Returns the replays counted on the device; waits for the device."""
         return int(self._counted)
 
     def __call__(
@@ -286,7 +286,7 @@ class Replays:
         inputs: Sequence[Tensor] = (),
         changed: Sequence[Tensor] = (),
     ) -> T:
-        """Replay; see :meth:`GraphCache.replay`. The key also holds torch's settings that decide about launches."""
+        """Replays; see :meth:`GraphCache.replay`. The key also holds torch's settings that decide about launches."""
 
         def counted(*args: Tensor) -> T:
             self._counted.add_(1)

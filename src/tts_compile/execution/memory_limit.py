@@ -23,19 +23,19 @@ class MemoryLimit:
         self._gib = gib
 
     def room(self) -> int:
-        """Return the bytes that may still be taken; negative above the limit."""
+        """Returns the bytes that may still be taken; negative above the limit."""
         free = free_memory(self._device)
         return free if self._gib is None else min(free, int(self._gib * _GIB) - held_memory(self._device))
 
     def refused(self, size: int) -> str | None:
-        """Return why ``size`` bytes may not be taken, or None; without a limit there is no reason."""
+        """Returns why ``size`` bytes may not be taken, or None; without a limit there is no reason."""
         if self._gib is None or size <= self.room():
             return None
         held = held_memory(self._device) / _GIB
         return f"{size / _GIB:.2f} GiB more would exceed the limit of {self._gib:g} GiB: {held:.2f} GiB are held"
 
     def check(self, size: int = 0) -> None:
-        """Raise where ``size`` more bytes would exceed the limit.
+        """Raises where ``size`` more bytes would exceed the limit.
 
         Raises:
             OutOfMemoryError: when ``size`` bytes may not be taken.

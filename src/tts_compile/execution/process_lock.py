@@ -36,7 +36,7 @@ class DeviceLock:
 
     @property
     def forked(self) -> bool:
-        """Return whether this is another process than the one that the lock was made in."""
+        """Returns whether this is another process than the one that the lock was made in."""
         return os.getpid() != self._process
 
     @contextlib.contextmanager
@@ -52,14 +52,14 @@ class DeviceLock:
 
 @contextlib.contextmanager
 def locked(device: torch.device | None = None) -> Iterator[None]:
-    """Hold the lock of a device; None means what torch keeps once for a process. A fork does no harm."""
+    """Holds the lock of a device; None means what torch keeps once for a process. A fork does no harm."""
     on_gpu = device is not None and device.type == "cuda"
     with _locks[str(device) if on_gpu else _CPU]:
         yield
 
 
 def _unlock() -> None:
-    """Replace the locks: a lock that another thread held would be held for ever in a forked process."""
+    """Replaces the locks: a lock that another thread held would be held for ever in a forked process."""
     _locks.clear()
 
 

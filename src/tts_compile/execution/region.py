@@ -38,7 +38,7 @@ class CompileOptions:
     fuse: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of ``torch.compile``."""
+        """Returns the arguments of ``torch.compile``."""
         found: dict[str, Any] = {"fullgraph": True, "backend": self.backend, "dynamic": self.dynamic}
         mode = _WITHOUT_GRAPHS.get(self.mode, self.mode) if self.fuse else self.mode
         if mode != "default":  # backends other than inductor have no modes, not even the default
@@ -96,12 +96,12 @@ class Region:
 
     @property
     def compiled_calls(self) -> int:
-        """Return the calls counted inside compiled code; waits for the device."""
+        """Returns the calls counted inside compiled code; waits for the device."""
         return int(self._counts[0])
 
     @property
     def eager_calls(self) -> int:
-        """Return the calls counted while the Python interpreter ran the function."""
+        """Returns the calls counted while the Python interpreter ran the function."""
         return int(self._counts[1])
 
     def __call__(self, *args: Any) -> Any:
@@ -121,7 +121,7 @@ class Region:
         return result
 
     def _recorded(self, *args: Any) -> Any:
-        """Run inside a captured graph, which counts its own replays."""
+        """Runs inside a captured graph, which counts its own replays."""
         if self._fuse:
             try:
                 return self._run_compiled(self._uncounted, *args)
@@ -156,7 +156,7 @@ class Region:
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same closure with a code object of its own.
+    """Returns the same closure with a code object of its own.
 
     torch limits recompilations per code object, and all closures of one ``def`` share theirs: without this, the
     regions of a process would use up each other's limit.

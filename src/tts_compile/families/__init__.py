@@ -29,7 +29,7 @@ _registered: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Have :func:`tts_compile.compile_model` accept another model class.
+    """Haves :func:`tts_compile.compile_model` accept another model class.
 
     Args:
         family: the declaration; one with the name of a registered family replaces that one.
@@ -46,12 +46,12 @@ def register_family(family: Family) -> None:
 
 
 def families() -> tuple[Family, ...]:
-    """Return every registered family, in the order of registration."""
+    """Returns every registered family, in the order of registration."""
     return tuple(_registered.values())
 
 
 def family_of(cls: type, purpose: str = "compile") -> Family:
-    """Return the family of a model class, or of a class derived from one.
+    """Returns the family of a model class, or of a class derived from one.
 
     Args:
         cls: the class.
@@ -64,11 +64,13 @@ def family_of(cls: type, purpose: str = "compile") -> Family:
         for family in _registered.values():
             if family.stock_class == f"{base.__module__}.{base.__qualname__}":
                 return family
-    raise UnsupportedModelError(f"cannot {purpose} {_name(cls)}; supported: {_supported()}")
+    loaded = [family for family in families() if family.files.names]
+    known = _supported() if purpose == "compile" else ", ".join(sorted(family.stock_class for family in loaded))
+    raise UnsupportedModelError(f"cannot {purpose} {_name(cls)}; supported: {known}")
 
 
 def family_to_compile(cls: type) -> Family:
-    """Return the family of a model class that can be compiled.
+    """Returns the family of a model class that can be compiled.
 
     Raises:
         UnsupportedModelError: for a class without a family, or one whose family cannot be compiled yet.
@@ -86,7 +88,7 @@ def _supported() -> str:
 
 
 def family_named(name: str) -> Family:
-    """Return a family by its name, such as ``"english"``.
+    """Returns a family by its name, such as ``"english"``.
 
     Raises:
         UnsupportedModelError: for an unknown name.

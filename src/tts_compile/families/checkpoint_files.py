@@ -23,16 +23,16 @@ class CheckpointFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all files that must exist."""
+        """Returns the names of all files that must exist."""
         return (*self.weights.values(), *self.others)
 
     def missing(self, folder: Path) -> list[str]:
-        """Return the names of the files that do not exist in a folder."""
+        """Returns the names of the files that do not exist in a folder."""
         return [name for name in self.names if not (folder / name).is_file()]
 
 
 def checkpoint_files(*others: str, **weights: str) -> CheckpointFiles:
-    """Return the files of a checkpoint: ``checkpoint_files("tokenizer.json", ve="ve.safetensors")``."""
+    """Returns the files of a checkpoint: ``checkpoint_files("tokenizer.json", ve="ve.safetensors")``."""
     return CheckpointFiles(MappingProxyType(weights), others)
 
 

@@ -24,7 +24,7 @@ _PROCESSORS = (REPETITION_PENALTY, TEMPERATURE, MIN_P, TOP_P)
 
 
 def check_text(tts: Any, text: object) -> None:
-    """Refuse a text that the model cannot speak. Empty text passes: stock replaces it by a sentence of its own.
+    """Refuses a text that the model cannot speak. Empty text passes: stock replaces it by a sentence of its own.
 
     Raises:
         InputError: for anything but a string of valid Unicode, for white space alone, for text in which every letter
@@ -56,7 +56,7 @@ def check_text(tts: Any, text: object) -> None:
 
 
 def text_tokens(tts: Any, text: str, guided: bool) -> Tensor:
-    """Return start, text and stop, int64 (2 or 1, n), as stock's ``generate`` passes them to T3."""
+    """Returns start, text and stop, int64 (2 or 1, n), as stock's ``generate`` passes them to T3."""
     from chatterbox.tts import punc_norm
 
     hp = tts.t3.hp
@@ -68,7 +68,7 @@ def text_tokens(tts: Any, text: str, guided: bool) -> Tensor:
 
 
 def _call(t3: Any, given: Mapping[str, Any]) -> SpeechCall:
-    """Read the arguments of ``T3.inference``.
+    """Reads the arguments of ``T3.inference``.
 
     As in stock, ``num_return_sequences``, ``stop_on_eos``, ``do_sample`` and ``length_penalty`` have no effect. Beyond
     stock, one text row is accepted when ``cfg_weight`` is 0, and ``max_new_tokens=None`` means the model's
@@ -87,7 +87,7 @@ def _call(t3: Any, given: Mapping[str, Any]) -> SpeechCall:
 
 
 def _checked_tokens(t3: Any, call: SpeechCall) -> Tensor:
-    """Return the text tokens, int64 (rows, n), with as many rows as the call needs."""
+    """Returns the text tokens, int64 (rows, n), with as many rows as the call needs."""
     hp = t3.hp
     unguided = call.settings.cfg_weight == 0
     tokens: Tensor = torch.atleast_2d(call.text_tokens).to(dtype=torch.long, device=t3.device)
@@ -110,7 +110,7 @@ def _checked_tokens(t3: Any, call: SpeechCall) -> Tensor:
 
 
 def _prompt(t3: Any, call: SpeechCall) -> Tensor:
-    """Embed voice, text and start, (rows, n, width)."""
+    """Embeds voice, text and start, (rows, n, width)."""
     tokens = _checked_tokens(t3, call)
     start_tokens = call.start_tokens
     if start_tokens is None:
@@ -133,7 +133,7 @@ def _check(tts: Any, given: Mapping[str, Any]) -> None:  # noqa: ARG001 - a fami
 
 
 def _set_voice(tts: Any, given: Mapping[str, Any]) -> None:
-    """Read the recording and set the exaggeration, as the beginning of ``generate``."""
+    """Reads the recording and sets the exaggeration, as the beginning of ``generate``."""
     exaggeration = given["exaggeration"]
     if given["audio_prompt_path"]:
         tts.prepare_conditionals(given["audio_prompt_path"], exaggeration=exaggeration)
@@ -151,7 +151,7 @@ def _neutral(tts: Any) -> Mapping[str, Any]:
 
 
 def _read_voice(reference: Any, tts: Any, wav_fpath: Any, exaggeration: float = 0.5) -> None:
-    """Do what ``prepare_conditionals`` does, with the results of the last recordings kept."""
+    """Does what ``prepare_conditionals`` does, with the results of the last recordings kept."""
     finite_number("exaggeration", exaggeration)
     stock = sys.modules[type(tts).prepare_conditionals.__module__]  # each has its own Conditionals
     recording = Recording(wav_fpath)

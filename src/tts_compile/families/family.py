@@ -81,11 +81,11 @@ class SpeechModel:
     head: str = "speech_head"
 
     def of(self, tts: Any) -> Any:
-        """Return the speech model of a model."""
+        """Returns the speech model of a model."""
         return getattr(tts, self.attribute)
 
     def settings(self, given: Mapping[str, Any]) -> SamplingSettings:
-        """Return the sampling settings among the arguments of ``generate``.
+        """Returns the sampling settings among the arguments of ``generate``.
 
         Raises:
             InputError: lists every setting that is out of range.
@@ -159,19 +159,19 @@ class Family:
 
     @property
     def module_name(self) -> str:
-        """Return the name of the module that defines the class."""
+        """Returns the name of the module that defines the class."""
         return self.stock_class.rpartition(".")[0]
 
     @property
     def class_name(self) -> str:
-        """Return the name of the class."""
+        """Returns the name of the class."""
         return self.stock_class.rpartition(".")[2]
 
     def load_class(self) -> Any:
-        """Import and return the class."""
+        """Imports and returns the class."""
         return getattr(importlib.import_module(self.module_name), self.class_name)
 
     def device(self, tts: Any) -> torch.device:
-        """Return the device of the model's first module."""
+        """Returns the device of the model's first module."""
         weight: Tensor = next(getattr(tts, self.modules[0]).parameters())
         return weight.device

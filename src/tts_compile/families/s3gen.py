@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 def valid_tokens(tts: Any, tokens: list[int]) -> Tensor:
-    """Return the tokens between start and stop that stand for audio, as English ``generate`` selects them.
+    """Returns the tokens between start and stop that stand for audio, as English ``generate`` selects them.
 
     Raises:
         InputError: when there are none.
@@ -26,13 +26,13 @@ def valid_tokens(tts: Any, tokens: list[int]) -> Tensor:
 
 
 def wave(tts: Any, tokens: Tensor, voice: Any) -> Tensor:
-    """Return the wave (1, samples) of speech tokens (n,)."""
+    """Returns the wave (1, samples) of speech tokens (n,)."""
     found, _ = tts.s3gen.inference(speech_tokens=tokens, ref_dict=voice.gen)
     return _on_cpu(found)
 
 
 def mel_wave(tts: Any, mel: Tensor) -> Tensor:
-    """Return the wave (1, samples) of mel frames (1, 80, frames), as the end of ``S3Token2Wav.inference``."""
+    """Returns the wave (1, samples) of mel frames (1, 80, frames), as the end of ``S3Token2Wav.inference``."""
     s3gen = tts.s3gen
     found, _ = s3gen.hift_inference(mel.to(dtype=s3gen.dtype))
     found[:, : len(s3gen.trim_fade)] *= s3gen.trim_fade
@@ -40,7 +40,7 @@ def mel_wave(tts: Any, mel: Tensor) -> Tensor:
 
 
 def watermark(tts: Any, found: Tensor) -> Tensor:
-    """Return a wave (1, samples) with the model's watermark."""
+    """Returns a wave (1, samples) with the model's watermark."""
     marked = tts.watermarker.apply_watermark(found[0].numpy(), sample_rate=tts.sr)
     return torch.from_numpy(marked)[None]
 

@@ -55,7 +55,7 @@ class SamplingSettings:
     def checked(
         cls, processors: tuple[Processor, ...], given: Mapping[str, object], guidance: str | None = None
     ) -> SamplingSettings:
-        """Return the settings among ``given`` arguments; a missing argument has the processor's default.
+        """Returns the settings among ``given`` arguments; a missing argument has the processor's default.
 
         Args:
             processors: the family's.
@@ -86,22 +86,22 @@ class SamplingSettings:
         return cls(processors, tuple(values), cfg_weight)
 
     def numbers(self) -> tuple[float, ...]:
-        """Return what each processor computes with."""
+        """Returns what each processor computes with."""
         return tuple(processor.number(value) for processor, value in zip(self.processors, self.values))
 
     def keys(self) -> tuple[Hashable, ...]:
-        """Return what a captured graph depends on, for each processor: None where it is skipped."""
+        """Returns what a captured graph depends on, for each processor: None where it is skipped."""
         pairs = zip(self.processors, self.values)
         return tuple(None if processor.neutral(value) else processor.key(value) for processor, value in pairs)
 
 
 def divided(x: Tensor, by: float | Tensor) -> Tensor:
-    """Divide by a number or a tensor with the same bits: on a GPU torch multiplies by a number's reciprocal."""
+    """Divides by a number or a tensor with the same bits: on a GPU torch multiplies by a number's reciprocal."""
     return multiplied(x, by.reciprocal()) if isinstance(by, Tensor) else x / by
 
 
 def multiplied(x: Tensor, by: float | Tensor) -> Tensor:
-    """Multiply by a number or a tensor with the same bits: torch never rounds a number to half precision first."""
+    """Multiplies by a number or a tensor with the same bits: torch never rounds a number to half precision first."""
     return (x.float() * by).to(x.dtype) if isinstance(by, Tensor) else x * by
 
 

@@ -19,7 +19,7 @@ def _check(tts: Any, given: Mapping[str, Any]) -> None:  # noqa: ARG001 - a fami
 
 
 def _read_voice(reference: Any, tts: Any, wav_fpath: Any) -> None:
-    """Do what ``set_target_voice`` does, with the results of the last recordings kept."""
+    """Does what ``set_target_voice`` does, with the results of the last recordings kept."""
     recording = Recording(wav_fpath)
     key = ("target", recording.digest, tts.DEC_COND_LEN)
     tts.ref_dict = reference.answer(key, tts.device, lambda: reference.embedded(recording)[1])

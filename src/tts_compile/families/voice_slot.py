@@ -33,11 +33,11 @@ class VoiceSlot:
     modules: tuple[str, ...] = ()
 
     def of(self, tts: Any) -> Any:
-        """Return the model's voice, or None."""
+        """Returns the model's voice, or None."""
         return getattr(tts, self.attribute, None)
 
     def check(self, tts: Any, recording: object) -> None:
-        """Raise where the model has no voice and no recording is given.
+        """Raises where the model has no voice and no recording is given.
 
         Raises:
             InputError: then.
@@ -46,14 +46,14 @@ class VoiceSlot:
             raise InputError(f"the model has no voice: pass a reference or call {self.method} first")
 
     def prepare(self, tts: Any, recording: str) -> None:
-        """Read a recording as the model does; keep its voice only where the model had none."""
+        """Reads a recording as the model does; keeps its voice only where the model had none."""
         before = self.of(tts)
         getattr(tts, self.method)(recording)
         if before is not None:
             setattr(tts, self.attribute, before)
 
     def move(self, tts: Any, device: Any) -> None:
-        """Move the voice's tensors to a device."""
+        """Moves the voice's tensors to a device."""
         voice = self.of(tts)
         if isinstance(voice, dict):
             moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in voice.items()}
@@ -63,7 +63,7 @@ class VoiceSlot:
 
     @contextlib.contextmanager
     def kept(self, tts: Any) -> Iterator[None]:
-        """Restore the voice at the end of the block, whatever was done to it inside."""
+        """Restores the voice at the end of the block, whatever was done to it inside."""
         before = self.of(tts)
         # generate exchanges a part of the voice when it is asked for another exaggeration
         parts = dict(vars(before)) if hasattr(before, "__dict__") else {}

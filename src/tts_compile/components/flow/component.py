@@ -38,16 +38,16 @@ class FlowComponent(CompiledComponent):
         self.engine = FlowEngine(flow, family.synthesis, operators, self.runtime)
 
     def noise(self, token: Tensor, reference: Mapping[str, Any]) -> Tensor:
-        """Draw an utterance's random numbers; see :meth:`FlowEngine.noise`."""
+        """Draws an utterance's random numbers; see :meth:`FlowEngine.noise`."""
         return self.engine.noise(len(token), reference)
 
     def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
-        """Solve several utterances; see :meth:`FlowEngine.together`. :meth:`left_to_stock` comes first."""
+        """Solves several utterances; see :meth:`FlowEngine.together`. :meth:`left_to_stock` comes first."""
         with self.runtime.lock(), self.runtime.entered(), timed("flow", self.runtime.timings):
             return self.engine.together(given, reference)
 
     def ran_out_of_memory(self, error: Exception, group: int) -> None:
-        """Record that a group has to be split."""
+        """Records that a group has to be split."""
         self.fallback.record("memory", reason(error), f"{group // 2} at a time instead of {group}")
 
 

@@ -42,7 +42,7 @@ class LayerWeights(NamedTuple):
 
     @classmethod
     def of(cls, layer: Any) -> LayerWeights:
-        """Return a stock layer's tensors where they are."""
+        """Returns a stock layer's tensors where they are."""
         attention, mlp = layer.self_attn, layer.feed_forward
         parts = [
             *_parameters(layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v),
@@ -67,7 +67,7 @@ class PositionEncodings(NamedTuple):
 
     @classmethod
     def of(cls, encoder: Any) -> PositionEncodings:
-        """Return copies that share nothing that a call changes."""
+        """Returns copies that share nothing that a call changes."""
         return cls(copy.copy(encoder.embed.pos_enc), copy.copy(encoder.up_embed.pos_enc))
 
 
@@ -87,7 +87,7 @@ class Encoder:
         self.regions = [self._layer]
 
     def __call__(self, encoder: Any, encodings: PositionEncodings, x: Tensor, lengths: Tensor) -> Tensor:
-        """Encode.
+        """Encodes.
 
         Args:
             encoder: the stock module.
@@ -120,7 +120,7 @@ class Encoder:
 
 
 def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWeights, eps: float) -> Tensor:
-    """Compute attention with relative positions (Transformer-XL, arXiv:1901.02860, appendix B), then a SiLU MLP.
+    """Computes attention with relative positions (Transformer-XL, arXiv:1901.02860, appendix B), then a SiLU MLP.
 
     Args:
         x: (batch, n, width).

@@ -78,19 +78,19 @@ class FlowEngine:
 
     @property
     def parts(self) -> list[Region | Replays]:
-        """Return every function that is compiled, and the captured graphs."""
+        """Returns every function that is compiled, and the captured graphs."""
         replays = [self._replays] if self._replays else []
         return [*replays, *self._encoder.regions, *self._estimator.regions]
 
     def notes(self) -> list[str]:
-        """Return nothing to add to the report."""
+        """Returns nothing to add to the report."""
         return []
 
     def release(self) -> None:
-        """Keep the weights: the next call needs them."""
+        """Keeps the weights: the next call needs them."""
 
     def unfit(self) -> str | None:
-        """Return why the engine would not compute what the flow computes now, or None."""
+        """Returns why the engine would not compute what the flow computes now, or None."""
         return self._packed.unfit() or self._moved()
 
     def inference(
@@ -109,7 +109,7 @@ class FlowEngine:
         *,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Return mel frames (batch, 80, frames) and None; arguments and the random numbers drawn are stock's.
+        """Returns mel frames (batch, 80, frames) and None; arguments and the random numbers drawn are stock's.
 
         Args:
             token: (batch, n) speech tokens.
@@ -156,11 +156,11 @@ class FlowEngine:
         return mel.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
 
     def noise(self, count: int, reference: Mapping[str, Any]) -> Tensor:
-        """Return what an utterance of ``count`` tokens draws from the global generators: (1, 80, frames)."""
+        """Returns what an utterance of ``count`` tokens draws from the global generators: (1, 80, frames)."""
         return self._drawn(1, (reference["prompt_token"].shape[1] + count) * self.flow.token_mel_ratio)
 
     def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
-        """Return mel frames (1, 80, frames) of several utterances, solved at the same time.
+        """Returns mel frames (1, 80, frames) of several utterances, solved at the same time.
 
         Args:
             given: for each, its tokens (n,) and its :meth:`noise`.
@@ -179,7 +179,7 @@ class FlowEngine:
         return [mel[row : row + 1, :, : length * ratio] for row, length in enumerate(lengths)]
 
     def warm_up(self) -> None:
-        """Compile everything that later calls may need; draw no random number from the global generators."""
+        """Compiles everything that later calls may need; draws no random number from the global generators."""
         flow = self.flow
         like = flow.input_embedding.weight
         meanflow = flow.decoder.estimator.meanflow
@@ -230,7 +230,7 @@ class FlowEngine:
         )
 
     def _replayed(self, steps: int, meanflow: bool, conditions: Conditions) -> Tensor:
-        """Encode and solve, by a captured graph where there are some; the next call may overwrite the result."""
+        """Encodes and solves, by a captured graph where there are some; the next call may overwrite the result."""
         weights = self._packed.current()
         if self._replays and self._runtime.captures:
             if self._captured_for != self._packed.generation:
@@ -247,12 +247,12 @@ class FlowEngine:
             return self._solved(weights, steps, meanflow, mu, conditions)
 
     def _frames(self, weights: FlowWeights, steps: int, meanflow: bool, *inputs: Tensor) -> Tensor:
-        """Encode and solve, as captured; ``inputs`` are those of :class:`Conditions`."""
+        """Encodes and solves, as captured; ``inputs`` are those of :class:`Conditions`."""
         conditions = Conditions(*inputs)
         return self._solved(weights, steps, meanflow, self._encoded(weights, conditions), conditions)
 
     def _encoded(self, weights: FlowWeights, conditions: Conditions) -> Tensor:
-        """Return what the solver aims at, (batch, frames, 80); launches only, waits for nothing."""
+        """Returns what the solver aims at, (batch, frames, 80); launches only, waits for nothing."""
         flow = self.flow
         embedded = flow.input_embedding(conditions.speech)
         encoded: Tensor = flow.encoder_proj(
@@ -261,7 +261,7 @@ class FlowEngine:
         return encoded
 
     def _solved(self, weights: FlowWeights, steps: int, meanflow: bool, mu: Tensor, conditions: Conditions) -> Tensor:
-        """Run the solver's loop; launches only, waits for nothing.
+        """Runs the solver's loop; launches only, waits for nothing.
 
         Args:
             weights: of the flow.
@@ -290,7 +290,7 @@ class FlowEngine:
         return state
 
     def _shifts(self, weights: EstimatorWeights, times: Tensor) -> Iterator[list[Tensor]]:
-        """Yield for each step what its time adds in each stage."""
+        """Yields for each step what its time adds in each stage."""
         estimator = self.flow.decoder.estimator
         start = estimator.time_mlp(estimator.time_embeddings(times[:-1]).to(times.dtype))
         if estimator.meanflow:
@@ -301,5 +301,5 @@ class FlowEngine:
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:
-    """Expand one row to a row for each, where there is one."""
+    """Expands one row to a row for each, where there is one."""
     return tensor.expand(batch, *tensor.shape[1:])

@@ -36,7 +36,7 @@ class EstimatorWeights(NamedTuple):
 
     @classmethod
     def of(cls, estimator: Any, operators: Operators) -> EstimatorWeights:
-        """Return copies of a stock estimator's weights."""
+        """Returns copies of a stock estimator's weights."""
         down, *_ = estimator.down_blocks
         up, *_ = estimator.up_blocks
         stages = [down, *((resnet, blocks, None) for resnet, blocks in estimator.mid_blocks), up]
@@ -83,7 +83,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, flow: Any) -> Sizes:
-        """Return the sizes of a stock flow."""
+        """Returns the sizes of a stock flow."""
         estimator = flow.decoder.estimator
         resnet, blocks, _ = estimator.down_blocks[0]
         block = blocks[0]
@@ -162,7 +162,7 @@ class Estimator:
         self.regions = [*self._stages.values(), self._end]
 
     def step(self, weights: EstimatorWeights, state: Tensor, shifts: list[Tensor], inputs: StepInputs) -> Tensor:
-        """Take one Euler step.
+        """Takes one Euler step.
 
         Args:
             weights: of the estimator.
@@ -193,7 +193,7 @@ class Estimator:
 
 
 def mish(x: Tensor) -> Tensor:
-    """Return ``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
+    """Returns ``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
     e = torch.exp(x.float().clamp(max=20))  # beyond, the quotient is 1; squares do not fit half precision
     n = e * (e + 2)
     return x * (n / (n + 2)).to(x.dtype)

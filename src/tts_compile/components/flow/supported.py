@@ -20,7 +20,7 @@ CLASSES = classes(
 
 
 def unsupported(flow: Any) -> str | None:
-    """Return why the engine would not compute what this flow computes, or None."""
+    """Returns why the engine would not compute what this flow computes, or None."""
     reason = unknown_class(map(type, flow.modules()), CLASSES) or several_dtypes(flow)
     return reason or _encoder(flow.encoder) or _estimator(flow.decoder.estimator)
 

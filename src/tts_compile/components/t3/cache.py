@@ -29,12 +29,12 @@ class Part(NamedTuple):
 
     @property
     def layer_keys(self) -> Sequence[Tensor]:
-        """Return the keys layer by layer."""
+        """Returns the keys layer by layer."""
         return self.keys.unbind()
 
     @property
     def layer_values(self) -> Sequence[Tensor]:
-        """Return the values layer by layer."""
+        """Returns the values layer by layer."""
         return self.values.unbind()
 
 
@@ -78,22 +78,22 @@ class KVCache:
 
     @property
     def per_slot(self) -> int:
-        """Return the number of sequences of an utterance."""
+        """Returns the number of sequences of an utterance."""
         return 2 if self.guided else 1
 
     def part(self, first: int, count: int) -> Part:
-        """Return ``count`` sequences from ``first`` on."""
+        """Returns ``count`` sequences from ``first`` on."""
         keys, values = self.keys[:, first : first + count], self.values[:, first : first + count]
         return Part(keys, values, self.tables, functools.partial(self.attend, first=first))
 
     def take(self, other: KVCache) -> None:
-        """Copy a smaller cache, whose utterances go on here."""
+        """Copies a smaller cache, whose utterances go on here."""
         self.clear()
         for tensor, before in ((self.keys, other.keys), (self.values, other.values)):
             tensor[..., : other.capacity, :].copy_(before)
 
     def clear(self) -> None:
-        """Begin with other utterances in the same memory; from now on all of it is kept free of leftovers.
+        """Begins with other utterances in the same memory; from now on all of it is kept free of leftovers.
 
         Captured steps read more of the memory than :meth:`attend` returns.
         """
@@ -101,23 +101,23 @@ class KVCache:
         self._forget(0, len(self._cleared))
 
     def vacate(self, slot: int) -> None:
-        """Remove the last utterance's keys and values from a slot: they may not be finite."""
+        """Removes the last utterance's keys and values from a slot: they may not be finite."""
         self._forget(slot * self.per_slot, (slot + 1) * self.per_slot)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Move an utterance of ``length`` positions to another slot."""
+        """Moves an utterance of ``length`` positions to another slot."""
         for offset in range(self.per_slot):
             self.copy_start(source * self.per_slot + offset, target * self.per_slot + offset, length)
 
     def copy_start(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` positions of a sequence to another one, which then holds nothing else."""
+        """Copies the first ``length`` positions of a sequence to another one, which then holds nothing else."""
         self._forget(target, target + 1)
         for tensor in (self.keys, self.values):
             tensor[:, target, :, :length] = tensor[:, source, :, :length]
         self._cleared[target] = max(length, self._cleared[target])
 
     def attend(self, starts: Sequence[int], count: int, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Make room for ``count`` positions of each sequence from ``first`` on.
+        """Makes room for ``count`` positions of each sequence from ``first`` on.
 
         Args:
             starts: the first new position of each sequence.
@@ -140,7 +140,7 @@ class KVCache:
         return positions, visible(positions, rung)
 
     def _forget(self, first: int, end: int) -> None:
-        """Clear some sequences, at once or when they are attended to."""
+        """Clears some sequences, at once or when they are attended to."""
         if self._whole:
             for tensor in (self.keys, self.values):
                 tensor[:, first:end].zero_()
@@ -148,7 +148,7 @@ class KVCache:
 
 
 def visible(positions: Tensor, rung: int) -> Tensor:
-    """Return the mask (sequences, 1, count, rung) of the positions up to each of ``positions`` (sequences, count)."""
+    """Returns the mask (sequences, 1, count, rung) of the positions up to each of ``positions`` (sequences, count)."""
     mask = torch.arange(rung, device=positions.device) <= positions[:, None, :, None]
     torch._dynamo.maybe_mark_dynamic(mask, 0)
     torch._dynamo.maybe_mark_dynamic(mask, 3)

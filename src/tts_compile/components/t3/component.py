@@ -35,7 +35,7 @@ class T3Component(CompiledComponent):
         self.engine = T3Engine(model, speech, self.runtime, native, draft_tokens)
 
     def schedule(self, requests: Sequence[Request], slots: int | None) -> Scheduler:
-        """Return a scheduler as :meth:`T3Engine.schedule`; :meth:`left_to_stock` comes first."""
+        """Returns a scheduler as :meth:`T3Engine.schedule`; :meth:`left_to_stock` comes first."""
         return self.engine.schedule(requests, slots)
 
     def _native_decoder(self, speech: SpeechModel, model: Any) -> NativeDecoder | None:

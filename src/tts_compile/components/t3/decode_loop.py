@@ -39,7 +39,7 @@ class Utterance:
 
     @property
     def position(self) -> int:
-        """Return where the key and value of the last token go."""
+        """Returns where the key and value of the last token go."""
         return self.prompt.shape[1] + len(self.tokens) - 1
 
 
@@ -119,7 +119,7 @@ class DecodeLoop:
 
     @timed("t3.prefill")
     def begin(self, utterance: Utterance) -> None:
-        """Feed the prompt of one more utterance and sample its first token."""
+        """Feeds the prompt of one more utterance and sample its first token."""
         slot = len(self.active)
         self._cache.vacate(slot)
         self._history[slot] = self._vocabulary.start
@@ -130,7 +130,7 @@ class DecodeLoop:
             self._history[slot] = utterance.tokens[0]
 
     def advance(self, alone: bool = True) -> None:
-        """Run one pass: at least one more token for every utterance.
+        """Runs one pass: at least one more token for every utterance.
 
         Args:
             alone: whether no other utterance will join the only one.
@@ -148,7 +148,7 @@ class DecodeLoop:
             self._add([0], logits[:, index])
 
     def leave(self) -> list[Utterance]:
-        """Take out the utterances that have ended; settle their random numbers."""
+        """Takes out the utterances that have ended; settles their random numbers."""
         ended = [utterance for utterance in self.active if utterance.ended]
         for utterance in ended:
             slot, last = self.active.index(utterance), len(self.active) - 1
@@ -161,7 +161,7 @@ class DecodeLoop:
         return ended
 
     def _read(self, prompt: Tensor, slot: int) -> Tensor:
-        """Return the logits after a prompt; sequence by sequence where others in the cache begin like it."""
+        """Returns the logits after a prompt; sequence by sequence where others in the cache begin like it."""
         rows = len(prompt)
         first = slot * rows
         shared = [self._copy_start(prompt[row], first + row) for row in range(rows)]
@@ -174,7 +174,7 @@ class DecodeLoop:
         return torch.cat(logits)
 
     def _copy_start(self, prompt: Tensor, target: int) -> int:
-        """Copy what another sequence has of the same beginning; return the number of positions copied.
+        """Copies what another sequence has of the same beginning; returns the number of positions copied.
 
         Keys and values depend only on what comes before them. The voice begins every prompt, and without its text an
         unconditional one differs in its length alone.
@@ -192,7 +192,7 @@ class DecodeLoop:
         return best
 
     def _draft(self, ahead: int) -> list[int]:
-        """Return what the copy samples next; its keys and values are overwritten when they are verified."""
+        """Returns what the copy samples next; its keys and values are overwritten when they are verified."""
         (utterance,) = self.active
         spoken = len(utterance.tokens)
         # The token after the last draft token comes for free, so that drafting it too would be one too many.
@@ -210,7 +210,7 @@ class DecodeLoop:
         return drafted
 
     def _run(self, decoder: DecoderPass, tokens: list[list[int]], after: int = 0) -> Tensor:
-        """Return guided logits (utterances, count, vocabulary), ``after`` tokens beyond those sampled."""
+        """Returns guided logits (utterances, count, vocabulary), ``after`` tokens beyond those sampled."""
         block = Block(
             tokens=torch.tensor(tokens, device=self._history.device),
             spoken=[len(utterance.tokens) + after for utterance in self.active],
@@ -219,7 +219,7 @@ class DecodeLoop:
         return decoder(block, self._cache, self._cfg_weight)
 
     def _add(self, slots: list[int], logits: Tensor) -> None:
-        """Sample one more token for the utterances in some slots from guided logits (utterances, vocabulary)."""
+        """Samples one more token for the utterances in some slots from guided logits (utterances, vocabulary)."""
         chosen, valid = self._choose(slots, logits)
         if self._passes.listener:
             for row in logits:
@@ -238,7 +238,7 @@ class DecodeLoop:
         self._history[slots, lengths] = torch.tensor(chosen, device=self._history.device)
 
     def _choose(self, slots: list[int], logits: Tensor, after: int = 0) -> tuple[list[int], list[bool]]:
-        """Return the tokens ``after`` those sampled, and which of them come from finite logits."""
+        """Returns the tokens ``after`` those sampled, and which of them come from finite logits."""
         indices = [len(self.active[slot].tokens) + after for slot in slots]
         seen = self._history[slots[0] : slots[-1] + 1, : max(indices) + 1]  # neighbours
         noise = torch.cat([self.active[slot].noise[index] for slot, index in zip(slots, indices)])

@@ -100,21 +100,21 @@ class T3Engine:
 
     @property
     def parts(self) -> list[LayeredPass | NativePass | Replays]:
-        """Return every kind of step that the engine may use."""
+        """Returns every kind of step that the engine may use."""
         replays = [part.replays for part in (self._graph_loop, self._graphed) if part]
         return [*replays, self._layered, *self._native_passes]
 
     def notes(self) -> list[str]:
-        """Return how many draft tokens were accepted."""
+        """Returns how many draft tokens were accepted."""
         counts = self.draft_counts
         return [f"{counts.accepted} of {counts.drafted} draft tokens were accepted"] if counts.drafted else []
 
     def unfit(self) -> str | None:
-        """Return why the engine would not compute what the model computes now, or None."""
+        """Returns why the engine would not compute what the model computes now, or None."""
         return None if self.model.training else self._packed.unfit()  # a call raises in training mode
 
     def inference(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return speech tokens, int64 (1, n), as the stock method does for the same arguments and generator state.
+        """Returns speech tokens, int64 (1, n), as the stock method does for the same arguments and generator state.
 
         Speech that reaches the model's last speech position ends there.
 
@@ -139,7 +139,7 @@ class T3Engine:
         return self._speak(passes, prompt, budget, call.settings)
 
     def schedule(self, requests: Sequence[Request], slots: int | None) -> Scheduler:
-        """Return a scheduler of requests that are to be spoken together, with the same voice and settings.
+        """Returns a scheduler of requests that are to be spoken together, with the same voice and settings.
 
         Args:
             requests: at least one.
@@ -176,13 +176,13 @@ class T3Engine:
         return Scheduler(requests, slots, utterance, decode_loop, self._runtime.fallback)
 
     def release(self) -> None:
-        """Give the caches of captured graphs back; the graphs must not be used any more."""
+        """Gives the caches of captured graphs back; the graphs must not be used any more."""
         for part in (self._graph_loop, self._graphed):
             if part:
                 part.release()
 
     def warm_up(self) -> None:
-        """Compile every pass; speak nothing and draw no random number."""
+        """Compiles every pass; speaks nothing and draws no random number."""
         for guided in (True, False) if self._speech.guidance else (False,):
             self._warm_up(guided)
 
@@ -234,7 +234,7 @@ class T3Engine:
         return None if _sizes(self._backbone.weights(model)) == self._sizes else "its sizes have changed"
 
     def _choose_passes(self) -> Passes:
-        """Return the native passes where they can read the weights: a module can be cast or moved at any time."""
+        """Returns the native passes where they can read the weights: a module can be cast or moved at any time."""
         weights = self._packed.current()
         self._layered.weights = weights.stock
         passes = Passes(self._layered.prefill, self._layered, counts=self.draft_counts, listener=self.listener)
@@ -248,7 +248,7 @@ class T3Engine:
         return passes
 
     def _slots_in_memory(self, guided: bool, length: int) -> int:
-        """Return how many utterances of that many positions have room; at least one."""
+        """Returns how many utterances of that many positions have room; at least one."""
         weights = self._layered.weights
         if weights.like.is_cuda:  # where memory is taken at once, and not as it is reached
             length = CAPACITY.capacity(length)
@@ -282,7 +282,7 @@ class T3Engine:
         return self._tables
 
     def _speak_replayed(self, loop: GraphLoop, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """Return speech tokens, int64 (1, n), by captured graphs.
+        """Returns speech tokens, int64 (1, n), by captured graphs.
 
         Raises:
             CompilationError: with the generator as it was before.
@@ -314,7 +314,7 @@ class T3Engine:
         return self._spoken(utterance)
 
     def _speak(self, passes: Passes, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """Return speech tokens, int64 (1, n)."""
+        """Returns speech tokens, int64 (1, n)."""
         cache = self._cache(1, len(prompt) == 2, prompt.shape[1] + budget)
         utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
         loop = DecodeLoop(passes, cache, settings, self._vocabulary)

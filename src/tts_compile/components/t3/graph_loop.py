@@ -40,7 +40,7 @@ class Board(NamedTuple):
 
     @classmethod
     def of(cls, like: Tensor, longest: int, processors: int) -> Board:
-        """Return a board for one utterance.
+        """Returns a board for one utterance.
 
         Args:
             like: (vocabulary, width), of the logits' dtype and device.
@@ -55,7 +55,7 @@ class Board(NamedTuple):
         return cls(zeros(1), zeros(1), zeros(1), zeros(1, longest), zeros(1), like.new_ones(1, len(like)), numbers)
 
     def start(self, first: int, seen: int, position: int, settings: SamplingSettings) -> None:
-        """Set up after the first token has been sampled.
+        """Sets up after the first token has been sampled.
 
         Args:
             first: the token.
@@ -71,7 +71,7 @@ class Board(NamedTuple):
         self.numbers.copy_(torch.tensor([settings.cfg_weight, *settings.numbers()], dtype=torch.float64))
 
     def written(self) -> tuple[Tensor, ...]:
-        """Return the tensors that a step changes."""
+        """Returns the tensors that a step changes."""
         return self.token, self.position, self.spoken, self.history, self.result
 
 
@@ -110,7 +110,7 @@ class GraphLoop:
         self._readback = _Readback(weights.like.device)
 
     def ready(self) -> bool:
-        """Look up where the weights lie; return False where their dtype or device has changed."""
+        """Looks up where the weights lie; returns False where their dtype or device has changed."""
         noise, weights = self._board.noise, self._layered.weights.tensors()
         if any((w.dtype, w.device) != (noise.dtype, noise.device) for w in weights):
             return False
@@ -121,7 +121,7 @@ class GraphLoop:
         return True
 
     def cache(self, guided: bool, length: int) -> KVCache:
-        """Return an empty cache for at least ``length`` positions, the same one as long as it is large enough.
+        """Returns an empty cache for at least ``length`` positions, the same one as long as it is large enough.
 
         :meth:`speak` exchanges it for a larger one when an utterance goes on beyond its end.
         """
@@ -135,7 +135,7 @@ class GraphLoop:
         return cache
 
     def speak(self, utterance: Utterance, budget: int, cache: KVCache, settings: SamplingSettings) -> Iterator[int]:
-        """Yield the tokens after the first, up to the budget; the caller decides when to stop.
+        """Yields the tokens after the first, up to the budget; the caller decides when to stop.
 
         Args:
             utterance: whose first token is sampled already.
@@ -166,13 +166,13 @@ class GraphLoop:
             yield token
 
     def warm_up(self, cache: KVCache) -> None:
-        """Capture a step for every rung of a cache."""
+        """Captures a step for every rung of a cache."""
         for rung in range(RUNGS.rungs[0], cache.capacity + 1, RUNGS.rungs[0]):
             self._board.start(0, 0, rung - 1, self._settings)
             self._launch(rung - 1, cache, self._settings)
 
     def release(self) -> None:
-        """Give the caches back; their captured graphs must not be used any more."""
+        """Gives the caches back; their captured graphs must not be used any more."""
         self._caches.clear()
 
     def _grown(self, cache: KVCache) -> KVCache:
@@ -207,7 +207,7 @@ class GraphLoop:
 
 
 def address_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
-    """Return the part of a captured graph's key that stands for a cache: launches use its address and shape."""
+    """Returns the part of a captured graph's key that stands for a cache: launches use its address and shape."""
     tables = 0 if cache.tables is None else cache.tables.data_ptr()
     return "t3", (cache.keys.data_ptr(), cache.values.data_ptr(), *cache.keys.shape, tables)
 
@@ -222,14 +222,14 @@ class _Readback:
         self._sent = [torch.cuda.Event() for _ in range(AHEAD)] if on_gpu else []
 
     def send(self, index: int, token: Tensor) -> None:
-        """Copy a token without waiting; at most ``AHEAD`` are under way."""
+        """Copies a token without waiting; at most ``AHEAD`` are under way."""
         slot = index % AHEAD
         self._host[slot : slot + 1].copy_(token, non_blocking=True)
         if self._sent:
             self._sent[slot].record(torch.cuda.current_stream(self._device))
 
     def receive(self, index: int) -> int:
-        """Wait for a token."""
+        """Waits for a token."""
         slot = index % AHEAD
         if self._sent:
             self._sent[slot].synchronize()

@@ -44,7 +44,7 @@ class GraphedPass:
         self._cache: KVCache | None = None
 
     def cache(self, slots: int, guided: bool, length: int) -> KVCache:
-        """Return an empty cache for at least ``length`` positions: the last one, where it is of that kind."""
+        """Returns an empty cache for at least ``length`` positions: the last one, where it is of that kind."""
         last, self._cache = self._cache, None
         like = self._layered.weights.like
         kind = slots, guided, like.dtype, like.device
@@ -64,15 +64,15 @@ class GraphedPass:
 
     @property
     def held(self) -> int:
-        """Return the bytes of the cache that is kept."""
+        """Returns the bytes of the cache that is kept."""
         return self._cache.keys.nbytes + self._cache.values.nbytes if self._cache else 0
 
     def release(self) -> None:
-        """Give the cache back; its captured graphs must not be used any more."""
+        """Gives the cache back; its captured graphs must not be used any more."""
         self._cache = None
 
     def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
-        """Run the pass; see :class:`DecoderPass`."""
+        """Runs the pass; see :class:`DecoderPass`."""
         if self._runtime.captures:
             try:
                 return self._replayed(block, cache, cfg_weight)

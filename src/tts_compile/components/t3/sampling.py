@@ -11,7 +11,7 @@ from ...families.sampling import SamplingSettings
 
 
 def guide(logits: Tensor, cfg_weight: Tensor, guided: bool) -> Tensor:
-    """Combine rows by classifier-free guidance: (2 * n, ..., vocabulary) become n rows; unguided rows stay.
+    """Combines rows by classifier-free guidance: (2 * n, ..., vocabulary) become n rows; unguided rows stay.
 
     Conditional and unconditional rows alternate. ``cfg_weight`` is 0-dimensional, of the logits' dtype: a number would
     be part of a compiled graph.
@@ -25,7 +25,7 @@ def guide(logits: Tensor, cfg_weight: Tensor, guided: bool) -> Tensor:
 def probabilities(
     logits: Tensor, seen: Tensor, settings: SamplingSettings, numbers: Sequence[float | Tensor] | None = None
 ) -> Tensor:
-    """Return next-token probabilities after all processors that can change them, in stock's order.
+    """Returns next-token probabilities after all processors that can change them, in stock's order.
 
     Args:
         logits: (utterances, vocabulary).
@@ -40,7 +40,7 @@ def probabilities(
 
 
 def choose(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens (utterances,) that ``torch.multinomial(weights, 1)`` gives, and which of them are valid.
+    """Returns the tokens (utterances,) that ``torch.multinomial(weights, 1)`` gives, and which of them are valid.
 
     ``multinomial`` with one sample is ``argmax(p / q)`` for exponential ``q`` (ATen's native multinomial). A token is
     not valid where the probabilities hold nan, which stems from non-finite logits.
@@ -70,7 +70,7 @@ class NoiseStream:
         self._first = self._generator.get_state()
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return the noise (1, vocabulary) of token ``index``; settled indices are gone."""
+        """Returns the noise (1, vocabulary) of token ``index``; settled indices are gone."""
         while self._next <= index:
             before = self._generator.get_state()
             noise = torch.empty_like(self._like).exponential_(1, generator=self._generator)
@@ -79,18 +79,18 @@ class NoiseStream:
         return self._drawn[index][1]
 
     def release(self, below: int) -> None:
-        """Forget the noise of tokens below an index: their choice is final."""
+        """Forgets the noise of tokens below an index: their choice is final."""
         for index in [index for index in self._drawn if index < below]:
             del self._drawn[index]
 
     def rewind(self) -> None:
-        """Leave the generator as if nothing had been drawn, and begin anew."""
+        """Leaves the generator as if nothing had been drawn, and begins anew."""
         self._generator.set_state(self._first)
         self._drawn.clear()
         self._next = 0
 
     def settle(self, used: int) -> None:
-        """Leave the generator as if noise had been drawn for the first ``used`` tokens only."""
+        """Leaves the generator as if noise had been drawn for the first ``used`` tokens only."""
         if used in self._drawn:
             self._generator.set_state(self._drawn[used][0])
         self._drawn.clear()

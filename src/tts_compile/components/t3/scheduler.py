@@ -58,15 +58,15 @@ class Scheduler:
 
     @property
     def left(self) -> int:
-        """Return the number of requests that have not been returned."""
+        """Returns the number of requests that have not been returned."""
         return len(self.unfinished())
 
     def unfinished(self) -> list[Request]:
-        """Return the requests that have not been returned."""
+        """Returns the requests that have not been returned."""
         return [*self._waiting, *(request for request, _ in self._speaking)]
 
     def advance(self) -> list[tuple[Request, Utterance]]:
-        """Run one pass for all that are being spoken; return those that have ended, in any order.
+        """Runs one pass for all that are being spoken; returns those that have ended, in any order.
 
         A lack of memory halves the number of slots; what was being spoken begins anew.
         """
@@ -80,7 +80,7 @@ class Scheduler:
         return []
 
     def abandon(self) -> list[Request]:
-        """Give up; return the requests that have not been returned, with their random numbers as at first."""
+        """Gives up; returns the requests that have not been returned, with their random numbers as at first."""
         for _, utterance in self._speaking:
             utterance.noise.rewind()
         left = self.unfinished()

@@ -34,7 +34,7 @@ class DecoderPass(Protocol):
     """A pass over the weights of a model, of a copy, or of a captured graph."""
 
     def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
-        """Return guided logits after each token, and write keys and values to the cache.
+        """Returns guided logits after each token, and writes keys and values to the cache.
 
         Args:
             block: the new tokens.
@@ -74,7 +74,7 @@ class LayeredPass:
         self._head = runtime.region(f"{name} head", self._head_function)
 
     def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
-        """Run the pass; see :class:`DecoderPass`."""
+        """Runs the pass; see :class:`DecoderPass`."""
         self.calls += 1
         spoken = torch.tensor(block.spoken, device=block.tokens.device)
         positions, mask = cache.attend(by_sequence(block.starts, cache), block.tokens.shape[1])
@@ -83,7 +83,7 @@ class LayeredPass:
     def logits(
         self, tokens: Tensor, spoken: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, cfg_weight: Tensor
     ) -> Tensor:
-        """Return guided logits (utterances, count, vocabulary); launches only, waits for nothing.
+        """Returns guided logits (utterances, count, vocabulary); launches only, waits for nothing.
 
         Args:
             tokens: int64 (utterances, count).
@@ -99,7 +99,7 @@ class LayeredPass:
         return guide(self._head(x, weights.last), cfg_weight, cache.guided)
 
     def prefill(self, prompt: Tensor, start: int, cache: Part) -> Tensor:
-        """Write a prompt's keys and values; return the logits (sequences, 1, vocabulary) after its last position.
+        """Writes a prompt's keys and values; returns the logits (sequences, 1, vocabulary) after its last position.
 
         Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
         would be a shape of its own. Both rows of an utterance go in together, the voice that they share included: on
@@ -123,17 +123,17 @@ class LayeredPass:
 
     @property
     def compiled_calls(self) -> int:
-        """Return the number of passes in which every call was counted inside compiled code."""
+        """Returns the number of passes in which every call was counted inside compiled code."""
         return min(self._layer.compiled_calls // len(self.weights.layers), self._head.compiled_calls)
 
     @property
     def graphs(self) -> int:
-        """Return the number of graphs that torch compiled for it."""
+        """Returns the number of graphs that torch compiled for it."""
         return self._layer.graphs + self._head.graphs
 
     @property
     def graph_breaks(self) -> int:
-        """Return the number of graph breaks in these graphs."""
+        """Returns the number of graph breaks in these graphs."""
         return self._layer.graph_breaks + self._head.graph_breaks
 
 
@@ -161,7 +161,7 @@ class NativePass:
         self._step = runtime.region(name, native_step)
 
     def ready(self, weights: Weights, native: NativeWeights) -> bool:
-        """Look up where the weights lie; return False where the native decoder cannot read them."""
+        """Looks up where the weights lie; returns False where the native decoder cannot read them."""
         if not native.fit:
             return False
         self._embeddings = self._decoder.embeddings(weights)
@@ -169,7 +169,7 @@ class NativePass:
         return True
 
     def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
-        """Run the pass; see :class:`DecoderPass`."""
+        """Runs the pass; see :class:`DecoderPass`."""
         self.calls += 1
         starts = torch.tensor(by_sequence(block.starts, cache))
         inputs = NativeInputs(
@@ -187,31 +187,31 @@ class NativePass:
 
     @property
     def compiled_calls(self) -> int:
-        """Return the number of passes counted inside compiled code."""
+        """Returns the number of passes counted inside compiled code."""
         return self._step.compiled_calls
 
     @property
     def graphs(self) -> int:
-        """Return the number of graphs that torch compiled for it."""
+        """Returns the number of graphs that torch compiled for it."""
         return self._step.graphs
 
     @property
     def graph_breaks(self) -> int:
-        """Return the number of graph breaks in these graphs."""
+        """Returns the number of graph breaks in these graphs."""
         return self._step.graph_breaks
 
 
 def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
-    """Return a value for each sequence, from one for each utterance."""
+    """Returns a value for each sequence, from one for each utterance."""
     return [value for value in values for _ in range(cache.per_slot)]
 
 
 def _at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
-    """Return the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
+    """Returns the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
     return () if tables is None else tables[:, positions][:, :, None].unbind()
 
 
 def _several(x: Tensor) -> Tensor:
-    """Have compiled code serve any number of sequences or utterances."""
+    """Haves compiled code serve any number of sequences or utterances."""
     torch._dynamo.maybe_mark_dynamic(x, 0)
     return x

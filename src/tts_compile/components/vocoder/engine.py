@@ -52,22 +52,22 @@ class VocoderEngine:
 
     @property
     def parts(self) -> list[Region]:
-        """Return every function that is compiled."""
+        """Returns every function that is compiled."""
         return [self._pitch, *self._entered, *self._units, self._spectrum]
 
     def notes(self) -> list[str]:
-        """Return nothing to add to the report."""
+        """Returns nothing to add to the report."""
         return []
 
     def release(self) -> None:
-        """Keep the weights: the next call needs them."""
+        """Keeps the weights: the next call needs them."""
 
     def unfit(self) -> str | None:
-        """Return why the engine would not compute what the vocoder computes now, or None."""
+        """Returns why the engine would not compute what the vocoder computes now, or None."""
         return self._packed.unfit() or self._moved()
 
     def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return a wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
+        """Returns a wave (batch, samples) and its source (batch, 1, samples); 480 samples a frame.
 
         Args:
             speech_feat: (batch, 80, frames).
@@ -98,7 +98,7 @@ class VocoderEngine:
         return wave.clamp(-vocoder.audio_limit, vocoder.audio_limit), source
 
     def warm_up(self) -> None:
-        """Compile everything that later calls may need; draw no random number from the global generators."""
+        """Compiles everything that later calls may need; draws no random number from the global generators."""
         like = self.vocoder.conv_pre.bias
         mel = torch.zeros(1, self.vocoder.conv_pre.in_channels, 8, dtype=like.dtype, device=like.device)
         with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):

@@ -13,14 +13,14 @@ from .weights import Kernel, UnitWeights, Upsampling
 def centred(
     operators: Operators, x: Tensor, kernel: Kernel, dilation: int = 1, residual: Tensor | None = None
 ) -> Tensor:
-    """Convolve as far ahead as back."""
+    """Convolves as far ahead as back."""
     weight, bias = kernel
     left = (operators.taps(weight, x.shape[2]) - 1) * dilation // 2
     return operators.convolve(x, weight, bias, rows=x.shape[1], left=left, dilation=dilation, residual=residual)
 
 
 def pitch(operators: Operators, mel: Tensor, kernels: tuple[Kernel, ...], classifier: Kernel) -> Tensor:
-    """Return the fundamental frequency in Hz, (batch, frames), of mel frames (batch, frames, 80)."""
+    """Returns the fundamental frequency in Hz, (batch, frames), of mel frames (batch, frames, 80)."""
     x = mel
     for kernel in kernels:
         x = F.elu(centred(operators, x, kernel))
@@ -28,19 +28,19 @@ def pitch(operators: Operators, mel: Tensor, kernels: tuple[Kernel, ...], classi
 
 
 def residual_unit(operators: Operators, x: Tensor, unit: UnitWeights) -> Tensor:
-    """Apply Snake, dilated convolution, Snake and convolution, and add x."""
+    """Applies Snake, dilated convolution, Snake and convolution, and adds x."""
     y = centred(operators, snake(x, unit.alpha1), unit.kernel1, unit.dilation)
     return centred(operators, snake(y, unit.alpha2), unit.kernel2, residual=x)
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
-    """Return ``x + sin(alpha * x)^2 / alpha`` (arXiv:2006.08195), with stock's guard against division by 0."""
+    """Returns ``x + sin(alpha * x)^2 / alpha`` (arXiv:2006.08195), with stock's guard against division by 0."""
     y: Tensor = x + (1.0 / (alpha + 1e-9)) * torch.sin(x * alpha) ** 2
     return y
 
 
 def raised(operators: Operators, x: Tensor, up: Upsampling) -> Tensor:
-    """Apply a transposed convolution: ``rate`` rows for each row."""
+    """Applies a transposed convolution: ``rate`` rows for each row."""
     (weight, bias), rate, padding = up
     rows = x.shape[1]
     left = operators.taps(weight, x.shape[2]) - 1
@@ -50,7 +50,7 @@ def raised(operators: Operators, x: Tensor, up: Upsampling) -> Tensor:
 
 
 def entered(operators: Operators, parts: tuple[Tensor, ...], source: Tensor, up: Upsampling, slope: float) -> Tensor:
-    """Raise the mean of the last stage's blocks to the next rate, and add the source at that rate."""
+    """Raises the mean of the last stage's blocks to the next rate, and adds the source at that rate."""
     x = raised(operators, F.leaky_relu(mean(parts), slope), up)
     if source.shape[1] != x.shape[1]:  # the last stage: one more row in front, reflected
         x = torch.cat([x[:, 1:2], x], dim=1)
@@ -58,14 +58,14 @@ def entered(operators: Operators, parts: tuple[Tensor, ...], source: Tensor, up:
 
 
 def spectrum(operators: Operators, parts: tuple[Tensor, ...], kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Return magnitude and phase of the wave, each (batch, bins, frames)."""
+    """Returns magnitude and phase of the wave, each (batch, bins, frames)."""
     x = centred(operators, F.leaky_relu(mean(parts)), kernel).transpose(1, 2)
     magnitude, phase = x.chunk(2, dim=1)
     return magnitude.exp(), phase.sin()
 
 
 def mean(parts: tuple[Tensor, ...]) -> Tensor:
-    """Return the mean of tensors of equal shapes."""
+    """Returns the mean of tensors of equal shapes."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part

@@ -16,7 +16,7 @@ CLASSES = classes(
 
 
 def unsupported(vocoder: Any) -> str | None:
-    """Return why the engine would not compute what this vocoder computes, or None."""
+    """Returns why the engine would not compute what this vocoder computes, or None."""
     if reason := unknown_class(map(type, vocoder.modules()), CLASSES) or several_dtypes(vocoder):
         return reason
     blocks = [*vocoder.source_resblocks, *vocoder.resblocks]

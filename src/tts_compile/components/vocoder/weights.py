@@ -56,7 +56,7 @@ class VocoderWeights(NamedTuple):
 
     @classmethod
     def of(cls, vocoder: Any, operators: Operators) -> VocoderWeights:
-        """Return copies of a stock ``HiFTGenerator``'s weights."""
+        """Returns copies of a stock ``HiFTGenerator``'s weights."""
 
         def kernel(convolution: Any) -> Kernel:
             return operators.pack(convolution.weight), convolution.bias.detach().clone()

@@ -24,7 +24,7 @@ class VoiceEncoderComponent(EagerComponent):
         self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs)
 
     def _load(self) -> None:
-        """Encode a second of a tone."""
+        """Encodes a second of a tone."""
         rate = self._encoder.hp.sample_rate
         if plain(self._encoder.hp):
             self._embed([tone(rate)], trim_top_db=20, rate=1.3)
@@ -75,7 +75,7 @@ class VoiceEncoderComponent(EagerComponent):
 
 
 def tone(rate: int, seconds: float = 1.0) -> npt.NDArray[np.float32]:
-    """Return a quiet tone of 220 Hz, (samples,), for a warm-up."""
+    """Returns a quiet tone of 220 Hz, (samples,), for a warm-up."""
     times = np.arange(int(rate * seconds)) / rate
     wave: npt.NDArray[np.float32] = (0.1 * np.sin(2 * np.pi * 220 * times)).astype(np.float32)
     return wave

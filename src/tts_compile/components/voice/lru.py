@@ -25,26 +25,26 @@ class LRUCache:
         self._results: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable) -> Any:
-        """Return a copy of the result, or None."""
+        """Returns a copy of the result, or None."""
         if key not in self._results:
             return None
         self._results.move_to_end(key)
         return copied(self._results[key])
 
     def put(self, key: Hashable, result: Any) -> None:
-        """Keep a copy; drop the least recently used result where there are too many."""
+        """Keeps a copy; drops the least recently used result where there are too many."""
         self._results[key] = copied(result)
         self._results.move_to_end(key)
         while len(self._results) > self._size:
             self._results.popitem(last=False)
 
     def clear(self) -> None:
-        """Drop every result."""
+        """Drops every result."""
         self._results.clear()
 
 
 def copied(result: Any) -> Any:
-    """Return the same structure with copied tensors."""
+    """Returns the same structure with copied tensors."""
     if isinstance(result, Tensor):
         return result.clone()
     if isinstance(result, tuple):

@@ -51,11 +51,11 @@ class ReferenceComponent(EagerComponent):
             self._replace(tts, slot.method, functools.partial(self._run_reading, slot.read))
 
     def release(self) -> None:
-        """Forget the voices."""
+        """Forgets the voices."""
         self._cache.clear()
 
     def embedded(self, recording: Recording) -> tuple[Any, dict[str, Any]]:
-        """Return the recording at S3Gen's rate, float32 (samples,), and S3Gen's embedding of its beginning."""
+        """Returns the recording at S3Gen's rate, float32 (samples,), and S3Gen's embedding of its beginning."""
         from chatterbox.models.s3gen import S3GEN_SR
 
         tts = self._tts
@@ -65,7 +65,7 @@ class ReferenceComponent(EagerComponent):
         return wave, own_method(self._s3gen, "embed_ref")(start, S3GEN_SR, device=tts.device)
 
     def answer(self, key: Hashable, device: Any, compute: Callable[[], Any]) -> Any:
-        """Return ``compute()``, or its result for an equal key and equal weights; kept results have no gradients."""
+        """Returns ``compute()``, or its result for an equal key and equal weights; kept results have no gradients."""
         unchanged, reason = self._watch.look()
         if not unchanged:
             self._cache.clear()
@@ -87,7 +87,7 @@ class ReferenceComponent(EagerComponent):
         return found
 
     def _load(self) -> None:
-        """Embed a second of a tone."""
+        """Embeds a second of a tone."""
         import soundfile  # noqa: F401
 
         with torch.no_grad():
@@ -95,7 +95,7 @@ class ReferenceComponent(EagerComponent):
             own_method(self._s3gen, "embed_ref")(wave, 24_000, device=self._tts.device)
 
     def _modules(self) -> list[nn.Module]:
-        """Return the modules that a reference goes through."""
+        """Returns the modules that a reference goes through."""
         tts, encoder = self._tts, self._family.voice_encoder
         found = [self._s3gen.tokenizer, self._s3gen.speaker_encoder]
         return [*found, getattr(tts, encoder)] if encoder else found
@@ -136,7 +136,7 @@ class ReferenceComponent(EagerComponent):
 
 
 def _check_wave(wave: Any, rate: Any, name: str) -> None:
-    """Refuse a reference from which stock would make a meaningless voice.
+    """Refuses a reference from which stock would make a meaningless voice.
 
     Args:
         wave: (samples,) or (references, samples), an array or tensor.

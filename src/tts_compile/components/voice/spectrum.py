@@ -16,7 +16,7 @@ _AMIN = 1e-5  # librosa.amplitude_to_db's
 
 
 def trim(wave: Samples, top_db: float) -> Samples:
-    """Return ``librosa.effects.trim(wave, top_db=top_db)[0]``, without frames ``top_db`` below the loudest.
+    """Returns ``librosa.effects.trim(wave, top_db=top_db)[0]``, without frames ``top_db`` below the loudest.
 
     Args:
         wave: (samples,), at least one.
@@ -33,7 +33,7 @@ def trim(wave: Samples, top_db: float) -> Samples:
 
 
 def mel_spectrogram(wave: Samples, hp: Any) -> Samples:
-    """Return ``melspectrogram(wave, hp)`` of chatterbox's voice encoder for settings that :func:`plain` accepts.
+    """Returns ``melspectrogram(wave, hp)`` of chatterbox's voice encoder for settings that :func:`plain` accepts.
 
     Args:
         wave: (samples,), at least one.
@@ -57,11 +57,11 @@ def mel_spectrogram(wave: Samples, hp: Any) -> Samples:
 
 
 def plain(hp: Any) -> bool:
-    """Return whether the voice encoder's settings are the released model's wherever this file assumes them."""
+    """Returns whether the voice encoder's settings are the released model's wherever this file assumes them."""
     return bool(hp.preemphasis == 0 and hp.mel_type == "amp" and not hp.normalized_mels and hp.win_size == hp.n_fft)
 
 
 def _frames(wave: Samples, length: int, hop: int, mode: Any) -> Samples:
-    """Return centred frames (length, count) of a padded wave; a view."""
+    """Returns centred frames (length, count) of a padded wave; a view."""
     padded = np.pad(wave, length // 2, mode=mode)
     return sliding_window_view(padded, length)[::hop].T
