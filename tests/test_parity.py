@@ -327,7 +327,7 @@ def test_only_the_generators_of_the_model_are_kept(tts: Any, tmp_path: Path, mon
     with tc.compile_model(tts, tc.CompileConfig.off()) as handle:
         measure(attachment_of(handle), [SHORT])
         handle.warmup()
-    tune(tts, ["A"], config=tc.CompileConfig.off().replace(cache_dir=tmp_path))
+    tune(tts, ["A"], config=tc.CompileConfig.off().replace(cache_dir=str(tmp_path)))
     assert len(forked) >= 3
     assert all(devices == [] for devices in forked)
     generators_kept(gpu := torch.device("cuda", 1))
