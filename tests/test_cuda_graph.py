@@ -14,13 +14,13 @@ import tts_compile as tc
 from pretend import PretendRecorder
 from tts_compile.execution import cuda_graph
 from tts_compile.execution.cuda_graph import WARM_UPS, GraphCache
-from tts_compile.execution.process_lock import DeviceLock
+from tts_compile.execution.process_lock import ProcessLock
 
 CPU = torch.device("cpu")
 
 
 def cache(recorder: PretendRecorder | None = None, ceiling: int = 64) -> GraphCache:
-    return GraphCache(recorder or PretendRecorder(), DeviceLock(CPU), ceiling)
+    return GraphCache(recorder or PretendRecorder(), ProcessLock(), ceiling)
 
 
 def twice(x: torch.Tensor) -> torch.Tensor:

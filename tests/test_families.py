@@ -107,3 +107,13 @@ def test_a_family_that_cannot_be_compiled_yet_says_why(name: str) -> None:
     tts = object.__new__(family.load_class())
     with pytest.raises(tc.UnsupportedModelError, match=f"{family.class_name}: {family.unsupported}; supported: "):
         tc.compile_model(tts)
+
+
+def test_a_transformer_that_attends_to_a_window_is_left_to_stock(toy: Any) -> None:
+    stock = speak(toy, TEXTS[1], 3)
+    toy.lm.tfmr.config.sliding_window = 4
+    with tc.compile_model(toy, tc.CompileConfig(t3=tc.ComponentPolicy(execution="eager"))) as fast:
+        assert speak(fast, TEXTS[1], 3) == stock
+        row = fast.report().components["t3"]
+    assert row.ran == "stock"
+    assert "attends to a window" in row.fallbacks[0].error

@@ -18,7 +18,7 @@ from sameness import same
 from speech import SHORT, TEXTS, signal_to_error_db, text_tokens
 from tts_compile.components.t3.sampling import NoiseStream
 from tts_compile.execution.cuda_graph import CudaRecorder, GraphCache
-from tts_compile.execution.process_lock import DeviceLock
+from tts_compile.execution.process_lock import ProcessLock
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,7 +123,7 @@ def test_noise_is_multinomials() -> None:
 
 def test_a_failed_recording_leaves_the_device_usable() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    graphs = GraphCache(CudaRecorder(device), DeviceLock(device))
+    graphs = GraphCache(CudaRecorder(device), ProcessLock())
     stream = torch.cuda.current_stream()
     with pytest.raises(tc.CompilationError):
         graphs.replay("wrong", lambda x: x * float(x.sum()), [torch.ones(4, device=device)])
@@ -133,7 +133,7 @@ def test_a_failed_recording_leaves_the_device_usable() -> None:
 
 def test_eviction() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    graphs = GraphCache(CudaRecorder(device), DeviceLock(device), ceiling=2)
+    graphs = GraphCache(CudaRecorder(device), ProcessLock(), ceiling=2)
     for size in (1, 2, 3, 1, 2, 3):
         assert graphs.replay(size, lambda x: 2 * x, [torch.ones(size, device="cuda")]).tolist() == [2] * size
         assert len(graphs) <= 2

@@ -354,3 +354,59 @@ def test_a_copy_of_a_compiled_model_is_stock(tts: Any) -> None:
     with tc.compile_model(whole, ONLY) as second:
         assert second is not handle
         assert speak(second, SHORT, max_new_tokens=5) == speak_stock(tts, SHORT, max_new_tokens=5)
+
+
+class _Halved(torch.nn.Module):
+    def __init__(self, mlp: torch.nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x) * 0.5
+
+
+def _normed_otherwise(t3: Any) -> None:
+    norm = torch.nn.LayerNorm(t3.cfg.hidden_size).eval()
+    torch.nn.init.constant_(norm.bias, 3.0)
+    t3.tfmr.layers[0].input_layernorm = norm
+
+
+def _activated_otherwise(t3: Any) -> None:
+    t3.tfmr.layers[0].mlp.act_fn = torch.nn.ReLU().eval()
+
+
+def _other_epsilon(t3: Any) -> None:
+    t3.tfmr.layers[0].input_layernorm.variance_epsilon = 0.5
+
+
+def _without_expected_parts(t3: Any) -> None:
+    t3.tfmr.layers[0].mlp = _Halved(t3.tfmr.layers[0].mlp).eval()
+
+
+def _rotated_otherwise(t3: Any) -> None:
+    t3.tfmr.rotary_emb.inv_freq.mul_(0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "ours"),
+    [
+        (_normed_otherwise, False),
+        (_activated_otherwise, False),
+        (_other_epsilon, False),
+        (_without_expected_parts, False),
+        (_rotated_otherwise, True),
+    ],
+)
+def test_a_changed_part_is_followed_or_left_to_stock(tts: Any, change: Callable[[Any], None], ours: bool) -> None:
+    model = copy.copy(tts)
+    model.t3 = copy.deepcopy(tts.t3)
+    handle = tc.compile_model(model, ONLY.replace(t3=EAGER.t3))
+    before = speak(handle, SHORT)
+    change(model.t3)
+    expected = speak_stock(model, SHORT)
+    assert expected.tokens != before.tokens
+    calls = handle.report().components["t3"].calls
+    assert speak(handle, SHORT) == expected
+    row = handle.report().components["t3"]
+    assert (row.calls > calls) is ours
+    assert len(row.fallbacks) == 1

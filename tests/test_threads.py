@@ -17,7 +17,7 @@ import tts_compile as tc
 from conftest import EAGER, components
 from speech import SHORT, TEXTS
 from tts_compile import background
-from tts_compile.execution.process_lock import DeviceLock
+from tts_compile.execution.process_lock import ProcessLock
 
 
 def test_every_thread_hears_what_it_would_hear_alone(
@@ -238,9 +238,8 @@ def test_what_is_no_seed(eager: tc.CompiledTTS, seed: Any) -> None:
 
 
 def test_the_lock_nests() -> None:
-    cpu = torch.device("cpu")
-    lock = DeviceLock(cpu)
-    with lock(), lock(), DeviceLock(cpu)():
+    lock = ProcessLock()
+    with lock(), lock(), ProcessLock()():
         pass
 
 

@@ -46,7 +46,7 @@ def compile_model(tts: Any, config: CompileConfig | None = None, *, validate: bo
         raise ConfigError(f"config must be a CompileConfig, got {type(config).__name__}")
     if switched_off_by_env():
         config = CompileConfig.off()
-    with locked(family.device(tts)):
+    with locked():
         existing = _handle(tts, family)
         if existing is not None and existing.config != config:
             raise ModelStateError("this model is already compiled with another configuration; call restore() first")
@@ -79,7 +79,7 @@ def validate(
         ModelStateError, UnsupportedModelError, ConfigError: see :func:`compile_model`.
     """
     tts, family = _model(tts)
-    with locked(family.device(tts)):
+    with locked():
         existing = _handle(tts, family)
         if existing is not None and config is None:
             return existing.validate(texts, **options)
@@ -99,7 +99,7 @@ def as_stock(tts: Any) -> Iterator[Any]:
         UnsupportedModelError, ModelStateError: see :func:`compile_model`.
     """
     tts, family = _model(tts)
-    with locked(family.device(tts)):
+    with locked():
         existing = _handle(tts, family)
         with existing.stock() if existing is not None else contextlib.nullcontext(tts) as stock:
             yield stock

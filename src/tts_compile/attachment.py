@@ -11,7 +11,7 @@ from . import background
 from .components.component_set import ComponentSet
 from .config import CompileConfig
 from .errors import ModelStateError
-from .execution.process_lock import DeviceLock, locked
+from .execution.process_lock import ProcessLock, locked
 from .families import Family
 from .report import ComponentReport, ExecutionReport
 from .timing.blocks import Timings
@@ -47,7 +47,7 @@ class Attachment:
         self._timings = timings
         self._earlier: dict[str, ComponentReport] = {}  # rows of components that were exchanged
         self._suspended = False
-        self._process = DeviceLock(family.device(tts))
+        self._process = ProcessLock()
         try:
             first = background.meanwhile(config) if self.background is not None else config
             self.components = ComponentSet(tts, family, first, timings)
@@ -59,7 +59,7 @@ class Attachment:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Returns the lock of whole utterances, which a stock model takes too; only compiled code refuses a fork."""
-        return self.components.lock() if self.attached else locked(self.family.device(self.tts))
+        return self.components.lock() if self.attached else locked()
 
     def report(self) -> ExecutionReport:
         """Returns a row for each component; waits for the device."""
@@ -112,7 +112,7 @@ class Attachment:
         Raises:
             ModelStateError: when another program has replaced a method again.
         """
-        with locked(self.family.device(self.tts)) if self._process.forked else self.components.lock():
+        with locked() if self._process.forked else self.components.lock():
             self._suspended = False
             if self.attached:
                 self._detach()

@@ -17,7 +17,6 @@ from .attachment import Attachment
 from .batch import BatchProgress, collect, generate_chunks
 from .config import CompileConfig
 from .errors import InputError, ModelStateError, ParityError
-from .execution.process_lock import locked
 from .families import Family
 from .parity import TEXTS, ParityReport, Transcriber, gate, measure, transcription
 from .report import ExecutionReport, WarmupReport
@@ -171,7 +170,7 @@ class CompiledTTS(Proxy):
             InputError: for anything but a seed.
         """
         (seed,) = checked_seeds([seed], 1)
-        with self._attachment.lock(), locked(), RandomNumbers(seed, self._family.device(self.wrapped)).as_global():
+        with self._attachment.lock(), RandomNumbers(seed, self._family.device(self.wrapped)).as_global():
             yield
 
     @contextlib.contextmanager

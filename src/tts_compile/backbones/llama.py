@@ -16,6 +16,13 @@ from ..execution.native import llama_decoder
 from ..execution.native.llama_decoder import Int8Matrix
 from .backbone import Cache, CacheShape, NativeInputs, Where
 
+# The classes that the functions below were written for, with their top-level packages in front.
+_CLASSES = {
+    *("torch.Linear", "torch.Embedding", "torch.ModuleList", "torch.SiLU", "transformers.SiLUActivation"),
+    *(f"transformers.Llama{name}" for name in ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")),
+    *("transformers.LlamaRotaryEmbedding", "chatterbox.LearnedPositionEmbeddings"),
+}
+
 
 class LayerWeights(NamedTuple):
     """The weights of one Llama layer; every matrix is (out, in)."""
@@ -107,14 +114,16 @@ class Llama:
         return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
-        """Returns why reading the weights would not compute what the modules compute: linear layers of another kind."""
-        for part in ("tfmr", "speech_head"):
+        """Returns which module computes something else than the functions here, or None."""
+        for part in ("tfmr", "speech_head", "speech_emb", "speech_pos_emb"):
             for name, module in getattr(model, part).named_modules(prefix=part):
-                if name.endswith(("_proj", "speech_head")):
-                    if type(module) is not torch.nn.Linear:
-                        return f"{name} is a {type(module).__name__}"
-                    if module.bias is not None:
-                        return f"{name} has a bias"
+                kind = f"{type(module).__module__.partition('.')[0]}.{type(module).__qualname__}"
+                if kind not in _CLASSES:
+                    return f"{name} is a {type(module).__name__}"
+                if isinstance(module, torch.nn.Linear) and module.bias is not None:
+                    return f"{name} has a bias"
+                if getattr(module, "variance_epsilon", model.cfg.rms_norm_eps) != model.cfg.rms_norm_eps:
+                    return f"{name} has an epsilon of its own"
         return None
 
     def embed(self, weights: LlamaWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - rotary positions enter in the layers
@@ -213,7 +222,7 @@ class LlamaDecoder:
         return native.inner, native.vocabulary, weights.constants
 
     def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
-        """Embeds tokens and feed them through the native decoder: logits (utterances * rows, count, vocabulary)."""
+        """Embeds tokens and feeds them through the native decoder: logits (utterances * rows, count, vocabulary)."""
         embedding, speech_positions = inputs.embeddings
         x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
         assert inputs.tables is not None  # a Llama has some

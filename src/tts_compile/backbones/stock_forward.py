@@ -77,11 +77,15 @@ class StockForward:
         return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
-        """Returns that the transformer takes no cache of keys and values, or None."""
+        """Returns why the transformer cannot run over a static cache that attends to all positions, or None."""
         transformer = getattr(model, self._transformer)
-        if hasattr(transformer, "config"):
-            return None
-        return f"{type(transformer).__name__} is no transformer of Hugging Face's: it has no config"
+        name, config = type(transformer).__name__, getattr(transformer, "config", None)
+        if config is None:
+            return f"{name} is no transformer of Hugging Face's: it has no config"
+        kinds = {*(getattr(config, "layer_types", None) or ()), "full_attention"}
+        if getattr(config, "sliding_window", None) is not None or len(kinds) > 1:
+            return f"{name} attends to a window, or keeps something else than keys and values"
+        return None
 
     def embed(self, weights: StockWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - the transformer adds positions itself
         """Embeds speech tokens (utterances, count); returns (utterances * rows, count, width)."""

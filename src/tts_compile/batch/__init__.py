@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..attachment import Attachment
 from ..components.seam import not_its_own
-from ..execution.process_lock import locked
 from ..timing.blocks import Stopwatch
 from ..utils.random_state import RandomNumbers
 from .chunk import Chunk, collect
@@ -82,7 +81,7 @@ def _one_by_one(chunks: Iterable[Chunk], generate: Callable[[str], Tensor], repo
     for chunk in chunks:
         if chunk.error is None:
             try:
-                with locked(), chunk.random.as_global():
+                with chunk.random.as_global():
                     chunk.wave = generate(chunk.text)
             except Exception as error:  # concerns this chunk alone
                 chunk.fail(error)

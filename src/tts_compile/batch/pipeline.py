@@ -15,7 +15,6 @@ from ..components.compiled_component import CompiledComponent
 from ..components.flow import FlowComponent
 from ..components.t3 import Request, T3Component
 from ..errors import TTSCompileError
-from ..execution.process_lock import locked
 from ..families import SpeechCall
 from ..families.sampling import SamplingSettings
 from ..timing.blocks import timed
@@ -164,7 +163,7 @@ class BatchPipeline:
                     chunk.random.rewind(state)
         for (chunk, tokens), mel in zip(group, mels):
             try:
-                with locked(), chunk.random.as_global(), torch.inference_mode():
+                with chunk.random.as_global(), torch.inference_mode():
                     wave = self._wave(tokens, mel)
             except Exception as error:  # concerns this chunk alone
                 self._failed(chunk, error)
@@ -186,7 +185,7 @@ class BatchPipeline:
     def _noise(self, chunk: Chunk, tokens: Tensor) -> Tensor:
         """Draws the noise that the flow would draw for this chunk alone."""
         assert self._flow is not None
-        with locked(), chunk.random.as_global():
+        with chunk.random.as_global():
             return self._flow.noise(tokens, self._synthesis.reference(self._voice))
 
     def _mels(self, group: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

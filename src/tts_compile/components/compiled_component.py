@@ -78,8 +78,8 @@ class CompiledComponent:
         runtime: of the model.
         owner: the stock module.
         method: of the owner, to be replaced.
-        captures: whether the component captures CUDA graphs where there are some.
         package: whose method is replaced; another package's is left alone.
+        captures: whether the component captures CUDA graphs where there are some.
 
     Attributes:
         engine: made by the subclass.
@@ -91,7 +91,7 @@ class CompiledComponent:
     dtype = "model"
 
     def __init__(
-        self, name: str, runtime: Runtime, owner: Any, method: str, captures: bool = True, package: str = "chatterbox"
+        self, name: str, runtime: Runtime, owner: Any, method: str, package: str, captures: bool = True
     ) -> None:
         self.runtime: ComponentRuntime = runtime.component(name, captures, self.release)
         self.fallback = self.runtime.fallback

@@ -165,7 +165,7 @@ class EagerComponent:
         notes = [] if self.calls or self.left_to_stock else ["it has not been reached yet"]
         return [*notes, f"calls left to stock: {self.left_to_stock}"] if self.left_to_stock else notes
 
-    def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str = "chatterbox") -> bool:
+    def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str) -> bool:
         """Makes a seam where the method is its package's own; returns whether it is."""
         if reason := not_its_own(owner, name, package):
             self.fallback.note("attach", reason, "left as it is")

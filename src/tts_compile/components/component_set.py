@@ -48,7 +48,7 @@ class ComponentSet:
         }
         self.lock: Callable[[], AbstractContextManager[None]] = runtime.lock
         if all(isinstance(component, StockComponent) for component in self._components.values()):
-            self.lock = lambda: locked(runtime.device)  # a fork does no harm to stock
+            self.lock = locked  # a fork does no harm to stock
 
     def __getitem__(self, name: str) -> Component:
         return self._components[name]
@@ -138,7 +138,7 @@ def _makers(tts: Any, family: Family, runtime: Runtime) -> dict[str, Callable[[]
         makers["vocoder"] = lambda: VocoderComponent(getattr(tts, s3gen), family, runtime)
         makers["reference"] = lambda: ReferenceComponent(tts, family, runtime)
     if (encoder := family.voice_encoder) is not None:
-        makers["voice_encoder"] = lambda: VoiceEncoderComponent(getattr(tts, encoder), runtime)
+        makers["voice_encoder"] = lambda: VoiceEncoderComponent(getattr(tts, encoder), family, runtime)
     if (watermarker := family.watermarker) is not None:
         makers["watermark"] = lambda: WatermarkComponent(getattr(tts, watermarker), runtime)
     return makers

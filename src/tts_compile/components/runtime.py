@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..execution.compile_budget import CompileBudget
 from ..execution.cuda_graph import GraphCache, Replays
 from ..execution.memory_limit import MemoryLimit
 from ..execution.operators import NativeOperators, Operators, TorchOperators
-from ..execution.process_lock import DeviceLock
+from ..execution.process_lock import ProcessLock
 from ..fallback import FallbackManager
 from ..timing.blocks import Timings
 
@@ -44,12 +45,15 @@ class Runtime:
         self.config = config
         self.timings = timings
         self.memory = MemoryLimit(device, config.memory_limit_gb)
-        self._device_lock = DeviceLock(device)
-        self._folder = str(cache.folder(config.cache_dir))
+        process_lock = ProcessLock()
         self.budget = CompileBudget(config.compile_seconds)
         recorder = cuda_graph.recorder_for(device)
-        self.graphs = GraphCache(recorder, self._device_lock, memory=self.memory) if recorder else None
-        self.lock = self.graphs.turn if self.graphs else self._device_lock
+        self.graphs = GraphCache(recorder, process_lock, memory=self.memory) if recorder else None
+        self.lock = self.graphs.turn if self.graphs else process_lock
+
+    @functools.cached_property
+    def _folder(self) -> str:
+        return str(cache.folder(self.config.cache_dir))
 
     def component(self, name: str, captures: bool, release: Callable[[], object]) -> ComponentRuntime:
         """Returns one component's view.

@@ -11,7 +11,7 @@ from ..errors import ModelStateError
 _ABSENT = object()
 
 
-def not_its_own(owner: object, name: str, package: str = "chatterbox") -> str | None:
+def not_its_own(owner: object, name: str, package: str) -> str | None:
     """Returns that a method was replaced or overridden by a subclass, or None."""
     if not is_its_classes(owner, name) or getattr(type(owner), name).__module__.partition(".")[0] != package:
         return f"{type(owner).__name__}.{name} is not {package}'s own"

@@ -13,11 +13,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _compat
 from ..fallback import FallbackManager
+from ..fallback import reason as reason_of
 from .seam import Replacement, is_its_classes
 
 T = TypeVar("T")
 
-_HOOKED = "_output_capturing_hooks_installed"  # set by transformers in stock's first call, with its hooks
+# Attributes that stock's own calls set: transformers' mark of its hooks, and the table of position encodings that S3Gen
+# moves to the input's device and enlarges.
+_SET_BY_STOCK = {"_output_capturing_hooks_installed", "pe"}
 _ADDRESS: Callable[[Any], int] = operator.attrgetter("_cdata")
 _WRITES: Callable[[Any], int] = operator.attrgetter("_version")
 
@@ -32,13 +35,18 @@ class WeightWatch:
     Args:
         modules: returns the modules; called at each look, since a module may be exchanged.
         harmless: returns whether a forward hook changes nothing.
+        counted: whether weights whose writes torch does not count, those made in inference mode, are an obstacle.
     """
 
     def __init__(
-        self, modules: Callable[[], Sequence[nn.Module]], harmless: Callable[[Any], bool] = lambda _: False
+        self,
+        modules: Callable[[], Sequence[nn.Module]],
+        harmless: Callable[[Any], bool] = lambda _: False,
+        counted: bool = True,
     ) -> None:
         self._modules = modules
         self._harmless = harmless
+        self._counted = counted
         self._tree: _Tree | None = None
         self._seen: list[list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
@@ -49,7 +57,7 @@ class WeightWatch:
         tree = self._tree
         same = tree is not None and tree.unchanged(modules)
         if tree is None or not same:
-            tree = self._tree = _Tree(modules, self._harmless)
+            tree = self._tree = _Tree(modules, self._harmless, self._counted)
         reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else tree.reason
         if reason:
             self._tree = self._seen = None  # the obstacle may be taken away again
@@ -58,7 +66,7 @@ class WeightWatch:
         seen = [
             list(map(_ADDRESS, storages)),
             list(map(Tensor.data_ptr, tree.weights)),
-            list(map(_WRITES, tree.weights)),
+            [0 if weight.is_inference() else _WRITES(weight) for weight in tree.weights],
         ]
         if same and seen == self._seen:
             return True, None
@@ -71,7 +79,7 @@ class WeightWatch:
 class _Tree:
     """Modules and all that they keep, at one time; cheap to compare, since every call does."""
 
-    def __init__(self, roots: list[nn.Module], harmless: Callable[[Any], bool]) -> None:
+    def __init__(self, roots: list[nn.Module], harmless: Callable[[Any], bool], counted: bool) -> None:
         self._roots = roots
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._kinds = list(map(type, self._modules))
@@ -84,7 +92,7 @@ class _Tree:
         self._kept = list(_values(self._contents))
         self.weights = [value for value in self._kept if isinstance(value, Tensor)]
         reasons = (_altered(module, harmless) for module in self._modules)
-        self.reason = next(filter(None, reasons), None) or _strange(self.weights)
+        self.reason = next(filter(None, reasons), None) or _strange(self.weights, counted)
 
     def unchanged(self, roots: list[nn.Module]) -> bool:
         """Returns whether nothing has been exchanged, added or taken away."""
@@ -118,10 +126,10 @@ def _equal(values: list[Any], parts: list[dict[str, Any]]) -> bool:
 
 
 def _same_essentials(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Returns whether attributes are equal, apart from methods of the library and from transformers' mark."""
+    """Returns whether attributes are equal, apart from methods of the library and those that stock's calls set."""
 
     def essentials(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
-        return [(n, v) for n, v in attributes.items() if n != _HOOKED and not isinstance(v, Replacement)]
+        return [(n, v) for n, v in attributes.items() if n not in _SET_BY_STOCK and not isinstance(v, Replacement)]
 
     try:
         return essentials(before) == essentials(now)
@@ -141,10 +149,10 @@ def _altered(module: nn.Module, harmless: Callable[[Any], bool]) -> str | None:
     return None
 
 
-def _strange(weights: list[Tensor]) -> str | None:
+def _strange(weights: list[Tensor], counted: bool) -> str | None:
     if strange := set(map(type, weights)) - {Tensor, nn.Parameter}:
         return f"there is a weight of type {strange.pop().__name__}"
-    if any(map(Tensor.is_inference, weights)):
+    if counted and any(map(Tensor.is_inference, weights)):
         return "weights made in inference mode do not count what is written to them"
     return None
 
@@ -184,19 +192,25 @@ class PackedWeights(Generic[T]):
         self._unsupported = unsupported
         self._fallback = fallback
         self.generation = 0
-        self._mismatch: str | None = None
         self._made: T | None = None
         watch.look()
+        self._mismatch = self._checked()
 
     def unfit(self) -> str | None:
         """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
         unchanged, reason = self._watch.look()
         if not unchanged:
             self._made = None
-            self._mismatch = self._unsupported(self._module)
+            self._mismatch = self._checked()
         device = next(self._module.parameters()).device
         autocast = "autocast is on" if torch.is_autocast_enabled(device.type) else None
         return reason or self._mismatch or autocast
+
+    def _checked(self) -> str | None:
+        try:
+            return self._unsupported(self._module)
+        except Exception as error:  # a part that was exchanged may lack whatever is looked for
+            return f"its parts are of another make: {reason_of(error)}"
 
     def current(self) -> T:
         """Returns the weights, made now if there are none."""

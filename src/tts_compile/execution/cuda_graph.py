@@ -22,7 +22,7 @@ from ..errors import CompilationError
 from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory
 from .memory_limit import MemoryLimit
-from .process_lock import DeviceLock, locked
+from .process_lock import ProcessLock
 
 T = TypeVar("T")
 
@@ -158,13 +158,13 @@ class GraphCache:
 
     Args:
         recorder: captures the graphs.
-        lock: of the device.
+        lock: of the model.
         ceiling: on the number of graphs.
         memory: checked before each capture; None for no limit.
     """
 
     def __init__(
-        self, recorder: Recorder, lock: DeviceLock, ceiling: int = 64, memory: MemoryLimit | None = None
+        self, recorder: Recorder, lock: ProcessLock, ceiling: int = 64, memory: MemoryLimit | None = None
     ) -> None:
         self._recorder = recorder
         self._memory = memory
@@ -180,7 +180,7 @@ class GraphCache:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Holds the device's lock for captures, replays and the random numbers of a replay; may be nested."""
+        """Holds the model's lock for captures, replays and the random numbers of a replay; may be nested."""
         with self._lock(), self._recorder.turn():
             yield
 
@@ -239,8 +239,7 @@ class GraphCache:
                 value.copy_(old)
 
         try:
-            with locked():  # torch captures for one thread of a process at a time
-                graph, results = self._recorder.record(lambda: function(*buffers), undo)
+            graph, results = self._recorder.record(lambda: function(*buffers), undo)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise

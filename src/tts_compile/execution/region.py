@@ -16,7 +16,6 @@ from .. import _compat
 from ..fallback import FallbackManager
 from ..timing.blocks import Stopwatch, mark_compile
 from .compile_budget import CompileBudget
-from .process_lock import locked
 
 _serial = itertools.count()
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -136,7 +135,7 @@ class Region:
         graphs, breaks = _compat.graph_counts()
         failed = False
         budget = self._budget.enforced(self._fallback) if self._budget.limited else contextlib.nullcontext()
-        with locked(), budget, Stopwatch() as watch:
+        with budget, Stopwatch() as watch:
             try:
                 return self._compiled(counts, *args)
             except Exception as error:

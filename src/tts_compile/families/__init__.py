@@ -29,7 +29,7 @@ _registered: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Haves :func:`tts_compile.compile_model` accept another model class.
+    """Makes :func:`tts_compile.compile_model` accept another model class.
 
     Args:
         family: the declaration; one with the name of a registered family replaces that one.

@@ -33,7 +33,7 @@ class FlowComponent(CompiledComponent):
         if why := unsupported(flow):
             raise UnsupportedModelError(why)
         runtime.memory.check(sum(parameter.nbytes for parameter in flow.decoder.estimator.parameters()))  # the copies
-        super().__init__("flow", runtime, flow, "inference", package=family.package)
+        super().__init__("flow", runtime, flow, "inference", family.package)
         operators = self.runtime.operators(flow.parameters(), _native_fits(flow))
         self.engine = FlowEngine(flow, family.synthesis, operators, self.runtime)
 

@@ -23,7 +23,7 @@ class T3Component(CompiledComponent):
 
     def __init__(self, tts: Any, family: Family, speech: SpeechModel, runtime: Runtime) -> None:
         model = speech.of(tts)
-        super().__init__("t3", runtime, model, speech.method, package=family.package)
+        super().__init__("t3", runtime, model, speech.method, family.package)
         native = self._native_decoder(speech, model)
         policy = runtime.config.t3
         draft_tokens = CPU_DRAFT_TOKENS if policy.draft_tokens is None else policy.draft_tokens

@@ -119,7 +119,7 @@ class DecodeLoop:
 
     @timed("t3.prefill")
     def begin(self, utterance: Utterance) -> None:
-        """Feeds the prompt of one more utterance and sample its first token."""
+        """Feeds the prompt of one more utterance and samples its first token."""
         slot = len(self.active)
         self._cache.vacate(slot)
         self._history[slot] = self._vocabulary.start

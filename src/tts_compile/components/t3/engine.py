@@ -79,11 +79,11 @@ class T3Engine:
         self._signature = inspect.signature(getattr(type(model), speech.method))
         self._vocabulary = Vocabulary(speech.start(model), speech.stop(model), speech.start_counts_as_seen)
         self._tables: Tensor | None = None
+        self._sizes = _sizes(backbone.weights(model))
 
-        watch = WeightWatch(lambda: backbone.modules(model), backbone.harmless_hook)
+        # The tensors are read where they are: without a count of writes, only the draft can be out of date.
+        watch = WeightWatch(lambda: backbone.modules(model), backbone.harmless_hook, counted=False)
         self._packed = PackedWeights(model, watch, self._read_weights, self._unsupported, runtime.fallback)
-        first = backbone.weights(model)
-        self._sizes = _sizes(first)
         weights = self._packed.current()
         self._layered = LayeredPass("layered decode", backbone, weights.stock, runtime)
         self._native_passes = [
@@ -220,8 +220,9 @@ class T3Engine:
         return budget if limit is None else min(budget, limit)
 
     def _read_weights(self) -> EngineWeights:
+        self._tables = None  # made of modules that may have changed too
         weights = self._backbone.weights(self.model)
-        if self._native is None:
+        if self._native is None or not self._native.applies(self.model):
             return EngineWeights(weights, ())
         native = [self._native.weights(weights)]
         if self._draft_tokens:
@@ -239,7 +240,7 @@ class T3Engine:
         self._layered.weights = weights.stock
         passes = Passes(self._layered.prefill, self._layered, counts=self.draft_counts, listener=self.listener)
         pairs = zip(self._native_passes, weights.native)
-        if self._native_passes and all(native.ready(weights.stock, part) for native, part in pairs):
+        if self._native_passes and weights.native and all(native.ready(weights.stock, part) for native, part in pairs):
             passes.decode, *drafts = self._native_passes
             if drafts:
                 passes.draft, passes.draft_tokens = drafts[0], self._draft_tokens

@@ -212,6 +212,6 @@ def _at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...
 
 
 def _several(x: Tensor) -> Tensor:
-    """Haves compiled code serve any number of sequences or utterances."""
+    """Makes compiled code serve any number of sequences or utterances."""
     torch._dynamo.maybe_mark_dynamic(x, 0)
     return x

@@ -27,5 +27,5 @@ class VocoderComponent(CompiledComponent):
         if why := unsupported(vocoder):
             raise UnsupportedModelError(why)
         runtime.memory.check(sum(parameter.nbytes for parameter in vocoder.parameters()))  # the copies
-        super().__init__("vocoder", runtime, vocoder, "inference", captures=False, package=family.package)
+        super().__init__("vocoder", runtime, vocoder, "inference", family.package, captures=False)
         self.engine = VocoderEngine(vocoder, self.runtime.operators(vocoder.parameters(), True), self.runtime)

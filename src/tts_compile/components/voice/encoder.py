@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
+from ...families.family import Family
 from ..component import EagerComponent
 from ..runtime import Runtime
 from ..seam import own_method
@@ -18,10 +19,10 @@ from .spectrum import mel_spectrogram, plain, trim
 class VoiceEncoderComponent(EagerComponent):
     """A component that replaces ``tts.ve.embeds_from_wavs``: no librosa for trimming and spectrogram."""
 
-    def __init__(self, encoder: Any, runtime: Runtime) -> None:
+    def __init__(self, encoder: Any, family: Family, runtime: Runtime) -> None:
         super().__init__("voice_encoder", runtime, "nn.LSTM breaks torch.compile's graphs")
         self._encoder = encoder
-        self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs)
+        self._replace(encoder, "embeds_from_wavs", self._embeds_from_wavs, family.package)
 
     def _load(self) -> None:
         """Encodes a second of a tone."""

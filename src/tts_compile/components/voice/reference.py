@@ -44,11 +44,11 @@ class ReferenceComponent(EagerComponent):
         self._not_kept = ""
         self._watch = WeightWatch(self._modules)
         self._s3gen = getattr(tts, str(family.synthesis.attribute))
-        if not self._replace(self._s3gen, "embed_ref", self._embed_ref):
+        if not self._replace(self._s3gen, "embed_ref", self._embed_ref, family.package):
             return  # another program has replaced it, and wants to be called
         slot = family.voice
         if slot.read is not None and getattr(type(tts), slot.method).__module__ in slot.modules:
-            self._replace(tts, slot.method, functools.partial(self._run_reading, slot.read))
+            self._replace(tts, slot.method, functools.partial(self._run_reading, slot.read), family.package)
 
     def release(self) -> None:
         """Forgets the voices."""
