@@ -15,7 +15,7 @@ from pretend import PretendRecorder
 from tts_compile import handle as handle_module
 from tts_compile.execution import CompileOptions, Region
 from tts_compile.execution.cuda_graph import GraphCache, Replays
-from tts_compile.execution.process_lock import DeviceLock
+from tts_compile.execution.process_lock import ProcessLock
 from tts_compile.timing.blocks import PHASES, Timings, timed
 
 pytest.importorskip("chatterbox")
@@ -126,7 +126,7 @@ def test_compiling_is_kept_apart(fresh_dynamo: None) -> None:
 
 
 def test_capturing_is_kept_apart(recorder: PretendRecorder) -> None:
-    replays, timings = Replays(GraphCache(recorder, DeviceLock(CPU)), CPU), Timings()
+    replays, timings = Replays(GraphCache(recorder, ProcessLock()), CPU), Timings()
     for _ in range(3):
         with timed("generate", timings):
             replays(("flow", 1), lambda x: 2 * x, (torch.ones(2),))
