@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import tts_compile as tc
+from conftest import components
 from pretend import PretendRecorder
 from tts_compile import handle as handle_module
-from tts_compile.execution import Region
+from tts_compile.execution import CompileOptions, Region
 from tts_compile.execution.cuda_graph import GraphCache, Replays
+from tts_compile.execution.process_lock import ProcessLock
 from tts_compile.timing.blocks import PHASES, Timings, timed
 
 pytest.importorskip("chatterbox")
@@ -87,7 +89,7 @@ def test_a_call_that_fails_is_kept_apart(eager: tc.CompiledTTS, monkeypatch: pyt
 
 def test_what_is_left_to_stock_is_timed_too(eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     vocoder = eager.wrapped.s3gen.mel2wav
-    monkeypatch.setattr(eager._components["vocoder"], "left_to_stock", lambda: "for a test")
+    monkeypatch.setattr(components(eager)["vocoder"], "left_to_stock", lambda: "for a test")
     vocoder.inference(torch.zeros(1, 80, 8))
     assert counts(eager.timings) == {"vocoder": 1}
 
@@ -113,7 +115,7 @@ def test_a_batch_is_broken_down(eager: tc.CompiledTTS) -> None:
 
 def test_compiling_is_kept_apart(fresh_dynamo: None) -> None:
     fallback = tc.FallbackManager("part", ["inductor", "eager"])
-    region, timings = Region("double", lambda x: 2 * x, fallback, CPU, backend="eager"), Timings()
+    region, timings = Region("double", lambda x: 2 * x, fallback, CPU, CompileOptions("eager")), Timings()
     for _ in range(3):
         with timed("generate", timings):
             region(torch.ones(2))
@@ -123,19 +125,19 @@ def test_compiling_is_kept_apart(fresh_dynamo: None) -> None:
     assert 0 < double.total < generate.total
 
 
-def test_recording_is_kept_apart(recorder: PretendRecorder) -> None:
-    replays, timings = Replays(GraphCache(recorder), CPU), Timings()
+def test_capturing_is_kept_apart(recorder: PretendRecorder) -> None:
+    replays, timings = Replays(GraphCache(recorder, ProcessLock()), CPU), Timings()
     for _ in range(3):
         with timed("generate", timings):
             replays(("flow", 1), lambda x: 2 * x, (torch.ones(2),))
-    assert counts(timings, "compile") == {"generate": 1, "generate/record flow": 1}
+    assert counts(timings, "compile") == {"generate": 1, "generate/capture flow": 1}
     assert counts(timings) == {"generate": 2}
 
 
-def test_recorded_functions_hold_no_blocks(
+def test_captured_functions_hold_no_blocks(
     tts: Any, recorder: PretendRecorder, monkeypatch: pytest.MonkeyPatch, silent: Callable[[Any], Any]
 ) -> None:
-    """A replay would not take their time, and what is recorded must not depend on whether somebody times it."""
+    """A replay would not take their time, and what is captured must not depend on whether somebody times it."""
     silent(tts)
     unfused = tc.ComponentPolicy(fuse=False)
     fast = tc.compile_model(tts, tc.CompileConfig.off().replace(t3=unfused, flow=unfused))
@@ -162,6 +164,6 @@ def test_recorded_functions_hold_no_blocks(
         n_timesteps=1,
     )
     found = counts(fast.timings, "compile")
-    assert found.items() >= {"generate/t3/t3.decode/record t3": 1, "flow/record flow": 1}.items()
+    assert found.items() >= {"generate/t3/t3.decode/capture t3": 1, "flow/capture flow": 1}.items()
     assert made
     assert all(made)
