@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker: the worke
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import getpass
+import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 import tts_compile as tc
 from pretend import BREAKABLE, PretendRecorder, pretend
 from speech import Speech, random_states, seed_everything, speak_stock
-from stages import Made, Stage
+from stages import Made, Stage, tokens
 from tts_compile import cache
 from tts_compile.attachment import Attachment
 from tts_compile.components.compiled_component import CompiledComponent
@@ -93,6 +94,16 @@ def tts(model: Any) -> Iterator[Any]:
     vars(model.conds).update(voice)
     for module in (model.t3, model.s3gen, model.ve):
         module.eval()
+
+
+@pytest.fixture
+def few_tokens(tts: Any) -> Iterator[None]:
+    """A stock T3 that gives a few tokens at once, and a short voice for comparisons: each utterance takes no time."""
+    module = importlib.import_module("tts_compile.parity.measure")  # a function of the package has its name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tts.t3, "inference", lambda **_: tokens(12))
+        patch.setattr(module, "make_reference_wav", lambda path, seconds: tc.testing.make_reference_wav(path, 2))
+        yield
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ class PretendRecording:
 
     def reset(self) -> None:
         self.gone = True
+        self._function, self._results = lambda: None, None  # a graph that is gone keeps nothing either
 
 
 class PretendRecorder:

@@ -25,7 +25,6 @@ from tts_compile import batch
 from tts_compile.batch import pipeline as job
 from tts_compile.components.flow.engine import TOKENS
 from tts_compile.components.t3 import decode_loop
-from tts_compile.components.t3.cache import KVCache
 from tts_compile.components.t3.decode_loop import DecodeLoop
 from tts_compile.components.t3.scheduler import Scheduler
 from tts_compile.utils.random_state import RandomNumbers
@@ -208,9 +207,9 @@ def test_beginnings_that_prompts_share_are_read_once(
     traced: tc.CompiledTTS, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[int] = []
-    copy_start = KVCache.copy_start
+    copy_start = DecodeLoop._copy_start
     monkeypatch.setattr(
-        KVCache, "copy_start", lambda self, *given: copied.append(given[-1]) or copy_start(self, *given)
+        DecodeLoop, "_copy_start", lambda self, *given: copied.append(copy_start(self, *given)) or copied[-1]
     )
     lengths: list[int] = []
     embedded = type(traced.t3).prepare_input_embeds
@@ -222,7 +221,8 @@ def test_beginnings_that_prompts_share_are_read_once(
 
     monkeypatch.setattr(type(traced.t3), "prepare_input_embeds", embed)
     traced.generate_batch([SHORT, SHORT[:10]], [0, 0])
-    conditional, unconditional, *_ = copied
+    *first, conditional, unconditional = copied
+    assert first == [0, 0]  # nothing is there to copy from
     assert lengths[-1] - conditional < lengths[-1] / 2
     assert lengths[-1] - unconditional <= 3  # start and stop of the text differ in nothing but their positions
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tts_compile as tc
+from conftest import components
 from tts_compile import testing
 from tts_compile.errors import UnsafeFileError
 from tts_compile.families import family_named
@@ -163,7 +164,7 @@ def test_an_unsafe_cache_folder_means_no_captured_graphs(tts: Any, tmp_path: Pat
         tts, tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(), cache_dir=str(tmp_path))
     ) as fast:
         events = fast.report().components["t3"].fallbacks
-        assert fast._components["t3"].fallback.level == "eager"
+        assert components(fast)["t3"].fallback.level == "eager"
     assert [event.action for event in events] == ["inductor instead of cuda_graph", "eager instead of inductor"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tts_compile as tc
-from conftest import EAGER
+from conftest import EAGER, components
 from speech import SHORT
 from tts_compile.utils.gc_pause import gc_paused
 
@@ -55,7 +55,7 @@ def test_collection_is_paused_in_a_components_first_call_alone(
 ) -> None:
     silent(tts)
     fast = tc.compile_model(tts, EAGER)
-    engine = fast._components["t3"].engine  # type: ignore[union-attr]
+    engine = components(fast)["t3"].engine
     inference, seen = engine.inference, list[bool]()
 
     def listening(**kwargs: Any) -> Any:

@@ -113,7 +113,7 @@ def test_raise_means_raise(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_restore_gives_memory_back(tts: Any, recorder: PretendRecorder) -> None:
     def caches() -> int:
         gc.collect()
-        return sum(isinstance(thing, KVCache) for thing in gc.get_objects())
+        return sum(issubclass(type(thing), KVCache) for thing in gc.get_objects())  # proxies may be dead
 
     before = caches()
     handle = tc.compile_model(tts, ONLY)

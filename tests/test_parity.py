@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from tts_compile.families.english import ENGLISH
 from tts_compile.parity import ParityReport, Thresholds, WaveParity, compare, measure
 from tts_compile.parity.measure import compare_waves
 from tts_compile.parity.recorded_calls import Call, methods_of, recorded
+from tts_compile.tuning import tune
+from tts_compile.utils.random_state import generators_kept
 
 EXACT = Thresholds.exact()
 
@@ -78,12 +82,12 @@ def test_a_tape_is_played_from_stocks_own_inputs_and_random_numbers(tape: list[C
 
 
 def _bias(traced: Any, name: str) -> Tensor:
-    """Returns a bias of a block in the middle of the component."""
-    copies = components(traced)[name].engine.copies.current()
+    """Returns a bias of a block in the middle of the component, as the engine reads it."""
+    weights = components(traced)[name].engine._packed.current()
     if name == "vocoder":
-        bias: Tensor = copies.stages[1].residuals[0][0].kernel1[1]
+        bias: Tensor = weights.stages[1].residuals[0][0].kernel1[1]
         return bias
-    return copies.stages[1].blocks[0].weights.mlp_norm_bias  # type: ignore[no-any-return]
+    return weights.stages[1].blocks[0].weights.mlp_norm_bias  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
@@ -309,6 +313,25 @@ def test_the_whole_model(traced: Any) -> None:
     assert traced.report().attached
     assert "t3: the same calls" in steps
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True
+
+
+def test_only_the_generators_of_the_model_are_kept(tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[Any] = []
+
+    def fork_rng(devices: Any = None) -> contextlib.AbstractContextManager[None]:
+        forked.append(devices)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    monkeypatch.setattr(tts, "generate", lambda text: wave())
+    with tc.compile_model(tts, tc.CompileConfig.off()) as handle:
+        measure(attachment_of(handle), [SHORT])
+        handle.warmup()
+    tune(tts, ["A"], config=tc.CompileConfig.off().replace(cache_dir=tmp_path))
+    assert len(forked) >= 3
+    assert all(devices == [] for devices in forked)
+    generators_kept(gpu := torch.device("cuda", 1))
+    assert forked[-1] == [gpu]
 
 
 def test_an_utterance_that_fails_and_nothing_to_compare(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

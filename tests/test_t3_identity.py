@@ -159,7 +159,9 @@ def _written(t3: Any) -> None:
 
 def _loaded(t3: Any) -> None:
     state = {name: value.clone() for name, value in t3.state_dict().items()}
-    state["speech_head.weight"] = _permuted(t3.speech_head)
+    for name in state:
+        if name.endswith("speech_head.weight"):  # stock keeps the head twice once it has spoken
+            state[name] = _permuted(t3.speech_head)
     t3.load_state_dict(state, assign=True)
 
 

@@ -14,7 +14,6 @@ import torch
 
 import tts_compile as tc
 from conftest import EAGER
-from speech import Speech
 from tts_compile import background, handle
 from tts_compile.cli import main as cli
 from tts_compile.components.flow import FlowComponent
@@ -64,9 +63,7 @@ def planted(plant: Plant) -> Callable[[ParityReport], None]:
     return report_of
 
 
-def test_a_component_that_differs_falls_back_alone(
-    tts: Any, monkeypatch: pytest.MonkeyPatch, stock_speech: Callable[..., Speech]
-) -> None:
+def test_a_component_that_differs_falls_back_alone(tts: Any, few_tokens: None, monkeypatch: pytest.MonkeyPatch) -> None:
     inference = VocoderEngine.inference
 
     def louder(self: Any, *args: Any, **kwargs: Any) -> Any:

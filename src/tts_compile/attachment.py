@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from . import background
 from .components.component_set import ComponentSet
 from .config import CompileConfig
@@ -85,7 +87,8 @@ class Attachment:
         running.wait()
         earlier = self.components.report()
         try:
-            with self._detached():
+            # Copies of weights outlive the call that switches, which may run in inference mode.
+            with self._detached(), torch.inference_mode(mode=False), torch.no_grad():
                 made = ComponentSet(self.tts, self.family, self.config, self._timings)
                 self.components, self._earlier = made, earlier
         except ModelStateError as error:  # another program has replaced a method again: nothing can be detached

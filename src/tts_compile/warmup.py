@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from .attachment import Attachment
@@ -18,6 +17,7 @@ from .components.seam import Seam
 from .report import WarmupReport
 from .sample_text import prose
 from .timing.blocks import Stopwatch, timed
+from .utils.random_state import generators_kept
 
 SAMPLE_TOKENS = 8  # speech tokens of each built-in text: the first few compile whatever is left to compile
 _WITHOUT_BUCKETS = ((0, 200),)  # lengths in characters
@@ -44,7 +44,7 @@ def warm_up(
     names = list(components) if attachment.attached else []
     with (
         tqdm(total=len(names) + len(texts) + len(samples), disable=progress is not True, leave=False) as bar,
-        torch.random.fork_rng(),
+        generators_kept(attachment.family.device(attachment.tts)),
     ):
 
         @contextlib.contextmanager

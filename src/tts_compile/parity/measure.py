@@ -16,11 +16,12 @@ from torch import Tensor
 from ..attachment import Attachment
 from ..audio.reading import resample
 from ..audio.synthetic_voice import make_reference_wav
-from ..components.component import Component, EagerComponent
+from ..components.component import Component, EagerComponent, StockComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
 from ..fallback import reason
 from ..families import Family
+from ..utils.random_state import generators_kept
 from .metrics import (
     first_difference,
     log_mel_distance_db,
@@ -93,12 +94,18 @@ def measure(
     notes = [] if methods else ["no component has replaced anything: there is nothing to compare"]
     if words.note:
         notes.append(words.note)
+    left_to_stock = {name: part for name, part in components.items() if name not in methods and _asked(part)}
     return ParityReport(
         components=found,
         waves=tuple(spoken),
         thresholds={**thresholds, "wave": of_waves},
         notes=tuple(notes),
-        left_to_stock=tuple(name for name in components if name not in methods and _asked(components[name])),
+        left_to_stock=tuple(left_to_stock),
+        given_up={
+            name: part.fallback.events[0].error
+            for name, part in left_to_stock.items()
+            if isinstance(part, StockComponent) and part.fallback.events
+        },
     )
 
 
@@ -110,7 +117,7 @@ def inputs(
     tts, family = attachment.tts, attachment.family
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-parity-") as folder,
-        torch.random.fork_rng(),
+        generators_kept(family.device(tts)),
         family.voice.kept(tts),
     ):
         path = str(recording or make_reference_wav(Path(folder) / "voice.wav", seconds=5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..utils.tables import format_table
@@ -118,6 +118,7 @@ class ParityReport:
         thresholds: the limits, by component, and by ``"wave"`` for the waves.
         notes: a sentence for everything that was not measured.
         left_to_stock: names of components that were asked for and have replaced nothing.
+        given_up: the failures of those among them that stay stock because something failed, by name.
     """
 
     components: dict[str, ComponentParity]
@@ -125,11 +126,16 @@ class ParityReport:
     thresholds: dict[str, Thresholds]
     notes: tuple[str, ...] = ()
     left_to_stock: tuple[str, ...] = ()
+    given_up: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Returns whether everything is within the thresholds, and something was compared if anything was asked for."""
-        return not self.failures and bool(self.components or not self.left_to_stock)
+        """Returns whether everything asked for was compared and is within the thresholds.
+
+        A component that the model does not have may be missing from the comparison, unless nothing is left to compare.
+        """
+        compared = bool(self.components or not self.left_to_stock)
+        return compared and not self.failures and not self.given_up
 
     @property
     def failures(self) -> list[str]:
@@ -164,7 +170,8 @@ class ParityReport:
         if self.waves:
             parts.append("\n" + format_table(spoken))
         notes = [f"{name}: {note}" for name, part in self.components.items() for note in part.notes]
-        return "\n".join([*parts, *self.failures, *notes, *self.notes])
+        given_up = [f"{name}: left to stock for good: {why}" for name, why in self.given_up.items()]
+        return "\n".join([*parts, *self.failures, *given_up, *notes, *self.notes])
 
 
 def _plain(value: Any) -> Any:

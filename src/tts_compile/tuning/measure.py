@@ -27,6 +27,7 @@ from ..measuring.stats import FEWEST, ratio_of_medians
 from ..parity import ComponentParity, Thresholds, compare
 from ..parity.recorded_calls import Call, Methods, methods_of, recorded
 from ..timing.blocks import Stopwatch, Timings
+from ..utils.random_state import generators_kept
 from ..validation import checked_inputs
 from . import store
 from .trial import STOCK, Trial, Tuning, best_of
@@ -83,8 +84,12 @@ def tune(
     if budget is not None and not budget > 0:
         raise InputError(f"budget must be positive or None, got {budget}")
     config = CompileConfig.from_env() if config is None else config
-    with as_stock(tts) as model, torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng():
-        family = family_of(type(model))
+    with (
+        as_stock(tts) as model,
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        generators_kept((family := family_of(type(model))).device(model)),
+    ):
         texts = checked_inputs(model, family, [TEXT] if texts is None else texts, recording)
         key = store.key(model, config, texts, recording)
         path = store.path(config, key)

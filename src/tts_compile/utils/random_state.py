@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+
+
+def generators_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps the global generators that a model on ``device`` draws from; no other device is touched."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class RandomState:
@@ -59,7 +65,7 @@ class RandomNumbers:
     def as_global(self) -> Iterator[None]:
         """Puts these generators in the place of the global ones for the duration of the block."""
         on_gpu = self.generator is not self._cpu
-        with torch.random.fork_rng(devices=[self._device] if on_gpu else []):
+        with generators_kept(self._device):
             torch.set_rng_state(self._cpu.get_state())
             if on_gpu:
                 torch.cuda.set_rng_state(self.generator.get_state(), self._device)
