@@ -30,6 +30,7 @@ from stages import Made, Stage, tokens
 from tts_compile import cache
 from tts_compile.attachment import Attachment
 from tts_compile.components.compiled_component import CompiledComponent
+from tts_compile.execution.native import build
 
 SPEECH_TOKENS = 16
 ENGINES = ("t3", "flow", "vocoder")
@@ -173,6 +174,13 @@ def forget_failures(handle: tc.CompiledTTS) -> None:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> PretendRecorder:
     """Models compiled from now on find CUDA graphs, pretended, where they are."""
     return pretend(monkeypatch)
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes native code that other tests have built, whatever the cache folder."""
+    load = build.load_library
+    monkeypatch.setattr(build, "load_library", lambda name, cache_dir=None: load(name))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def side(total: float, t3: float, tokens: list[list[int]]) -> batch.Side:
 
 
 @pytest.fixture
-def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def small(tts: Any, built: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Loads one model for every source; its synthesis is silence whose length follows from the number of tokens."""
 
     def inference(self: Any, speech_tokens: Tensor, ref_dict: Any) -> tuple[Tensor, None]:

@@ -17,7 +17,6 @@ from tts_compile.bench.processes import Child, Wanted
 from tts_compile.bench.stages import Watched
 from tts_compile.bench.synthesis import Made
 from tts_compile.cli import main as cli
-from tts_compile.execution.native import build
 from tts_compile.measuring import proof
 
 pytest.importorskip("chatterbox")
@@ -56,7 +55,7 @@ def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.fixture
-def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(tts: Any, built: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts the model to a layer of each kind, and the benchmark to one solver step and one other length."""
     encoder, estimator = tts.s3gen.flow.encoder, tts.s3gen.flow.decoder.estimator
     stages = (estimator.down_blocks[0], estimator.mid_blocks[0], estimator.up_blocks[0])
@@ -69,8 +68,6 @@ def small(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(owner._modules, name, owner._modules[name][:1].eval())
     monkeypatch.setattr(synthesis, "_SOLVER_STEPS", 1)
     monkeypatch.setattr(synthesis, "_LENGTHS", [3])
-    kept = build.load_library
-    monkeypatch.setattr(build, "load_library", lambda name, cache_dir=None: kept(name))  # built by other tests
 
 
 def pretend(
