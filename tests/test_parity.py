@@ -87,7 +87,7 @@ def _bias(traced: Any, name: str) -> Tensor:
     if name == "vocoder":
         bias: Tensor = weights.stages[1].residuals[0][0].kernel1[1]
         return bias
-    return weights.stages[1].blocks[0].weights.mlp_norm_bias  # type: ignore[no-any-return]
+    return weights.estimator.stages[1].blocks[0].weights.mlp_norm_bias  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
