@@ -23,7 +23,7 @@ def interrupted_backend(graph: Any, inputs: Any) -> Any:
     raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _backends() -> None:
     from torch._dynamo import register_backend
 
