@@ -32,7 +32,7 @@ from tts_compile.attachment import Attachment
 from tts_compile.components.compiled_component import CompiledComponent
 from tts_compile.execution.native import build
 
-SPEECH_TOKENS = 16
+SPEECH_TOKENS = 10
 ENGINES = ("t3", "flow", "vocoder")
 EAGER = tc.CompileConfig(**dict.fromkeys(ENGINES, tc.ComponentPolicy(execution="eager")), warmup_samples=0)
 
@@ -101,7 +101,7 @@ def few_tokens(tts: Any) -> Iterator[None]:
     """A stock T3 that gives a few tokens at once, and a short voice for comparisons: each utterance takes no time."""
     module = importlib.import_module("tts_compile.parity.measure")  # a function of the package has its name
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tts.t3, "inference", lambda **_: tokens(12))
+        patch.setattr(tts.t3, "inference", lambda **_: tokens(6))
         patch.setattr(module, "make_reference_wav", lambda path, seconds: tc.testing.make_reference_wav(path, 2))
         yield
 

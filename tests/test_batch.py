@@ -33,17 +33,32 @@ CHUNKS = ["A", SHORT, TEXTS[120], "Now then, who goes there?", "It was a dark an
 Spoken = list[tuple[int, ...]]
 Silenced = Callable[[Any], Spoken]
 SEEDS = list(range(len(CHUNKS)))
+_ALONE: dict[Any, tuple[int, ...]] = {}
 # T3's loop with the native decoder, without waiting for inductor
 T3_ONLY = tc.CompileConfig.off().replace(t3=QUICK)
 
 
 def alone(model: Any, spoken: Spoken, texts: list[str], seeds: list[int], **settings: Any) -> list[Any]:
-    """Returns the speech tokens of each text by ``generate``."""
-    spoken.clear()
-    for text, seed in zip(texts, seeds):
+    """Returns the speech tokens of each text by ``generate``; once a session where no voice is given.
+
+    Other tests have shown that they are equal however the model runs.
+    """
+
+    def say(text: str, seed: int) -> tuple[int, ...]:
+        spoken.clear()
         torch.manual_seed(seed)
         model.generate(text, **settings)
-    found = list(spoken)
+        (found,) = spoken
+        return found
+
+    def known(text: str, seed: int) -> tuple[int, ...]:
+        key = (text, seed, *sorted(settings.items()))
+        if key not in _ALONE:
+            _ALONE[key] = say(text, seed)
+        return _ALONE[key]
+
+    speak = say if "exaggeration" in settings else known
+    found = [speak(text, seed) for text, seed in zip(texts, seeds)]
     spoken.clear()
     return found
 
@@ -95,14 +110,14 @@ def test_any_mix_in_any_order(traced: tc.CompiledTTS, spoken: Spoken, data: st.D
 
 
 def test_waves_and_random_numbers(tts: Any, eager: tc.CompiledTTS) -> None:
-    texts = CHUNKS[:3]
+    texts = CHUNKS[:2]
     expected = []
-    for text, seed in zip(texts, (5, 6, 5)):
+    for text, seed in zip(texts, (5, 6)):
         torch.manual_seed(seed)
         expected.append(eager.generate(text))
     seed_everything(1)
     before = random_states()
-    waves = eager.generate_batch(texts, seeds=[5, 6, 5])
+    waves = eager.generate_batch(texts, seeds=[5, 6])
     assert random_states() == before
     for wave, alone_ in zip(waves, expected):
         assert wave.dtype == torch.float32
@@ -112,10 +127,10 @@ def test_waves_and_random_numbers(tts: Any, eager: tc.CompiledTTS) -> None:
 def test_mel_frames_solved_together_make_the_same_waves(
     tts: Any, eager: tc.CompiledTTS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = eager.generate_batch(CHUNKS[:4], seeds=range(4))
+    expected = eager.generate_batch(CHUNKS[:3], seeds=range(3))
     calls = eager.report().components["flow"].calls
-    monkeypatch.setitem(job.FLOW_GROUP, "cpu", 3)
-    waves = eager.generate_batch(CHUNKS[:4], seeds=range(4))
+    monkeypatch.setitem(job.FLOW_GROUP, "cpu", 2)
+    waves = eager.generate_batch(CHUNKS[:3], seeds=range(3))
     assert eager.report().components["flow"].calls - calls < calls  # fewer passes over the estimator
     for wave, alone_ in zip(waves, expected):
         assert signal_to_error_db(alone_, wave) >= 60
@@ -230,8 +245,8 @@ def test_beginnings_that_prompts_share_are_read_once(
 def test_nothing_compiles_after_the_warm_up(fast: tc.CompiledTTS) -> None:
     rows = fast.report().components
     graphs = {name: row.graphs for name, row in rows.items()}
-    for max_batch in (3, 1, 2, None):
-        fast.generate_batch(CHUNKS[:4], SEEDS[:4], max_batch=max_batch)
+    for max_batch, count in ((3, 4), (1, 1), (2, 2)):
+        fast.generate_batch(CHUNKS[:count], SEEDS[:count], max_batch=max_batch)
     after = fast.report().components
     assert {name: row.graphs for name, row in after.items()} == graphs
     assert after["t3"].compiled_calls - rows["t3"].compiled_calls == after["t3"].calls - rows["t3"].calls > 0
@@ -729,10 +744,10 @@ def test_a_new_voice_and_exaggeration_are_those_of_generate(
     spoken = silenced(tts)
     voice = tc.testing.make_reference_wav(tmp_path / "voice.wav", seconds=3)
     expected = alone(eager, spoken, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8)
-    again = alone(eager, spoken, CHUNKS[:2], SEEDS[:2], exaggeration=0.3)
+    again = alone(eager, spoken, CHUNKS[:2], SEEDS[:2], exaggeration=9.0)
     assert again != expected
     assert together(eager, spoken, CHUNKS[:2], SEEDS[:2], audio_prompt_path=str(voice), exaggeration=0.8) == expected
-    assert together(eager, spoken, CHUNKS[:2], SEEDS[:2], exaggeration=0.3) == again
+    assert together(eager, spoken, CHUNKS[:2], SEEDS[:2], exaggeration=9.0) == again
 
 
 def test_the_watermark_is_applied_in_another_thread(

@@ -60,7 +60,7 @@ def test_in_inference_mode_and_out_of_it(traced: Any, stock_made: Callable[..., 
     assert_alike(stage.call(traced, 20), stock_made(stage, 20))
 
 
-def test_a_warm_up_draws_nothing_and_serves_the_first_call(
+def test_a_warm_up_draws_nothing_and_serves_every_length(
     tts: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tts_compile.components.flow.estimator import EstimatorWeights
@@ -76,7 +76,8 @@ def test_a_warm_up_draws_nothing_and_serves_the_first_call(
     assert torch.equal(torch.get_rng_state(), state)
     graphs = stage.row(handle).graphs
     assert graphs > 0
-    stage.call(handle)
+    for length in (2, 9, RUNG - 11, RUNG - 10, RUNG - 9):  # one fills a rung, after a reference of 10 tokens
+        stage.call(handle, length)
     assert (stage.row(handle).graphs, len(made)) == (graphs, 1)
 
 

@@ -19,9 +19,9 @@ ROOT = Path(tc.__file__).parent
 SCRIPT = """
 import json, sys, time
 import torch
-before = time.perf_counter()
+before = time.process_time()
 import tts_compile
-seconds = time.perf_counter() - before
+seconds = time.process_time() - before
 print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
 """
 

@@ -218,7 +218,8 @@ class FlowEngine:
         ratio = self.flow.token_mel_ratio
 
         def frame_padded(x: Tensor) -> Tensor:
-            return F.pad(x, (0, 0, 0, capacity * ratio - x.shape[1])).to(speaker)
+            padded = F.pad(x, (0, 0, 0, capacity * ratio - x.shape[1])).to(speaker)
+            return padded.contiguous()  # a length that fills its rung keeps its strides, which would be compiled anew
 
         return Conditions(
             speech=F.pad(speech, (0, capacity - speech.shape[1])),
