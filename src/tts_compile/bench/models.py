@@ -46,14 +46,11 @@ def checkpoint(model: str, size: str, seed: int, speech_tokens: int, directory: 
         yield model
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # synthetic weights need no download
-    if directory is not None:
-        if not (directory / "tokenizer.json").is_file():  # the file written last
-            testing.write_checkpoint(directory, size=size, seed=seed, speech_tokens=speech_tokens)
-        yield str(directory)
-        return
-    with tempfile.TemporaryDirectory(prefix="tts-compile-") as folder:
-        testing.write_checkpoint(folder, size=size, seed=seed, speech_tokens=speech_tokens)
-        yield folder
+    with contextlib.ExitStack() as temporary:
+        folder = directory or Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="tts-compile-")))
+        if not (folder / "tokenizer.json").is_file():  # the file written last
+            testing.write_checkpoint(folder, size=size, seed=seed, speech_tokens=speech_tokens)
+        yield str(folder)
 
 
 def load(source: str, device: str) -> Any:

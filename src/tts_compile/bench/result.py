@@ -7,17 +7,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..measuring import machine, proof, stats
-from ..measuring.stats import LEVEL, Ratio
+from ..measuring.stats import LEVEL, Ratio, ratio_of_medians, spread
 from ..utils.tables import markdown_table
-from .plots import Plot
+from .plots import Plot, Ratios
 
 Cell = str | Ratio
 Row = tuple[Cell, ...]
 LEAST_DB = 60.0  # of signal to error against stock
 INTERVAL = f"({LEVEL}% interval)"
+SIDES = ("stock", "compiled")
 _BESIDE = ("model", "config", "report")  # left out of the JSON where a benchmark has none
 
 
@@ -63,12 +64,27 @@ class Result(ABC):
     A subclass adds its raw figures as fields, and what follows from them as methods.
 
     Attributes:
+        subject: the benchmark's name on the command line.
+        title: the page's title.
+        called: the components that the measured calls must reach.
+        method: what is measured against what, for the page.
+        titles: words for quantities, by their names in the JSON.
+        more_is_better: the quantities of which more is better.
+        without_gain: the quantities that are shown and not compared.
         settings: the benchmark's.
         machine: see :func:`tts_compile.measuring.machine.describe`.
         model: class, device, dtype and sizes of the model.
         config: the configuration of the compiled side.
         report: the execution report of the compiled side as plain values.
     """
+
+    subject: ClassVar[str]
+    title: ClassVar[str]
+    called: ClassVar[Collection[str]] = proof.SPEAKING
+    method: ClassVar[str] = f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
+    titles: ClassVar[Mapping[str, str]] = {}
+    more_is_better: ClassVar[Collection[str]] = ()
+    without_gain: ClassVar[Collection[str]] = ()
 
     settings: Any
     machine: dict[str, Any] = field(default_factory=machine.describe)
@@ -77,47 +93,61 @@ class Result(ABC):
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
-    @abstractmethod
-    def subject(self) -> str:
-        """Returns the benchmark's name on the command line."""
-
-    @property
-    def called(self) -> Collection[str]:
-        """Returns the components that the measured calls must reach."""
-        return proof.SPEAKING
-
-    @property
     def promise(self) -> str:
         """Returns the claim that :attr:`passed` checks, without anything that was not compared."""
         return "the compiled side did what stock does"
-
-    @property
-    def method(self) -> str:
-        """Returns what is measured against what, for the page."""
-        return f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """Returns the page's title."""
 
     @property
     @abstractmethod
     def kept(self) -> bool:
         """Returns whether the promise is kept; speed is no part of it."""
 
-    @abstractmethod
-    def sections(self) -> list[Section]:
-        """Returns the tables."""
+    @property
+    def columns(self) -> Sequence[str]:
+        """Returns the names of the sides, stock's first."""
+        return SIDES
+
+    @property
+    def values(self) -> dict[str, Sequence[Sequence[float]]]:
+        """Returns the quantities, each with the values of every side; an empty list for a side that has none."""
+        return {}
 
     @property
     def gains(self) -> dict[str, Ratio]:
-        """Returns how many times better the compiled side is, by quantity."""
-        return {}
+        """Returns how many times better the last side is than the first, by quantity."""
+        found = {}
+        for name, (first, *_, last) in self.values.items():
+            above, below = (last, first) if name in self.more_is_better else (first, last)
+            if above and below and name not in self.without_gain:
+                found[name] = ratio_of_medians(above, below, seed=self.settings.seed)
+        return found
+
+    @property
+    def heading(self) -> str:
+        """Returns the words above the quantities."""
+        return self.title
+
+    def notes(self) -> list[str]:
+        """Returns the lines below the table."""
+        return [*self.few, self.about]
+
+    def rows(self) -> list[Row]:
+        """Returns the rows of all quantities: their medians by side, and the gain."""
+        gains = self.gains
+        return [
+            (self.titles.get(name, name), *map(spread, sides), gains.get(name, ""))
+            for name, sides in self.values.items()
+        ]
+
+    def sections(self) -> list[Section]:
+        """Returns the tables: by default one of all quantities."""
+        titles = (f"{self.heading}, median {INTERVAL}", *self.columns, f"gain {INTERVAL}")
+        return [Section([titles, *self.rows()], self.notes())]
 
     def plots(self) -> list[Plot]:
-        """Returns the figures."""
-        return []
+        """Returns the figures: by default the gains, where there are any."""
+        gains = {self.titles.get(name, name).removesuffix(", s"): gain for name, gain in self.gains.items()}
+        return [Ratios("How many times better than stock", gains)] if gains else []
 
     def follows(self) -> dict[str, Any]:
         """Returns plain values that follow from the raw ones, for the JSON."""
