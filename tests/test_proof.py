@@ -109,7 +109,7 @@ def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     "command",
     [
         ["demo", "--text", "A."],
-        ["bench", "e2e", "--text", "A.", "--no-memory", "--repeats", "1"],
+        ["bench", "e2e", "--text", "A.", "--repeats", "1"],
         ["validate", "--text", "A.", "--no-words"],
         ["warmup", "--text", "A."],
     ],

@@ -16,10 +16,11 @@ from .plots import Plot, Ratios
 
 Cell = str | Ratio
 Row = tuple[Cell, ...]
+Figures = dict[str, Any]  # mostly lists, with a value per repeat
 LEAST_DB = 60.0  # of signal to error against stock
 INTERVAL = f"({LEVEL}% interval)"
 SIDES = ("stock", "compiled")
-_BESIDE = ("model", "config", "report")  # left out of the JSON where a benchmark has none
+_BESIDE = ("model", "config", "report", "sides")  # left out of the JSON where a benchmark has none
 
 
 def option(default: Any, about: str = "", **details: Any) -> Any:
@@ -71,11 +72,13 @@ class Result(ABC):
         titles: words for quantities, by their names in the JSON.
         more_is_better: the quantities of which more is better.
         without_gain: the quantities that are shown and not compared.
+        units: divisors of quantities for tables.
         settings: the benchmark's.
         machine: see :func:`tts_compile.measuring.machine.describe`.
         model: class, device, dtype and sizes of the model.
         config: the configuration of the compiled side.
         report: the execution report of the compiled side as plain values.
+        sides: raw values by side, stock's first, and by quantity; a quantity that a side does not have is left out.
     """
 
     subject: ClassVar[str]
@@ -85,12 +88,14 @@ class Result(ABC):
     titles: ClassVar[Mapping[str, str]] = {}
     more_is_better: ClassVar[Collection[str]] = ()
     without_gain: ClassVar[Collection[str]] = ()
+    units: ClassVar[Mapping[str, float]] = {}
 
     settings: Any
     machine: dict[str, Any] = field(default_factory=machine.describe)
     model: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    sides: dict[str, Figures] = field(default_factory=dict)
 
     @property
     def promise(self) -> str:
@@ -103,14 +108,13 @@ class Result(ABC):
         """Returns whether the promise is kept; speed is no part of it."""
 
     @property
-    def columns(self) -> Sequence[str]:
-        """Returns the names of the sides, stock's first."""
-        return SIDES
-
-    @property
     def values(self) -> dict[str, Sequence[Sequence[float]]]:
-        """Returns the quantities, each with the values of every side; an empty list for a side that has none."""
-        return {}
+        """Returns the quantities of the table, each with the values of every side; an empty list for a missing one."""
+        return {
+            name: [[value / self.units.get(name, 1) for value in side.get(name, ())] for side in self.sides.values()]
+            for name in self.titles
+            if any(name in side for side in self.sides.values())
+        }
 
     @property
     def gains(self) -> dict[str, Ratio]:
@@ -141,7 +145,7 @@ class Result(ABC):
 
     def sections(self) -> list[Section]:
         """Returns the tables: by default one of all quantities."""
-        titles = (f"{self.heading}, median {INTERVAL}", *self.columns, f"gain {INTERVAL}")
+        titles = (f"{self.heading}, median {INTERVAL}", *(self.sides or SIDES), f"gain {INTERVAL}")
         return [Section([titles, *self.rows()], self.notes())]
 
     def plots(self) -> list[Plot]:
@@ -150,8 +154,8 @@ class Result(ABC):
         return [Ratios("How many times better than stock", gains)] if gains else []
 
     def follows(self) -> dict[str, Any]:
-        """Returns plain values that follow from the raw ones, for the JSON."""
-        return {"gains": stats.plain(self.gains)}
+        """Returns plain values that follow from the raw ones, for the JSON; two sides stand under their names too."""
+        return {"gains": stats.plain(self.gains), **(self.sides if tuple(self.sides) == SIDES else {})}
 
     @property
     def shortfalls(self) -> list[str]:

@@ -17,12 +17,9 @@ from . import processes
 from .models import compile_cache
 from .plots import Plot, Stages
 from .processes import Wanted
-from .result import SIDES, Repeated, Result, Row, option
+from .result import SIDES, Figures, Repeated, Result, Row, option
 
-TEXT = "Yes."
-GIB = 2**30
 STAGES = ("imports", "load", "compile", "call")
-MEMORY = ("load_memory", "call_memory", "memory")
 TITLES = {
     "imports": "imports, s",
     "load": "loading the checkpoint, s",
@@ -36,25 +33,28 @@ TITLES = {
     "call_memory": "peak memory of the first call, GiB",
     "memory": "peak memory, GiB",
 }
-Figures = dict[str, list[Any]]  # by the keys of the titles above, a value per process; what is missing was not measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadSettings(Repeated):
-    """Settings of ``load``: stock and compiled, the compiled side with the cache that its first process filled."""
+class ProcessSettings(Repeated):
+    """Settings of both benchmarks."""
 
     tokens: int = option(60, "a synthetic model stops after about this many for 90 characters", least=8)
-    text: str = option(TEXT, "text of the first call")
+    text: str = option("Yes.", "text of every call")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings(ProcessSettings):
+    """Settings of ``load``: stock and compiled, the compiled side with the cache that its first process filled."""
+
     call: bool = option(True, "leave the first call out")
     dtype: str = option("model", "of T3's weights on the compiled side", choices=("model", *DTYPES))
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartupSettings(Repeated):
+class StartupSettings(ProcessSettings):
     """Settings of ``startup``: stock, compiled with an empty cache (cold), and compiled with a full one (warm)."""
 
-    tokens: int = option(60, "a synthetic model stops after about this many for 90 characters", least=8)
-    text: str = option(TEXT, "text of every call")
     calls: int = option(3, "calls in a process, after the first", least=1)
 
 
@@ -63,40 +63,20 @@ class ProcessResult(Result):
     """The figures of fresh processes; a subclass for each way to compare them.
 
     Attributes:
-        sides: by name, stock first.
         missing: what :func:`tts_compile.measuring.proof.shortfalls` finds in each compiled process, the first included.
     """
 
+    heading = "a fresh process"
     titles: ClassVar[Mapping[str, str]] = TITLES
     without_gain = ("extra",)
+    units: ClassVar[Mapping[str, float]] = dict.fromkeys(("load_memory", "call_memory", "memory"), 2**30)
 
-    sides: dict[str, Figures]
     missing: list[str]
 
     @property
     def shortfalls(self) -> list[str]:
         """Returns what did not run as asked in any compiled process."""
         return self.missing
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Returns the names of the sides, stock's first."""
-        return list(self.sides)
-
-    @property
-    def heading(self) -> str:
-        """Returns what is measured."""
-        return "a fresh process"
-
-    @property
-    def values(self) -> dict[str, Sequence[Sequence[float]]]:
-        """Returns what was measured of seconds, and of memory in GiB."""
-        *_, last = self.sides.values()
-        scales = {name: GIB if name in MEMORY else 1 for name in TITLES if name in last}
-        return {
-            name: [[value / scale for value in side.get(name, ())] for side in self.sides.values()]
-            for name, scale in scales.items()
-        }
 
     def notes(self) -> list[str]:
         """Returns the machine and the verdict."""
@@ -115,8 +95,7 @@ class ProcessResult(Result):
 class LoadResult(ProcessResult):
     """From a fresh interpreter to the first answer, stock against compiled.
 
-    Attributes:
-        cold: seconds, by stage, of each side's first process, which is not among the others.
+    A side's ``cold`` has the seconds, by stage, of its first process, which is not among the others.
     """
 
     subject = "load"
@@ -125,18 +104,12 @@ class LoadResult(ProcessResult):
     method = f"tts_compile against stock, median and {LEVEL}% bootstrap interval of fresh processes that alternate"
     kept = True  # nothing is compared
 
-    cold: dict[str, dict[str, float]]
-
-    def follows(self) -> dict[str, Any]:
-        """Returns the gains, and each side under its name."""
-        return super().follows() | {name: {**side, "cold": self.cold[name]} for name, side in self.sides.items()}
-
     def rows(self) -> list[Row]:
         """Returns the rows of all quantities, and of the processes that came first."""
         found = super().rows()
         if self.settings.call:
             title = "first call of the side's first process, stock's before compiled, s"
-            found.append((title, *(f"{side['call']:.3g}" for side in self.cold.values()), ""))
+            found.append((title, *(f"{side['cold']['call']:.3g}" for side in self.sides.values()), ""))
         return found
 
     def notes(self) -> list[str]:
@@ -216,8 +189,7 @@ def run_load(source: str, settings: LoadSettings, step: Step | None = None) -> L
     found = {side: [call.result for call in calls] for side, calls in done.items()}
     return LoadResult(
         settings=s,
-        sides={side: _figures(later) for side, (_, *later) in found.items()},
-        cold={side: _seconds(first) for side, (first, *_) in found.items()},
+        sides={side: _figures(later) | {"cold": _seconds(first)} for side, (first, *later) in found.items()},
         missing=_missing(found["compiled"], proof.SPEAKING if s.call else ()),
         report=found["compiled"][-1]["report"],
     )

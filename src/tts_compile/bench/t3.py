@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -31,37 +31,28 @@ class Settings(Repeated):
     text: str = option(TEXT, "the text to speak")
 
 
-@dataclass
-class Side:
-    """The raw seconds of one side, a value per repeat.
+def figures(first: list[float], full: list[float], tokens: int, wasted_steps: int) -> dict[str, Any]:
+    """Returns the figures of one side, by the names of :attr:`T3Result.titles`, with the raw ones.
 
-    Attributes:
+    Args:
+        first: seconds of calls for one token.
+        full: seconds of calls for ``tokens`` tokens.
         tokens: speech tokens of the long call.
         wasted_steps: decoder steps that each call runs beyond those that its tokens need: stock feeds the last token
-            back, although it samples nothing after it.
-        first: of a call for one token.
-        full: of a call for ``tokens`` tokens.
+            back, although it samples nothing after it. Those of both calls cancel out.
     """
-
-    tokens: int
-    wasted_steps: int
-    first: list[float]
-    full: list[float]
-
-    @property
-    def step(self) -> list[float]:
-        """Returns the seconds of one decoder step; steps that both calls waste cancel out."""
-        return [(full - first) / (self.tokens - 1) for first, full in zip(self.first, self.full)]
-
-    @property
-    def rate(self) -> list[float]:
-        """Returns the decoded tokens per second, without the prompt."""
-        return [1 / step for step in self.step]
-
-    @property
-    def prefill(self) -> list[float]:
-        """Returns the seconds from the call to the first token."""
-        return [first - self.wasted_steps * step for first, step in zip(self.first, self.step)]
+    steps = [(long - short) / (tokens - 1) for short, long in zip(first, full)]
+    if min(steps) <= 0:
+        raise TTSCompileError(f"{tokens} tokens took no longer than 1; measure with more tokens")
+    return {
+        "tokens": tokens,
+        "wasted_steps": wasted_steps,
+        "first": first,
+        "full": full,
+        "decode": [1 / step for step in steps],
+        "prefill": [short - wasted_steps * step for short, step in zip(first, steps)],
+        "call": full,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,34 +70,17 @@ class T3Result(PairResult):
     more_is_better = ("decode",)
     varied = f", {len(_LENGTHS)} other texts included"
 
-    stock: Side
-    compiled: Side
-
     @property
     def heading(self) -> str:
         """Returns the number of tokens."""
         return f"T3, {self.settings.tokens} tokens"
 
-    @property
-    def values(self) -> dict[str, Sequence[Sequence[float]]]:
-        """Returns tokens a second, and the seconds of prompt and call."""
-        stock, compiled = self.stock, self.compiled
-        return {
-            "decode": (stock.rate, compiled.rate),
-            "prefill": (stock.prefill, compiled.prefill),
-            "call": (stock.full, compiled.full),
-        }
-
     def follows(self) -> dict[str, Any]:
-        """Returns gains and medians."""
+        """Returns gains, raw values and medians."""
         plain = {**super().follows(), "tokens_identical": self.tokens_identical == 2}
-        for name, side in (("stock", self.stock), ("compiled", self.compiled)):
-            plain[name] = {
-                **asdict(side),
-                "decode_tokens_per_s": asdict(median_of(side.rate)),
-                "prefill_s": asdict(median_of(side.prefill)),
-                "call_s": asdict(median_of(side.full)),
-            }
+        for name, side in self.sides.items():
+            medians = {"decode_tokens_per_s": "decode", "prefill_s": "prefill", "call_s": "call"}
+            plain[name] = side | {key: asdict(median_of(side[value])) for key, value in medians.items()}
         return plain
 
 
@@ -140,10 +114,8 @@ def _measure(fast: CompiledTTS, settings: Settings, step: Step, attach_seconds: 
 
     work = Work([functools.partial(speak, tokens) for tokens in (1, n)], vary=vary)
     done = pairs.call_in_turn(fast, settings, step, work, attach_seconds)
-    sides: dict[str, Any] = {
-        side: Side(n, wasted_steps[side], *map(seconds, calls)) for side, calls in done.sides.items()
+    sides = {
+        side: figures(*map(seconds, calls), tokens=n, wasted_steps=wasted_steps[side])
+        for side, calls in done.sides.items()
     }
-    for name, side in sides.items():
-        if min(side.step) <= 0:
-            raise TTSCompileError(f"{name}: {n} tokens took no longer than 1; measure with more tokens")
-    return T3Result(**done.figures, **sides)
+    return T3Result(**done.figures, sides=sides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,16 +35,6 @@ class Settings(Repeated):
     seconds: float = option(10.0, "of the first recording; the second one is a tenth shorter", least=1, most=600)
 
 
-@dataclass
-class Side:
-    """The raw seconds of one side: a value per fresh process, for ``first_cold`` a single one."""
-
-    first_cold: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    later: list[float] = field(default_factory=list)
-    repeated: list[float] = field(default_factory=list)
-
-
 @dataclass(frozen=True, kw_only=True)
 class VoiceResult(Result):
     """The figures of the reference voice.
@@ -64,19 +54,12 @@ class VoiceResult(Result):
         "repeated": "call with a file that was read before, s",
     }
 
-    stock: Side
-    compiled: Side
     identical: bool
 
     @property
     def kept(self) -> bool:
         """Returns whether the compiled side did what stock does."""
         return self.identical
-
-    @property
-    def values(self) -> dict[str, Sequence[Sequence[float]]]:
-        """Returns the seconds of every kind of call."""
-        return {name: [getattr(side, name) for side in (self.stock, self.compiled)] for name in self.titles}
 
     def notes(self) -> list[str]:
         """Returns what was compared, and the machine."""
@@ -106,7 +89,10 @@ def run(source: str, settings: Settings, step: Step | None = None) -> VoiceResul
         # With the cache that stock's first process left; each side's first reads weights and libraries into memory.
         warm = measure(1 + settings.repeats, dict.fromkeys(SIDES, folder / "cold-stock"))
     sides = {
-        side: Side([cold[side][0]["first"]], *([found[phase] for found in later] for phase in PHASES))
+        side: {
+            "first_cold": [cold[side][0]["first"]],
+            **{phase: [found[phase] for found in later] for phase in PHASES},
+        }
         for side, (_, *later) in warm.items()
     }
     everything = [found for each in (cold, warm) for side in SIDES for found in each[side]]
@@ -114,8 +100,7 @@ def run(source: str, settings: Settings, step: Step | None = None) -> VoiceResul
     return VoiceResult(
         settings=settings,
         model=last["model"],
-        stock=sides["stock"],
-        compiled=sides["compiled"],
+        sides=sides,
         identical=all(found["digests"] == last["digests"] for found in everything),
         report=last["report"],
     )
