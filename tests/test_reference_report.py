@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tts_compile as tc
-from tts_compile.bench import soak, startup, synthesis, voice
+from tts_compile.bench import models, soak, startup, synthesis, voice
 from tts_compile.bench.result import Section
 from tts_compile.bench.stages import STAGES
 from tts_compile.bench.synthesis import SpeechResult, Spoken
@@ -166,7 +166,7 @@ def test_texts_have_the_length_asked_for() -> None:
 def test_small_texts_are_heard_stage_by_stage(eager: tc.CompiledTTS) -> None:
     settings = synthesis.Settings(texts=("A.",), repeats=2)
     with eager:
-        result = synthesis.measure(eager, settings, silent)
+        result = synthesis.measure(models.Compiled(eager, 0.0, silent), settings)
     assert result.passed, str(result)
     for text in (*result.stock, *result.compiled):
         assert min(min(text.stages[stage]) for stage in STAGES[:-1]) > 0
@@ -192,7 +192,7 @@ def babbling(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_texts_and_the_batch_of_them_are_compared(tts: Any, babbling: None) -> None:
     settings = synthesis.Settings(texts=("A.", "A b."), repeats=2, batch=True)
     with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
-        result = synthesis.measure(fast, settings, silent)
+        result = synthesis.measure(models.Compiled(fast, 0.0, silent), settings)
         assert result.kept, str(result)
         assert (result.tokens_identical, result.signal_to_error_db, len(result.batch)) == (2, torch.inf, 2)
         assert result.audio_seconds == pytest.approx(2 * 12 * 960 / tts.sr)
@@ -202,7 +202,7 @@ def test_texts_and_the_batch_of_them_are_compared(tts: Any, babbling: None) -> N
             return [torch.rand(1, 12 * 960) for _ in settings.texts]
 
         fast.__dict__["generate_batch"] = other
-        assert not synthesis.measure(fast, settings, silent).kept
+        assert not synthesis.measure(models.Compiled(fast, 0.0, silent), settings).kept
 
 
 def test_a_compiled_side_that_speaks_other_tokens_is_noticed(
@@ -216,7 +216,7 @@ def test_a_compiled_side_that_speaks_other_tokens_is_noticed(
 
     monkeypatch.setattr(tc.CompiledTTS, "_checked_generate", other)
     with tc.compile_model(tts, tc.CompileConfig.off()) as fast:
-        result = synthesis.measure(fast, synthesis.Settings(texts=("A.",), repeats=2), silent)
+        result = synthesis.measure(models.Compiled(fast, 0.0, silent), synthesis.Settings(texts=("A.",), repeats=2))
     assert (result.tokens_identical, result.generator_identical, result.kept) == (0, False, False)
 
 
@@ -327,7 +327,7 @@ def test_parts_run_in_order_with_the_settings(tts: Any, monkeypatch: pytest.Monk
     assert asked == [
         ("str", startup.LoadSettings(repeats=6, call=False, seed=3)),
         ("str", voice.Settings(repeats=2, seed=3)),
-        ("CompiledTTS", synthesis.Settings(texts=CHUNKS[:4], repeats=6, seed=3)),
+        ("Compiled", synthesis.Settings(texts=CHUNKS[:4], repeats=6, seed=3)),
         ("CompiledTTS", soak.Settings(calls=13, seed=3)),
     ]
     assert list(result.spent) == ["loading", "voice encoding", "text generation, its warm-up included", "stability"]

@@ -13,7 +13,7 @@ from chunks import CHUNKS
 from result import ReportResult
 from tts_compile.api import compile_model
 from tts_compile.bench import soak, startup, synthesis, voice
-from tts_compile.bench.models import load
+from tts_compile.bench.models import Compiled, load
 from tts_compile.bench.result import Repeated, option
 from tts_compile.config import CompileConfig
 from tts_compile.errors import InputError
@@ -69,7 +69,7 @@ def run(source: str, settings: Settings) -> ReportResult:
         tts = load(source, s.device)
         with compile_model(tts, CompileConfig.from_env().replace(cache_dir=str(folder / "cache"))) as fast:
             with part("text generation, its warm-up included"):
-                generated = synthesis.measure(fast, spoken, progress)
+                generated = synthesis.measure(Compiled(fast, 0.0, progress), spoken)
             steady = None
             with part("stability"):
                 if s.soak_calls:

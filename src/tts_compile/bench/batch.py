@@ -18,12 +18,12 @@ from ..components.t3.scheduler import Scheduler
 from ..handle import CompiledTTS
 from ..measuring import interleaved
 from ..measuring.interleaved import Call, timed_call
-from ..measuring.progress import Progress, Step
+from ..measuring.progress import Step
 from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
 from ..parity.metrics import lowest_db
 from ..sample_text import prose
 from ..utils.patch import patched
-from .models import common, compile_cache, compiled_model, new_graphs
+from .models import common, compiled_model, new_graphs
 from .plots import Lines, Plot
 from .result import INTERVAL, LEAST_DB, Repeated, Result, Row, Section, decibels, option, ran
 from .stages import Made, watched
@@ -183,12 +183,8 @@ def rates(sides: Mapping[str, Side], by_size: Mapping[int, Side]) -> Lines:
 
 def run(source: str, settings: Settings) -> BatchResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
-    with (
-        compile_cache() as cache_dir,
-        Progress() as progress,
-        compiled_model(source, settings.device, cache_dir, progress) as (fast, _),
-    ):
-        return _measure(fast, settings, progress)
+    with compiled_model(source, settings.device) as (fast, _, step):
+        return _measure(fast, settings, step)
 
 
 def _measure(fast: CompiledTTS, settings: Settings, step: Step) -> BatchResult:

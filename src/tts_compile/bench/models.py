@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import _compat, testing
 from ..api import compile_model
@@ -20,7 +20,7 @@ from ..families.english import text_tokens
 from ..handle import CompiledTTS
 from ..loading import load_model, load_pretrained
 from ..measuring.interleaved import timed_call
-from ..measuring.progress import Step
+from ..measuring.progress import Progress, Step
 from ..utils.patch import patched, patched_items
 
 PRETRAINED = "pretrained"
@@ -153,26 +153,32 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class Compiled(NamedTuple):
+    """A compiled model, the seconds of ``compile_model``, and the progress of the command."""
+
+    fast: CompiledTTS
+    attach_seconds: float
+    step: Step
+
+
 @contextlib.contextmanager
-def compiled_model(
-    source: str, device: str, cache_dir: str, step: Step, component: str | None = None
-) -> Iterator[tuple[CompiledTTS, float]]:
-    """Yields a compiled model, and the seconds of ``compile_model``.
+def compiled_model(source: str, device: str, component: str | None = None) -> Iterator[Compiled]:
+    """Yields a model that is compiled with an empty compile cache.
 
     Args:
         source: see :func:`load`.
         device: of the model.
-        cache_dir: folder for compiled code.
-        step: receives the name of the step.
         component: the only one that is not stock; None follows the environment for all of them.
     """
-    step("loading")
-    tts = load(source, device)
-    config = CompileConfig.from_env().replace(cache_dir=cache_dir)
-    config = only(component, config) if component else config
-    fast, seconds = timed_call(device, lambda: compile_model(tts, config))
-    with fast:
-        yield fast, seconds
+    with compile_cache() as cache_dir, Progress() as progress:
+        progress("loading")
+        tts = load(source, device)
+        config = CompileConfig.from_env().replace(cache_dir=cache_dir)
+        if component:
+            config = only(component, config)
+        fast, seconds = timed_call(device, lambda: compile_model(tts, config))
+        with fast:
+            yield Compiled(fast, seconds, progress)
 
 
 def common(fast: CompiledTTS, settings: Any) -> dict[str, Any]:

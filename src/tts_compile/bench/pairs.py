@@ -6,14 +6,12 @@ import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
-from ..handle import CompiledTTS
 from ..measuring import interleaved
 from ..measuring.interleaved import Call
-from ..measuring.progress import Progress, Step
 from ..measuring.stats import yes
-from .models import common, compile_cache, compiled_model, new_graphs
+from .models import Compiled, common, new_graphs
 from .result import SIDES, Result, Row, ran
 from .stages import Made
 
@@ -109,29 +107,9 @@ class Calls(NamedTuple):
     figures: dict[str, Any]
 
 
-R = TypeVar("R", bound=PairResult)
-Measure = Callable[[CompiledTTS, Any, Step, float], R]  # takes the seconds of ``compile_model`` last
-
-
-def run(source: str, settings: Any, measure: Measure[R], component: str | None) -> R:
-    """Compiles a model with an empty compile cache and measures it.
-
-    Args:
-        source: see :func:`tts_compile.bench.models.load`.
-        settings: with device and seed.
-        measure: makes the result.
-        component: the only one that is compiled; None for all.
-    """
-    with (
-        compile_cache() as cache_dir,
-        Progress() as progress,
-        compiled_model(source, settings.device, cache_dir, progress, component) as (fast, attach_seconds),
-    ):
-        return measure(fast, settings, progress, attach_seconds)
-
-
-def call_in_turn(fast: CompiledTTS, settings: Any, step: Step, work: Work, attach_seconds: float) -> Calls:
+def call_in_turn(model: Compiled, settings: Any, work: Work) -> Calls:
     """Measures the first compiled call, warms up, calls the sides in turn, and makes calls of other lengths."""
+    fast, attach_seconds, step = model
     device, seed = settings.device, settings.seed
     step("first calls")
     work.calls[0]("stock")  # not timed: reads the weights into memory and sets up libraries for both sides

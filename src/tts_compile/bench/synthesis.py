@@ -15,11 +15,11 @@ from ..audio.reading import digest
 from ..handle import CompiledTTS
 from ..measuring import stats
 from ..measuring.interleaved import Call, seconds
-from ..measuring.progress import Step
 from ..measuring.stats import median_of, yes
 from ..parity.metrics import lowest_db
 from ..sample_text import TEXT, prose
 from . import pairs
+from .models import Compiled, compiled_model
 from .pairs import PairResult, Work
 from .plots import Lines, Plot, Stages
 from .result import LEAST_DB, SIDES, Repeated, decibels, option, sums
@@ -244,13 +244,16 @@ class SpeechResult(SynthesisResult):
 
 def run(source: str, settings: Any) -> SynthesisResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
-    return pairs.run(source, settings, measure, None if settings.subject == "e2e" else settings.subject)
+    component = None if settings.subject == "e2e" else settings.subject
+    with compiled_model(source, settings.device, component) as model:
+        return measure(model, settings)
 
 
-def measure(fast: CompiledTTS, settings: Any, step: Step, attach_seconds: float = 0.0) -> SynthesisResult:
+def measure(model: Compiled, settings: Any) -> SynthesisResult:
     """Measures a compiled model, which is warmed up after the first call."""
+    fast = model.fast
     work = _WORK[settings.subject](fast, settings)
-    done = pairs.call_in_turn(fast, settings, step, work, attach_seconds)
+    done = pairs.call_in_turn(model, settings, work)
     stock, compiled = done.sides.values()
     audio = [(a.result.audio[0], b.result.audio[0]) for sides in zip(stock, compiled) for a, b in zip(*sides)]
     for repeat, batch in enumerate(done.batch):

@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from ..errors import InputError, TTSCompileError
-from ..handle import CompiledTTS
 from ..measuring.interleaved import seconds
-from ..measuring.progress import Step
 from ..measuring.stats import median_of
 from ..sample_text import TEXT
 from . import pairs
-from .models import t3_inputs
+from .models import Compiled, compiled_model, t3_inputs
 from .pairs import PairResult, Work
 from .result import Repeated, option
 from .stages import Made
@@ -90,11 +88,12 @@ def run(source: str, settings: Settings) -> T3Result:
     Raises:
         InputError: when the model stops before ``settings.tokens`` tokens.
     """
-    return pairs.run(source, settings, _measure, "t3")
+    with compiled_model(source, settings.device, "t3") as model:
+        return _measure(model, settings)
 
 
-def _measure(fast: CompiledTTS, settings: Settings, step: Step, attach_seconds: float) -> T3Result:
-    n, tts = settings.tokens, fast.wrapped
+def _measure(model: Compiled, settings: Settings) -> T3Result:
+    n, tts = settings.tokens, model.fast.wrapped
     inputs, inference = t3_inputs(tts, settings.text), pairs.inference(tts.t3)
     # Where the configuration switches T3 off, the compiled side is stock, and wastes a step too.
     wasted_steps = {"stock": 1, "compiled": int("inference" not in vars(tts.t3))}
@@ -113,7 +112,7 @@ def _measure(fast: CompiledTTS, settings: Settings, step: Step, attach_seconds: 
             tts.t3.inference(**t3_inputs(tts, text[:length]), max_new_tokens=_SHORT)
 
     work = Work([functools.partial(speak, tokens) for tokens in (1, n)], vary=vary)
-    done = pairs.call_in_turn(fast, settings, step, work, attach_seconds)
+    done = pairs.call_in_turn(model, settings, work)
     sides = {
         side: figures(*map(seconds, calls), tokens=n, wasted_steps=wasted_steps[side])
         for side, calls in done.sides.items()

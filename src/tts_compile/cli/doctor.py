@@ -61,7 +61,7 @@ class Diagnosis:
             ("platform", about["platform"]),
             ("CPU", about["cpu"]),
             ("cores, torch threads", f"{about['cores']}, {about['torch_threads']}"),
-            ("memory", "unknown" if about["memory_gib"] is None else f"{about['memory_gib']} GiB"),
+            ("memory", f"{about['memory_gib']} GiB"),
             ("devices", ", ".join(self.devices)),
             ("C++ compiler", self.compiler or "none that works"),
             *self.cache.rows(),
