@@ -22,7 +22,7 @@ class PairResult(Result):
 
     Attributes:
         varied: the calls of other lengths, in words.
-        inputs: their number.
+        inputs: the number of different inputs that are measured.
         tokens_identical: inputs whose speech tokens equal stock's in every repeat; None where there are no tokens.
         generator_identical: after every pair of calls.
         first_call_seconds: ``compile_model`` and the first compiled call, with an empty compile cache.

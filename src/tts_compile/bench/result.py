@@ -154,8 +154,8 @@ class Result(ABC):
         return [Ratios("How many times better than stock", gains)] if gains else []
 
     def follows(self) -> dict[str, Any]:
-        """Returns plain values that follow from the raw ones, for the JSON; two sides stand under their names too."""
-        return {"gains": stats.plain(self.gains), **(self.sides if tuple(self.sides) == SIDES else {})}
+        """Returns plain values that follow from the raw ones, for the JSON."""
+        return {"gains": stats.plain(self.gains)}
 
     @property
     def shortfalls(self) -> list[str]:
@@ -170,6 +170,8 @@ class Result(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Returns raw values and what follows from them; an infinite ratio is None beside ``bit_identical``."""
         raw = {name: value for name, value in asdict(self).items() if value or name not in _BESIDE}
+        if tuple(self.sides) == SIDES:
+            raw |= raw.pop("sides")  # two sides stand under their own names
         if "signal_to_error_db" in raw:
             raw["bit_identical"] = raw["signal_to_error_db"] == math.inf
             if raw["bit_identical"]:

@@ -54,8 +54,8 @@ class DemoResult(Result):
         return self.tokens_identical
 
     def follows(self) -> dict[str, Any]:
-        """Returns the figures of both sides, and what each component ran as."""
-        return self.sides | {"ran": {name: row["ran"] for name, row in self.report["components"].items()}}
+        """Returns what each component ran as."""
+        return {"ran": {name: row["ran"] for name, row in self.report["components"].items()}}
 
     def sections(self) -> list[Section]:
         """Returns one table."""
