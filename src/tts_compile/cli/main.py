@@ -20,7 +20,6 @@ from ..cache import save_compile_cache
 from ..errors import TTSCompileError
 from ..measuring import proof
 from ..measuring.progress import Progress
-from ..testing import SIZES
 from ..tuning import tune
 from ..utils.files import refuse_unwritable
 from . import bench as bench_commands
@@ -133,18 +132,7 @@ def _doctor(_: argparse.Namespace) -> _Outcome:
 def _parser() -> argparse.ArgumentParser:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    model = argparse.ArgumentParser(add_help=False, parents=[output])
-    model.add_argument(
-        "--model",
-        default=SYNTHETIC,
-        metavar="synthetic|pretrained|FOLDER",
-        help="random weights in the real architecture (default), the published weights, or a checkpoint folder",
-    )
-    model.add_argument("--size", choices=SIZES, default="small", help="of a synthetic model; default: small")
-    model.add_argument("--seed", type=int, default=0, help="of the speech and of synthetic weights; default: 0")
-    model.add_argument("--device", default="cpu", help="device of the model; default: cpu")
-    model.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="keep the synthetic model in this folder")
-
+    model = options.of_model(parents=[output])
     parser = argparse.ArgumentParser(prog="tts-compile", description="Makes Chatterbox fast, exactly and provably.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="demo | bench | validate | autotune | warmup | doctor")
