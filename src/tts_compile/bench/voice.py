@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,38 +76,34 @@ def run(source: str, settings: Settings, step: Step | None = None) -> VoiceResul
         folder = Path(name)
         lengths = (settings.seconds, 0.9 * settings.seconds)
         files = [str(make_reference_wav(folder / f"{n}.wav", seconds=length)) for n, length in enumerate(lengths)]
-
-        def measure(repeats: int, numba_caches: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
-            ways = {
-                side: functools.partial(_in_process, source, side, settings.device, files, cache)
-                for side, cache in numba_caches.items()
-            }
-            done = alternate(ways, repeats, step or progress)
-            return {side: [call.result for call in calls] for side, calls in done.items()}
-
-        cold = measure(1, {side: folder / f"cold-{side}" for side in SIDES})
-        # With the cache that stock's first process left; each side's first reads weights and libraries into memory.
-        warm = measure(1 + settings.repeats, dict.fromkeys(SIDES, folder / "cold-stock"))
-    sides = {
-        side: {
-            "first_cold": [cold[side][0]["first"]],
-            **{phase: [found[phase] for found in later] for phase in PHASES},
+        # After its first process, each side has the cache that stock's first process left.
+        caches = {
+            side: iter([folder / f"cold-{side}", *[folder / "cold-stock"] * (1 + settings.repeats)]) for side in SIDES
         }
-        for side, (_, *later) in warm.items()
-    }
-    everything = [found for each in (cold, warm) for side in SIDES for found in each[side]]
-    last = warm["compiled"][-1]
+        ways = {
+            side: functools.partial(_in_process, source, side, settings.device, files, caches[side]) for side in SIDES
+        }
+        done = alternate(ways, 2 + settings.repeats, step or progress)
+    found = {side: [call.result for call in calls] for side, calls in done.items()}
+    last = found["compiled"][-1]
     return VoiceResult(
         settings=settings,
         model=last["model"],
-        sides=sides,
-        identical=all(found["digests"] == last["digests"] for found in everything),
+        sides={side: _figures(*processes) for side, processes in found.items()},
+        identical=all(each["digests"] == last["digests"] for processes in found.values() for each in processes),
         report=last["report"],
     )
 
 
-def _in_process(source: str, side: str, device: str, files: Sequence[str], numba_cache: Path) -> dict[str, Any]:
-    environment = {"NUMBA_CACHE_DIR": str(numba_cache)}
+def _figures(cold: dict[str, Any], _: dict[str, Any], *warm: dict[str, Any]) -> dict[str, list[float]]:
+    """Returns the seconds of one side; its second process reads weights and libraries into memory."""
+    return {"first_cold": [cold["first"]], **{phase: [found[phase] for found in warm] for phase in PHASES}}
+
+
+def _in_process(
+    source: str, side: str, device: str, files: Sequence[str], numba_caches: Iterator[Path]
+) -> dict[str, Any]:
+    environment = {"NUMBA_CACHE_DIR": str(next(numba_caches))}
     return in_fresh_process(
         f"the {side} side's voice", prepare_three, source, side, device, files, environment=environment
     )
