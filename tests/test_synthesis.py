@@ -122,7 +122,7 @@ def test_sides_alternate_from_the_same_seed(bench: Bench, monkeypatch: pytest.Mo
     assert list(map(len, seconds)) == [5, 5]
     assert min(map(min, seconds)) > 0
     assert result.audio_seconds == 1
-    assert result.gain.interval is not None
+    assert result.gains["seconds"].interval is not None
 
 
 def test_equal_results_are_json_and_a_table(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

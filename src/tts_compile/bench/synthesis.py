@@ -216,7 +216,7 @@ class SpeechResult(SynthesisResult):
         return found | self.stage_values
 
     @property
-    def stage_values(self) -> dict[str, list[list[float]]]:
+    def stage_values(self) -> dict[str, Sequence[Sequence[float]]]:
         """Returns the seconds of both sides in each stage that takes time."""
         stock, compiled = map(self.stages, SIDES)
         return {stage: [stock[stage], compiled[stage]] for stage in STAGES if min(compiled[stage]) > 0}
