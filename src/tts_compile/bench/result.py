@@ -234,15 +234,8 @@ def as_json(plain: Mapping[str, Any]) -> str:
       "ratio": "nan"
     }
     """
-    return json.dumps(_finite(plain), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(plain), parse_constant=lambda constant: str(float(constant)))
+    return json.dumps(finite, indent=2, allow_nan=False)
 
 
 def sums(lists: Iterable[Sequence[float]]) -> list[float]:
