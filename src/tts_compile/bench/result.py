@@ -78,7 +78,7 @@ class Result(ABC):
         model: class, device, dtype and sizes of the model.
         config: the configuration of the compiled side.
         report: the execution report of the compiled side as plain values.
-        sides: raw values by side, stock's first, and by quantity; a quantity that a side does not have is left out.
+        sides: by name, stock first: :data:`Figures`, without the quantities that a side does not have.
     """
 
     subject: ClassVar[str]
@@ -95,7 +95,7 @@ class Result(ABC):
     model: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
-    sides: dict[str, Figures] = field(default_factory=dict)
+    sides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def promise(self) -> str:

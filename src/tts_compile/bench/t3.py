@@ -113,8 +113,7 @@ def _measure(model: Compiled, settings: Settings) -> T3Result:
 
     work = Work([functools.partial(speak, tokens) for tokens in (1, n)], vary=vary)
     done = pairs.call_in_turn(model, settings, work)
-    sides = {
-        side: figures(*map(seconds, calls), tokens=n, wasted_steps=wasted_steps[side])
-        for side, calls in done.sides.items()
-    }
+    sides = {}
+    for side, (first, full) in done.sides.items():
+        sides[side] = figures(seconds(first), seconds(full), n, wasted_steps[side])
     return T3Result(**done.figures, sides=sides)
