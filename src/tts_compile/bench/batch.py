@@ -139,10 +139,10 @@ class BatchResult(Result):
     def sections(self) -> list[Section]:
         """Returns a table of all sides and one of the sizes."""
         sizes = [(str(size), spread(side.rates)) for size, side in self.by_size.items()]
-        return [Section(self.rows()), Section([("T3, texts at a time", "tokens/s"), *sizes], self.notes())]
+        return [Section(self.side_table()), Section([("T3, texts at a time", "tokens/s"), *sizes], self.notes())]
 
-    def rows(self) -> list[Row]:
-        """Returns the table of all sides, its titles included."""
+    def side_table(self) -> list[Row]:
+        """Returns the titles and the rows of all sides."""
         title = f"{self.settings.chunks} texts, {self.audio_seconds:.0f} s of speech, median {INTERVAL}"
         sides, nothing = self.sides.values(), [""] * len(self.others)
         speech = [[self.audio_seconds / seconds for seconds in side.total] for side in sides]
