@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tts_compile as tc
-from tts_compile.bench import models, processes, t3
+from tts_compile.bench import models, t3
 from tts_compile.bench.result import as_json
 from tts_compile.measuring import machine
 from tts_compile.measuring.stats import Median, Ratio, difference_of_medians, median_of, ratio_of_medians
@@ -100,12 +100,13 @@ def test_table_is_markdown_with_aligned_columns():
 
 def test_a_wasted_step_counts_as_decoding_and_not_as_prompt():
     prompt, step, tokens = 2.0, 0.25, 9
-    stock = t3.Side(tokens, wasted_steps=1, first=[prompt + step], full=[prompt + tokens * step])
-    compiled = t3.Side(tokens, wasted_steps=0, first=[prompt], full=[prompt + (tokens - 1) * step])
+    stock = t3.figures([prompt + step], [prompt + tokens * step], tokens, wasted_steps=1)
+    compiled = t3.figures([prompt], [prompt + (tokens - 1) * step], tokens, wasted_steps=0)
     for side in (stock, compiled):
-        assert side.step == [step]
-        assert side.rate == [4.0]
-        assert side.prefill == [prompt]
+        assert side["decode"] == [4.0]
+        assert side["prefill"] == [prompt]
+    with pytest.raises(tc.TTSCompileError, match="measure with more tokens"):
+        t3.figures([prompt], [prompt], tokens, wasted_steps=0)
 
 
 def test_the_machine_is_plain_json():
@@ -197,55 +198,33 @@ def eager_config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def children():
-    """Collects every fresh process of the benchmark."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory, eager_config, children):
+def result(tmp_path_factory, eager_config):
     folder = tmp_path_factory.mktemp("bench-checkpoint")
     tc.testing.write_checkpoint(folder, speech_tokens=200)
-    measure = processes.measure
-
-    def noted(source, side, wanted):
-        children[side] = measure(source, side, wanted)
-        return children[side]
-
-    with models.quiet(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "measure", noted)
-        return t3.run(str(folder), t3.Settings(repeats=2, tokens=12, text="A short text.", memory=True))
+    with models.quiet():
+        return t3.run(str(folder), t3.Settings(repeats=2, tokens=12, text="A short text."))
 
 
 def test_a_small_bench_proves_identity_and_no_recompiling(result):
-    assert result.tokens_identical
+    assert result.tokens_identical == result.inputs == 2
     assert result.generator_identical
     assert result.later_graphs == 0
     assert result.passed
 
 
 def test_a_small_bench_measures_every_repeat(result):
-    for side in (result.stock, result.compiled):
-        assert len(side.first) == len(side.full) == 2
-        assert min(side.rate) > 0
-    assert (result.stock.wasted_steps, result.compiled.wasted_steps) == (1, 0)
-    for peaks in result.peaks.values():
-        assert peaks["process"] > 2**28
-
-
-def test_fresh_processes_say_how_far_they_are_and_what_ran(result, children):
-    for side, done in children.items():
-        assert list(done.marks) == ["started", "imported", "loading", "loaded", "compiling", "compiled"]
-        times = list(done.marks.values())
-        assert times == sorted(times)
-        assert (done.found["report"] is None) == (side == "stock")
-    assert children["compiled"].found["report"]["components"]["t3"]["ran"] == "eager"
+    for side in result.sides.values():
+        assert len(side["first"]) == len(side["full"]) == 2
+        assert min(side["decode"]) > 0
+    assert [side["wasted_steps"] for side in result.sides.values()] == [1, 0]
 
 
 def test_a_small_bench_is_json_and_a_table(result):
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["passed"]
+    assert plain["tokens_identical"] is True
     assert plain["gains"]["decode"]["verdict"] == "unknown"
+    assert plain["stock"]["call_s"]["value"] == pytest.approx(np.mean(plain["stock"]["full"]))
     assert plain["report"]["components"]["t3"]["calls"] > 0
     assert "decode, tokens/s" in str(result)
     assert "WARNING: 2 repeats" in str(result)
@@ -254,4 +233,4 @@ def test_a_small_bench_is_json_and_a_table(result):
 def test_a_model_that_stops_early_is_an_error(tmp_path, eager_config):
     folder = tc.testing.write_checkpoint(tmp_path, speech_tokens=6)
     with models.quiet(), pytest.raises(tc.InputError, match="stopped after"):
-        t3.run(str(folder), t3.Settings(repeats=1, tokens=100, memory=False))
+        t3.run(str(folder), t3.Settings(repeats=1, tokens=100))

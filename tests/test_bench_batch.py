@@ -108,7 +108,6 @@ def test_gains_are_ratios_of_medians() -> None:
         audio_seconds=5.0,
         reference_seconds=10.0,
         signal_to_error_db=70.0,
-        padding=0.1,
         later_graphs=0,
     )
     assert (result.gain("stock").value, result.gain("row", "t3").value) == (3.0, 2.5)

@@ -11,7 +11,7 @@ import pytest
 
 import tts_compile as tc
 from tts_compile import cache, config
-from tts_compile.bench import batch, plots, processes, t3, voice
+from tts_compile.bench import batch, plots, startup, t3, voice
 from tts_compile.bench.result import Result, Section
 from tts_compile.cli import bench as commands
 from tts_compile.cli import doctor
@@ -285,7 +285,7 @@ def test_settings_come_from_the_command_line(monkeypatch, capsys):
         given.append(settings)
         return Pretended(settings=settings)
 
-    for settings in (t3.Settings, batch.Settings, processes.LoadSettings, voice.Settings):
+    for settings in (t3.Settings, batch.Settings, startup.LoadSettings, voice.Settings):
         monkeypatch.setitem(commands.SUBJECTS, "t3", commands.Subject(settings, run, "", None))
         assert cli.main(["bench", "t3"]) == 0
         assert given.pop() == settings()

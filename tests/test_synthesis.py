@@ -13,8 +13,6 @@ from torch import Tensor
 
 import tts_compile as tc
 from tts_compile.bench import models, synthesis
-from tts_compile.bench.processes import Child, Wanted
-from tts_compile.bench.stages import Watched
 from tts_compile.bench.synthesis import Made
 from tts_compile.cli import main as cli
 from tts_compile.measuring import proof
@@ -46,7 +44,7 @@ def bench(tts: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
     def run(subject: str = "flow", **settings: Any) -> synthesis.SynthesisResult:
         with models.quiet():
-            settings = {"repeats": 1, "tokens": 2, **({"memory": False} if subject == "e2e" else {}), **settings}
+            settings = {"repeats": 1, "tokens": 2, **settings}
             return synthesis.run("anywhere", SETTINGS[subject](**settings))
 
     monkeypatch.setattr(models, "load", lambda source, device: tts)
@@ -79,8 +77,7 @@ def pretend(
     """Makes the benchmark measure ``call`` in place of the flow, on a model that counts as compiled."""
 
     def made(side: str) -> Made:
-        audio = [call(side)]
-        return Made(audio, Watched(tokens=[tokens.pop()]) if tokens else None)
+        return Made([call(side)], [tokens.pop()] if tokens else [])
 
     work = synthesis.Work([made], 4.0, vary or (lambda: None))
     monkeypatch.setitem(synthesis._WORK, "flow", lambda fast, settings: work)
@@ -125,7 +122,7 @@ def test_sides_alternate_from_the_same_seed(bench: Bench, monkeypatch: pytest.Mo
     assert list(map(len, seconds)) == [5, 5]
     assert min(map(min, seconds)) > 0
     assert result.audio_seconds == 1
-    assert result.gain.interval is not None
+    assert result.gains["seconds"].interval is not None
 
 
 def test_equal_results_are_json_and_a_table(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,20 +280,3 @@ def test_generate_that_speaks_other_tokens_is_a_failure(
     assert result.tokens_identical == 0
     assert not result.kept
     assert "NO" in str(result)
-
-
-def test_memory_of_generate_is_that_of_fresh_processes(
-    bench: Bench, babbling: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, Any]] = []
-
-    def measure(source: str, side: str, wanted: Wanted) -> Child:
-        asked.append((side, wanted.tokens))
-        peaks = {"process": 4 * 2**30, "call": (2 if side == "stock" else 3) * 2**30, "how": "guessed"}
-        return Child({"peaks": peaks}, {})
-
-    monkeypatch.setattr(synthesis.processes, "measure", measure)
-    result = bench.run("e2e", text="A.", memory=True)
-    assert asked == [("stock", None), ("compiled", None)]
-    assert "1.500 of stock's" in str(result)
-    assert result.to_dict()["peaks"]["compiled"]["call"] == 3 * 2**30

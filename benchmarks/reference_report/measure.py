@@ -12,8 +12,8 @@ import reference
 from chunks import CHUNKS
 from result import ReportResult
 from tts_compile.api import compile_model
-from tts_compile.bench import processes, soak, synthesis, voice
-from tts_compile.bench.models import load
+from tts_compile.bench import soak, startup, synthesis, voice
+from tts_compile.bench.models import Compiled, load
 from tts_compile.bench.result import Repeated, option
 from tts_compile.config import CompileConfig
 from tts_compile.errors import InputError
@@ -38,15 +38,13 @@ def run(source: str, settings: Settings) -> ReportResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`.
 
     Raises:
-        InputError: for fewer than three texts, or more than there are; for a single round of further calls.
+        InputError: for fewer than three texts, or more than there are.
     """
     s = settings
-    if 0 < s.soak_calls <= soak.ROUND:
-        raise InputError(f"soak_calls must be 0 or more than {soak.ROUND}: each round is compared with the first one")
     if not reference.MEASURED <= s.texts <= len(CHUNKS):
         raise InputError(f"texts must be from {reference.MEASURED} to {len(CHUNKS)}, got {s.texts}")
     common = {"device": s.device, "seed": s.seed}
-    fresh = processes.LoadSettings(repeats=s.repeats, call=s.call, **common)
+    fresh = startup.LoadSettings(repeats=s.repeats, call=s.call, **common)
     spoken = synthesis.Settings(repeats=s.repeats, texts=CHUNKS[: s.texts], batch=s.batch, **common)
     voices = voice.Settings(repeats=s.voice_runs, seconds=s.voice_seconds, **common)
     calls = soak.Settings(calls=s.soak_calls, **common)
@@ -64,14 +62,14 @@ def run(source: str, settings: Settings) -> ReportResult:
     ):
         folder = Path(name)
         with part("loading"):  # first, with the voice, while this process holds no model itself
-            loaded = processes.run_load(source, fresh, progress)
+            loaded = startup.run_load(source, fresh, progress)
         with part("voice encoding"):
             encoded = voice.run(source, voices, progress)
         progress("loading")
         tts = load(source, s.device)
         with compile_model(tts, CompileConfig.from_env().replace(cache_dir=str(folder / "cache"))) as fast:
             with part("text generation, its warm-up included"):
-                generated = synthesis.measure(fast, spoken, progress)
+                generated = synthesis.measure(Compiled(fast, 0.0, progress), spoken)
             steady = None
             with part("stability"):
                 if s.soak_calls:

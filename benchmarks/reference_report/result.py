@@ -10,10 +10,11 @@ import reference
 import tables
 from chunks import CHUNKS
 from tts_compile.bench.plots import Plot, Ratios
-from tts_compile.bench.processes import LoadResult
-from tts_compile.bench.result import Result, Section
+from tts_compile.bench.result import SIDES, Result, Section
 from tts_compile.bench.soak import SoakResult
-from tts_compile.bench.synthesis import SIDES, SynthesisResult
+from tts_compile.bench.stages import STAGES
+from tts_compile.bench.startup import LoadResult
+from tts_compile.bench.synthesis import SpeechResult
 from tts_compile.bench.voice import VoiceResult
 from tts_compile.bucketing import BucketStats, ChunkBucketer
 from tts_compile.measuring import stats
@@ -33,7 +34,7 @@ class ReportResult(Result):
     title = "Performance report"
 
     loading: LoadResult
-    generation: SynthesisResult
+    generation: SpeechResult
     voice: VoiceResult
     soak: SoakResult | None
     spent: dict[str, float]
@@ -61,7 +62,7 @@ class ReportResult(Result):
         return f"text and voices as with stock; no failures while loading or speaking{steady}"
 
     @property
-    def sides(self) -> tuple[str, ...]:
+    def spoken_by(self) -> tuple[str, ...]:
         """Returns the sides of the text generation; ``"batch"`` where it was measured."""
         return (*SIDES, *["batch"] * bool(self.generation.batch))
 
@@ -100,8 +101,7 @@ class ReportResult(Result):
     @property
     def saved_loading(self) -> Median:
         """Returns the seconds saved until a model is ready to be called; below 0 where it takes longer."""
-        stock, compiled = (side.ready for side in self.loading.sides.values())
-        return difference_of_medians(stock, compiled, seed=self.settings.seed)
+        return difference_of_medians(*self.loading.values["ready"], seed=self.settings.seed)
 
     @property
     def buckets(self) -> BucketStats:
@@ -112,7 +112,7 @@ class ReportResult(Result):
     def gains(self) -> dict[str, Ratio]:
         """Returns the main figures."""
         found = {"ready to be called": self.loading.gains["ready"]}
-        found |= {f"text generation{', batch' * (side == 'batch')}": self.gain(side) for side in self.sides[1:]}
+        found |= {f"text generation{', batch' * (side == 'batch')}": self.gain(side) for side in self.spoken_by[1:]}
         voices = self.voice.gains
         return found | {"voice, new recording": voices["later"], "voice, known recording": voices["repeated"]}
 
@@ -120,9 +120,9 @@ class ReportResult(Result):
         """Returns raw values and what follows from them."""
         projection = {
             side: {"hours": asdict(median_of(self.hours(side))), "instead_of": asdict(self.instead_of(side))}
-            for side in self.sides
+            for side in self.spoken_by
         }
-        saved = {side: asdict(self.saved_hours(side)) for side in self.sides[1:]}
+        saved = {side: asdict(self.saved_hours(side)) for side in self.spoken_by[1:]}
         return {
             "bench": self.subject,
             "passed": self.passed,
@@ -137,7 +137,7 @@ class ReportResult(Result):
             "voice_encoding": self.voice.to_dict(),
             "voice_average_ms": {
                 side: {phase: 1000 * statistics.mean(values) for phase, values in voices.items()}
-                for side, voices in ((side, asdict(getattr(self.voice, side))) for side in SIDES)
+                for side, voices in self.voice.sides.items()
             },
             "buckets": self.buckets.to_dict(),
             "projection": {**projection, "saved_hours": saved, "saved_loading_s": asdict(self.saved_loading)},
@@ -153,5 +153,10 @@ class ReportResult(Result):
     def plots(self) -> list[Plot]:
         """Returns stages, ratios, real-time factors, loading."""
         stages, _, factors = self.generation.plots()
-        ratios = self.gains | {f"of it {stage}": gain for stage, gain in self.generation.stage_gains.items()}
-        return [Ratios("How many times faster than stock", ratios), stages, factors, self.loading.plots()[0]]
+        in_stages = {f"of it {name}": gain for name, gain in self.generation.gains.items() if name in STAGES}
+        return [
+            Ratios("How many times faster than stock", self.gains | in_stages),
+            stages,
+            factors,
+            self.loading.plots()[0],
+        ]

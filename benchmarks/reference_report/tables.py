@@ -10,9 +10,8 @@ import reference
 from chunks import CHUNKS
 from tts_compile.bench import soak as soaking
 from tts_compile.bench.page import proof_rows
-from tts_compile.bench.processes import MEMORY, TITLES
-from tts_compile.bench.result import Row, Section, ran
-from tts_compile.bench.synthesis import SIDES
+from tts_compile.bench.result import SIDES, Row, Section, ran
+from tts_compile.bench.stages import STAGES
 from tts_compile.measuring.stats import LEVEL, figure, median_of, ratio_of_medians, spread, yes
 
 if TYPE_CHECKING:
@@ -67,10 +66,9 @@ def _summary(result: ReportResult) -> Section:
 
 def _loading(result: ReportResult) -> Section:
     loading = result.loading
-    rows = [*loading.seconds_rows(), *loading.memory_rows()]
-    titles = {title: name for name, title in (TITLES | MEMORY).items()}
-    names = [titles[str(row[0])] for row in rows]
+    names = [*loading.values, *["cold"] * bool(loading.settings.call), "warmup"]
     warm = result.generation.warmup_seconds
+    rows = loading.rows()
     rows.append(("warm-up, nothing compiled yet, s", "", figure(warm), "once for each cache"))
     notes = [
         f"{loading.settings.repeats} fresh processes of each side, alternating; code compiled by an earlier process is "
@@ -79,7 +77,7 @@ def _loading(result: ReportResult) -> Section:
         ran(loading.report) if loading.settings.call else "These processes made no call, so that nothing ran in them.",
     ]
     title = "a fresh process, median (95% interval)"
-    return Section(_with((title, *_COLUMNS), rows, reference.LOADING, [*names, "warmup"]), notes, "Model loading")
+    return Section(_with((title, *_COLUMNS), rows, reference.LOADING, names), notes, "Model loading")
 
 
 def _generation(result: ReportResult) -> Section:
@@ -96,7 +94,7 @@ def _generation(result: ReportResult) -> Section:
         names.append(f"chunk {number}")
     factors = [spread(result.generation.factors(side)) for side in SIDES]
     rows.append(("seconds of work for a second of speech", *factors, gain))
-    rows += result.generation.stage_rows()[1:]
+    rows += [row for name, row in zip(result.generation.values, result.generation.rows()) if name in STAGES]
     names += [""] * (len(rows) - len(names))
     if result.generation.batch:
         together = spread(result.milliseconds("batch"))
@@ -112,7 +110,7 @@ def _voice(result: ReportResult) -> Section:
     rows: list[Row] = []
     names: list[str] = []
     for phase, title in KINDS.items():
-        both = [[1000 * seconds for seconds in getattr(getattr(voice, side), phase)] for side in SIDES]
+        both = [[1000 * seconds for seconds in values] for values in voice.values[phase]]
         rows.append((f"{title}: median (95% interval), ms", *map(spread, both), voice.gains[phase]))
         names.append("")
         for name, function in (("average", statistics.mean), ("least", min), ("most", max)):
@@ -145,15 +143,15 @@ def _buckets(result: ReportResult) -> Section:
 
 def _projection(result: ReportResult) -> Section:
     hours = f"{reference.AUDIOBOOK_HOURS:g} hours"
-    instead = [str(result.instead_of(side)) for side in result.sides[1:]]
+    instead = [str(result.instead_of(side)) for side in result.spoken_by[1:]]
     rows: list[Row] = [
         (f"{hours} of speech, hours of work", *_cells(result, result.hours)),
-        ("hours saved", "", *(str(result.saved_hours(side)) for side in result.sides[1:])),
+        ("hours saved", "", *(str(result.saved_hours(side)) for side in result.spoken_by[1:])),
         (f"what takes stock {hours} of work, hours", f"{reference.AUDIOBOOK_HOURS:g}", *instead),
-        ("loading, s a session", *(spread(side.ready) for side in result.loading.sides.values())),
+        ("loading, s a session", *map(spread, result.loading.values["ready"])),
         ("loading, s saved a session", "", str(result.saved_loading)),
     ]
-    width = 1 + len(result.sides)
+    width = 1 + len(result.spoken_by)
     rows = [row + ("",) * (width - len(row)) for row in rows]
     notes = [
         "From the real-time factors above, whose intervals are carried through; it takes for granted that a book's "
@@ -161,23 +159,24 @@ def _projection(result: ReportResult) -> Section:
         _proof(result),
     ]
     names = ["", "", "generation", "", "loading"]
-    titles = ("median (95% interval)", *result.sides, reference.TITLE)
+    titles = ("median (95% interval)", *result.spoken_by, reference.TITLE)
     heading = f"Projection for an audiobook of {hours}"
     return Section(_with(titles, rows, reference.PROJECTION, names), notes, heading)
 
 
 def _cells(result: ReportResult, values: Any) -> tuple[str, ...]:
-    return tuple(str(median_of(values(side))) for side in result.sides)
+    return tuple(str(median_of(values(side))) for side in result.spoken_by)
 
 
 def _memory(result: ReportResult) -> Section:
-    rows = result.loading.memory_rows()
+    loading = result.loading
+    names = [name for name in loading.units if name in loading.values]
+    rows = [row for name, row in zip(loading.values, loading.rows()) if name in names]
     notes = [
         "Peak resident memory of the fresh processes of the loading table, GiB; the reference report's figure is of "
         "the GPU's memory.",
     ]
-    titles = ("median (95% interval)", "stock", "compiled", f"share ({LEVEL}% interval)", reference.TITLE)
-    return Section(_with(titles, rows, reference.LOADING, result.loading.peaks), notes, "Memory")
+    return Section(_with(("median (95% interval)", *_COLUMNS), rows, reference.LOADING, names), notes, "Memory")
 
 
 def _settings(result: ReportResult) -> Section:
@@ -221,9 +220,9 @@ def _stability(result: ReportResult) -> Section:
         calls = len(found.seconds) * soaking.ROUND
         rows += [
             (f"{calls} further calls, {len(soaking.TEXTS)} texts, {soaking.VOICES} voices: waves that drifted",
-             found.later(found.drifted)),
-            ("memory gained in them, MiB", found.gained),
-            ("graphs after the first round of them", found.later(found.graphs)),
+             str(found.drifted)),
+            ("memory gained in them, MiB", f"{found.growth / 2**20:.1f}"),
+            ("graphs after the first round of them", str(found.graphs)),
         ]  # fmt: skip
         names += ["", "memory", ""]
     rows.append(("all of it as it should be", yes(result.passed)))
@@ -261,14 +260,12 @@ def _raw(result: ReportResult) -> list[Section]:
         return ", ".join(f"{scale * value:.4g}" for value in values)
 
     rows: list[Row] = [("every measured value, in order", *SIDES)]
-    for name in ("imports", "load", "compile", "call"):
-        cells = [listed(getattr(side, name), 1) for side in result.loading.sides.values()]
-        if cells[1]:
-            rows.append((f"loading, {name}, s", *cells))
+    for name, values in result.loading.values.items():
+        rows.append((f"loading, {name}, s or GiB", *(listed(each, 1) for each in values)))
     for number, (stock, compiled) in enumerate(zip(result.generation.stock, result.generation.compiled), 1):
         rows.append((f"chunk {number}, ms", listed(stock.seconds), listed(compiled.seconds)))
     if result.generation.batch:
         rows.append(("all chunks as a batch, ms", "", listed(result.generation.batch)))
     for phase, title in KINDS.items():
-        rows.append((f"voice, {title}, ms", *(listed(getattr(getattr(result.voice, side), phase)) for side in SIDES)))
+        rows.append((f"voice, {title}, ms", *map(listed, result.voice.values[phase])))
     return [Section(rows, ("All of it, and more, is in report.json.",), "Raw data")]

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import _compat, testing
 from ..api import compile_model
@@ -20,7 +20,7 @@ from ..families.english import text_tokens
 from ..handle import CompiledTTS
 from ..loading import load_model, load_pretrained
 from ..measuring.interleaved import timed_call
-from ..measuring.progress import Step
+from ..measuring.progress import Progress, Step
 from ..utils.patch import patched, patched_items
 
 PRETRAINED = "pretrained"
@@ -46,14 +46,11 @@ def checkpoint(model: str, size: str, seed: int, speech_tokens: int, directory: 
         yield model
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # synthetic weights need no download
-    if directory is not None:
-        if not (directory / "tokenizer.json").is_file():  # the file written last
-            testing.write_checkpoint(directory, size=size, seed=seed, speech_tokens=speech_tokens)
-        yield str(directory)
-        return
-    with tempfile.TemporaryDirectory(prefix="tts-compile-") as folder:
-        testing.write_checkpoint(folder, size=size, seed=seed, speech_tokens=speech_tokens)
-        yield folder
+    with contextlib.ExitStack() as temporary:
+        folder = directory or Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="tts-compile-")))
+        if not (folder / "tokenizer.json").is_file():  # the file written last
+            testing.write_checkpoint(folder, size=size, seed=seed, speech_tokens=speech_tokens)
+        yield str(folder)
 
 
 def load(source: str, device: str) -> Any:
@@ -156,26 +153,32 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class Compiled(NamedTuple):
+    """A compiled model, the seconds of ``compile_model``, and the progress of the command."""
+
+    fast: CompiledTTS
+    attach_seconds: float
+    step: Step
+
+
 @contextlib.contextmanager
-def compiled_model(
-    source: str, device: str, cache_dir: str, step: Step, component: str | None = None
-) -> Iterator[tuple[CompiledTTS, float]]:
-    """Yields a compiled model, and the seconds of ``compile_model``.
+def compiled_model(source: str, device: str, component: str | None = None) -> Iterator[Compiled]:
+    """Yields a model that is compiled with an empty compile cache.
 
     Args:
         source: see :func:`load`.
         device: of the model.
-        cache_dir: folder for compiled code.
-        step: receives the name of the step.
         component: the only one that is not stock; None follows the environment for all of them.
     """
-    step("loading")
-    tts = load(source, device)
-    config = CompileConfig.from_env().replace(cache_dir=cache_dir)
-    config = only(component, config) if component else config
-    fast, seconds = timed_call(device, lambda: compile_model(tts, config))
-    with fast:
-        yield fast, seconds
+    with compile_cache() as cache_dir, Progress() as progress:
+        progress("loading")
+        tts = load(source, device)
+        config = CompileConfig.from_env().replace(cache_dir=cache_dir)
+        if component:
+            config = only(component, config)
+        fast, seconds = timed_call(device, lambda: compile_model(tts, config))
+        with fast:
+            yield Compiled(fast, seconds, progress)
 
 
 def common(fast: CompiledTTS, settings: Any) -> dict[str, Any]:

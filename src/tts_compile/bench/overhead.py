@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from statistics import median
+from typing import Any, NamedTuple
 
 from ..measuring.stats import yes
-from ..timing.blocks import Stopwatch, Timings, timed
+from ..timing import blocks
+from ..timing.blocks import Timings, timed
 from .result import Result, Section, option
 
 # Nanoseconds; memory has no limit: the system's files are read and written for it.
@@ -71,67 +73,50 @@ class OverheadResult(Result):
         """Returns one table."""
         rows = [("a timed block", "median, ns", "limit, ns", "kept")]
         for name, cost in self.costs.items():
-            kept = "" if cost.limit is None else yes(cost.passed)
-            rows.append((name, f"{cost.median:.0f}", "" if cost.limit is None else f"{cost.limit}", kept))
+            limit = ("", "") if cost.limit is None else (str(cost.limit), yes(cost.passed))
+            rows.append((name, f"{cost.median:.0f}", *limit))
         about = f"{self.settings.repeats} repeats of {self.settings.blocks} blocks"
         return [Section(rows, [f"{about}; {self.machine['cpu']}"])]
 
 
+class Kind(NamedTuple):
+    """One kind of block, as :mod:`timeit` runs it.
+
+    Attributes:
+        statement: runs once a block.
+        setup: runs before each repeat.
+        limit: see :class:`Cost`.
+        fewer: the divisor of the number of blocks.
+        inside: makes the block around a whole repeat.
+    """
+
+    statement: str
+    setup: str = "pass"
+    limit: int | None = ON
+    fewer: int = 1
+    inside: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+_KINDS = {
+    "off": Kind("with timed('block'): pass", limit=OFF),
+    "on": Kind("with timed('block', timings): pass", "timings = Timings()"),
+    "on, inside another": Kind("with timed('block'): pass", inside=lambda: timed("outer", Timings())),
+    "decorator, off": Kind("nothing()", "nothing = timed('block')(lambda: None)"),
+    "decorator, on": Kind("nothing()", "nothing = timed('block', Timings())(lambda: None)"),
+    "with memory": Kind("with timed('block', timings): pass", "timings = Timings(memory=True)", limit=None, fewer=100),
+}
+
+
 def run(settings: Settings) -> OverheadResult:
     """Measures every kind in turn, so that a busy moment of the machine meets all of them."""
-    kinds: dict[str, tuple[Callable[[int], float], int, int | None]] = {
-        "off": (_lone, 1, OFF),
-        "on": (_in_a_row, 1, ON),
-        "on, inside another": (_inside, 1, ON),
-        "decorator, off": (_decorated_off, 1, OFF),
-        "decorator, on": (_decorated, 1, ON),
-        "with memory": (_with_memory, 100, None),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    costs: dict[str, list[float]] = {name: [] for name in _KINDS}
+    names = {"timed": timed, "Timings": Timings}
     for _ in range(settings.repeats):
-        for name, (measure, fewer, _) in kinds.items():
-            count = max(1, settings.blocks // fewer)
-            seconds[name].append(measure(count) / count)
-    costs = {name: Cost(float(np.median(seconds[name])) * 1e9, limit) for name, (_, _, limit) in kinds.items()}
-    return OverheadResult(settings=settings, costs=costs)
-
-
-def _lone(count: int) -> float:
-    with Stopwatch() as watch:
-        for _ in range(count):
-            with timed("block"):
-                pass
-    return watch.seconds
-
-
-def _in_a_row(count: int, memory: bool = False) -> float:
-    timings = Timings(memory=memory)
-    with Stopwatch() as watch:
-        for _ in range(count):
-            with timed("block", timings):
-                pass
-    return watch.seconds
-
-
-def _with_memory(count: int) -> float:
-    return _in_a_row(count, memory=True)
-
-
-def _inside(count: int) -> float:
-    with timed("outer", Timings()):
-        return _lone(count)
-
-
-def _decorated(count: int, on: bool = True) -> float:
-    @timed("block", Timings() if on else None)
-    def nothing() -> None:
-        pass
-
-    with Stopwatch() as watch:
-        for _ in range(count):
-            nothing()
-    return watch.seconds
-
-
-def _decorated_off(count: int) -> float:
-    return _decorated(count, on=False)
+        for name, kind in _KINDS.items():
+            count = max(1, settings.blocks // kind.fewer)
+            with kind.inside():
+                seconds = timeit.timeit(kind.statement, kind.setup, blocks.read_clock, count, globals=names)
+            costs[name].append(seconds * 1e9 / count)
+    return OverheadResult(
+        settings=settings, costs={name: Cost(median(costs[name]), kind.limit) for name, kind in _KINDS.items()}
+    )

@@ -7,18 +7,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..measuring import machine, proof, stats
-from ..measuring.stats import LEVEL, Ratio
+from ..measuring.stats import LEVEL, Ratio, ratio_of_medians, spread
 from ..utils.tables import markdown_table
-from .plots import Plot
+from .plots import Plot, Ratios
 
 Cell = str | Ratio
 Row = tuple[Cell, ...]
+Figures = dict[str, Any]  # mostly lists, with a value per repeat
 LEAST_DB = 60.0  # of signal to error against stock
 INTERVAL = f"({LEVEL}% interval)"
-_BESIDE = ("model", "config", "report")  # left out of the JSON where a benchmark has none
+SIDES = ("stock", "compiled")
+_BESIDE = ("model", "config", "report", "sides")  # left out of the JSON where a benchmark has none
 
 
 def option(default: Any, about: str = "", **details: Any) -> Any:
@@ -63,28 +65,37 @@ class Result(ABC):
     A subclass adds its raw figures as fields, and what follows from them as methods.
 
     Attributes:
+        subject: the benchmark's name on the command line.
+        title: the page's title.
+        called: the components that the measured calls must reach.
+        method: what is measured against what, for the page.
+        titles: words for quantities, by their names in the JSON.
+        more_is_better: the quantities of which more is better.
+        without_gain: the quantities that are shown and not compared.
+        units: divisors of quantities for tables.
         settings: the benchmark's.
         machine: see :func:`tts_compile.measuring.machine.describe`.
         model: class, device, dtype and sizes of the model.
         config: the configuration of the compiled side.
         report: the execution report of the compiled side as plain values.
+        sides: by name, stock first: :data:`Figures`, without the quantities that a side does not have.
     """
+
+    subject: ClassVar[str]
+    title: ClassVar[str]
+    called: ClassVar[Collection[str]] = proof.SPEAKING
+    method: ClassVar[str] = f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
+    titles: ClassVar[Mapping[str, str]] = {}
+    more_is_better: ClassVar[Collection[str]] = ()
+    without_gain: ClassVar[Collection[str]] = ()
+    units: ClassVar[Mapping[str, float]] = {}
 
     settings: Any
     machine: dict[str, Any] = field(default_factory=machine.describe)
     model: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    @abstractmethod
-    def subject(self) -> str:
-        """Returns the benchmark's name on the command line."""
-
-    @property
-    def called(self) -> Collection[str]:
-        """Returns the components that the measured calls must reach."""
-        return proof.SPEAKING
+    sides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def promise(self) -> str:
@@ -92,32 +103,55 @@ class Result(ABC):
         return "the compiled side did what stock does"
 
     @property
-    def method(self) -> str:
-        """Returns what is measured against what, for the page."""
-        return f"tts_compile against stock, median and {LEVEL}% bootstrap interval of alternating calls"
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """Returns the page's title."""
-
-    @property
     @abstractmethod
     def kept(self) -> bool:
         """Returns whether the promise is kept; speed is no part of it."""
 
-    @abstractmethod
-    def sections(self) -> list[Section]:
-        """Returns the tables."""
+    @property
+    def values(self) -> dict[str, Sequence[Sequence[float]]]:
+        """Returns the quantities of the table, each with the values of every side; an empty list for a missing one."""
+        return {
+            name: [[value / self.units.get(name, 1) for value in side.get(name, ())] for side in self.sides.values()]
+            for name in self.titles
+            if any(name in side for side in self.sides.values())
+        }
 
     @property
     def gains(self) -> dict[str, Ratio]:
-        """Returns how many times better the compiled side is, by quantity."""
-        return {}
+        """Returns how many times better the last side is than the first, by quantity."""
+        found = {}
+        for name, (first, *_, last) in self.values.items():
+            above, below = (last, first) if name in self.more_is_better else (first, last)
+            if above and below and name not in self.without_gain:
+                found[name] = ratio_of_medians(above, below, seed=self.settings.seed)
+        return found
+
+    @property
+    def heading(self) -> str:
+        """Returns the words above the quantities."""
+        return self.title
+
+    def notes(self) -> list[str]:
+        """Returns the lines below the table."""
+        return [*self.few, self.about]
+
+    def rows(self) -> list[Row]:
+        """Returns the rows of all quantities: their medians by side, and the gain."""
+        gains = self.gains
+        return [
+            (self.titles.get(name, name), *map(spread, sides), gains.get(name, ""))
+            for name, sides in self.values.items()
+        ]
+
+    def sections(self) -> list[Section]:
+        """Returns the tables: by default one of all quantities."""
+        titles = (f"{self.heading}, median {INTERVAL}", *(self.sides or SIDES), f"gain {INTERVAL}")
+        return [Section([titles, *self.rows()], self.notes())]
 
     def plots(self) -> list[Plot]:
-        """Returns the figures."""
-        return []
+        """Returns the figures: by default the gains, where there are any."""
+        gains = {self.titles.get(name, name).removesuffix(", s"): gain for name, gain in self.gains.items()}
+        return [Ratios("How many times better than stock", gains)] if gains else []
 
     def follows(self) -> dict[str, Any]:
         """Returns plain values that follow from the raw ones, for the JSON."""
@@ -136,6 +170,8 @@ class Result(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Returns raw values and what follows from them; an infinite ratio is None beside ``bit_identical``."""
         raw = {name: value for name, value in asdict(self).items() if value or name not in _BESIDE}
+        if tuple(self.sides) == SIDES:
+            raw |= raw.pop("sides")  # two sides stand under their own names
         if "signal_to_error_db" in raw:
             raw["bit_identical"] = raw["signal_to_error_db"] == math.inf
             if raw["bit_identical"]:
@@ -198,15 +234,8 @@ def as_json(plain: Mapping[str, Any]) -> str:
       "ratio": "nan"
     }
     """
-    return json.dumps(_finite(plain), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(plain), parse_constant=lambda constant: str(float(constant)))
+    return json.dumps(finite, indent=2, allow_nan=False)
 
 
 def sums(lists: Iterable[Sequence[float]]) -> list[float]:

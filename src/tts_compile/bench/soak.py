@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from ..audio.synthetic_voice import make_reference_wav
 from ..config import CompileConfig
 from ..handle import CompiledTTS
 from ..measuring import proof
-from ..measuring.interleaved import timed_call
 from ..measuring.progress import Progress, Step
 from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
+from ..timing.blocks import Stopwatch
 from ..utils.device import held_memory
 from .models import common, load, new_graphs
 from .result import Result, Row, Section, option
@@ -35,27 +35,26 @@ ROUND = len(TEXTS) * VOICES
 _MIB = 2**20
 # Memory may move by the allocator's own caches; a leak of one wave a call would be more than this in 500 calls.
 _MOST_GROWTH = 64 * _MIB
-# Rounds: waves, graphs and hooks are compared with the first one's, memory between two that come after it.
-_COMPARED, _GROWN = 2, 3
-TOO_FEW = "too few rounds"
+# Waves, graphs and hooks are compared with the first round's, memory and speed between rounds that come after it.
+_LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of the benchmark of many calls; the seed is that of every call.
 
-    ``calls`` is rounded up to whole rounds of every text with every voice; memory needs three of them.
+    ``calls`` is rounded up to whole rounds of every text with every voice, and to three of them.
     """
 
     device: str = "cpu"
     seed: int = 0
-    calls: int = option(500, "calls, rounded up to whole rounds", least=ROUND + 1)
+    calls: int = option(500, f"calls, rounded up to whole rounds of {ROUND}, three or more", least=ROUND + 1)
     tokens: int = option(30, "a synthetic model stops after about this many for 90 characters", least=8)
 
     @property
     def rounds(self) -> int:
         """Returns the number of rounds."""
-        return -(-self.calls // ROUND)
+        return max(_LEAST_ROUNDS, math.ceil(self.calls / ROUND))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,7 @@ class SoakResult(Result):
 
     subject = "soak"
     title = "Many calls in one process"
+    promise = "nothing grew or drifted, no failures"
     method = "Many calls of the compiled side, compared with one another"
     called = proof.ALL
 
@@ -82,64 +82,43 @@ class SoakResult(Result):
     drifted: int
 
     @property
-    def growth(self) -> int | None:
+    def growth(self) -> int:
         """Returns the bytes by which the last quarter of the rounds holds more memory than the second.
 
-        None with fewer than three rounds: the first one, which fills caches, is left out.
+        The first quarter, which fills caches, is left out.
         """
-        if len(self.held) < _GROWN:
-            return None
         quarter = len(self.held) // 4 or 1
         return min(self.held[-quarter:]) - min(self.held[quarter : 2 * quarter])
 
     @property
-    def pace(self) -> Ratio | None:
-        """Returns the later half's speed over the earlier half's, without the first round; None below three."""
+    def pace(self) -> Ratio:
+        """Returns the later half's speed over the earlier half's, without the first round."""
         later = self.seconds[1:]
         half = len(later) // 2
-        return ratio_of_medians(later[:half], later[half:]) if half else None
-
-    @property
-    def promise(self) -> str:
-        """Returns the claim, which depends on the number of rounds."""
-        if len(self.seconds) < _COMPARED:
-            return "no failures; whether anything grew or drifted was not looked at"
-        if self.growth is None:
-            return "no wave drifted, no graphs or hooks were added, no failures; memory was not looked at"
-        return "nothing grew or drifted, no failures"
+        return ratio_of_medians(later[:half], later[half:])
 
     @property
     def kept(self) -> bool:
         """Returns whether nothing grew or drifted; the seconds of a call depend on the machine and are only shown."""
-        grown = self.hooks[1] - self.hooks[0] or self.graphs or self.drifted
-        return not grown and (self.growth is None or self.growth <= _MOST_GROWTH)
+        before, after = self.hooks
+        return before == after and not self.graphs and not self.drifted and self.growth <= _MOST_GROWTH
 
     def follows(self) -> dict[str, Any]:
         """Returns plain values that follow from the raw ones."""
-        pace = None if self.pace is None else self.pace.to_dict()
-        return {"promise": self.promise, "growth": self.growth, "pace": pace}
-
-    @property
-    def gained(self) -> str:
-        """Returns the growth in MiB, for a table's cell."""
-        return TOO_FEW if self.growth is None else f"{self.growth / _MIB:.1f}"
-
-    def later(self, value: object) -> str:
-        """Returns a table's cell for what is compared with the first round."""
-        return str(value) if len(self.seconds) >= _COMPARED else TOO_FEW
+        return {"promise": self.promise, "growth": self.growth, "pace": self.pace.to_dict()}
 
     def sections(self) -> list[Section]:
         """Returns one table."""
         calls = len(self.seconds) * ROUND
         rows: list[Row] = [
             (f"{calls} calls, {len(TEXTS)} texts, {VOICES} voices", "found"),
-            ("seconds a round of 12 calls", spread(self.seconds[1:] or self.seconds)),
-            ("speed of the later half over the earlier", TOO_FEW if self.pace is None else self.pace),
+            (f"seconds a round of {ROUND} calls", spread(self.seconds[1:])),
+            ("speed of the later half over the earlier", self.pace),
             ("memory held at the end, GiB", f"{self.held[-1] / 2**30:.2f}"),
-            ("memory gained, MiB", self.gained),
-            ("hooks, first round and last", self.later(f"{self.hooks[0]}, {self.hooks[1]}")),
-            ("graphs compiled or captured after the first round", self.later(self.graphs)),
-            ("waves that differ from the first round's", self.later(self.drifted)),
+            ("memory gained, MiB", f"{self.growth / _MIB:.1f}"),
+            ("hooks, first round and last", f"{self.hooks[0]}, {self.hooks[1]}"),
+            ("graphs compiled or captured after the first round", str(self.graphs)),
+            ("waves that differ from the first round's", str(self.drifted)),
             (self.promise, yes(self.passed)),
         ]
         return [Section(rows, [f"{self.model['t3_layers']} layers of T3, {self.about}"])]
@@ -161,20 +140,24 @@ def run(source: str, settings: Settings, config: CompileConfig | None = None) ->
 
 def measure(fast: CompiledTTS, settings: Settings, folder: Path, step: Step) -> SoakResult:
     """Measures a compiled and warmed-up model, with a step for each round; recordings go to ``folder``."""
-    voices = [make_reference_wav(folder / f"{n}.wav", seconds=2 + n) for n in range(VOICES)]
+    voices = [str(make_reference_wav(folder / f"{n}.wav", seconds=2 + n)) for n in range(VOICES)]
     seconds: list[float] = []
     held: list[int] = []
     hooks: list[int] = []
     waves: list[list[str]] = []
+
+    def speak(text: str, voice: str) -> str:
+        torch.manual_seed(settings.seed)
+        return digest(fast.generate(text, audio_prompt_path=voice).numpy())
+
     for number in range(settings.rounds):
         step(f"round {number + 1} of {settings.rounds}")
-        found: list[str] = []
-        _, spent = timed_call(settings.device, _round(fast, voices, settings.seed, found))
+        with Stopwatch() as watch:
+            waves.append([speak(text, voice) for voice in voices for text in TEXTS])
         gc.collect()
-        seconds.append(spent)
+        seconds.append(watch.seconds)
         held.append(held_memory(torch.device(settings.device)))
         hooks.append(_hooks(fast.wrapped))
-        waves.append(found)
         if number == 0:
             later_graphs = new_graphs(fast)
     return SoakResult(
@@ -185,16 +168,6 @@ def measure(fast: CompiledTTS, settings: Settings, folder: Path, step: Step) -> 
         graphs=later_graphs(),
         drifted=sum(a != b for found in waves for a, b in zip(waves[0], found)),
     )
-
-
-def _round(fast: CompiledTTS, voices: list[Path], seed: int, found: list[str]) -> Callable[[], None]:
-    def speak() -> None:
-        for voice in voices:
-            for text in TEXTS:
-                torch.manual_seed(seed)
-                found.append(digest(fast.generate(text, audio_prompt_path=str(voice)).numpy()))
-
-    return speak
 
 
 def _hooks(tts: Any) -> int:

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..components.seam import Replacement
 from ..measuring.interleaved import timed_call
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread
 from ..utils.patch import patched
-from .plots import Stages
-from .result import Row
 
 STAGES = ("T3", "flow", "vocoder", "watermark", "rest")
-Seconds = Mapping[str, Sequence[float]]  # by stage, a value per repeat
 
 
 @dataclass
-class Watched:
-    """The calls inside a block.
+class Made:
+    """The results of one measured call.
 
     Attributes:
-        seconds: by stage, without the rest; the device's queue is emptied around every stage.
+        audio: mel frames or a wave, on the CPU; several waves for several texts.
         tokens: speech tokens of each call of T3.
+        seconds: by stage, without the rest; the device's queue is emptied around every stage.
     """
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES[:-1], 0.0))
+    audio: list[Tensor] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES[:-1], 0.0))
 
 
 @contextlib.contextmanager
-def watched(tts: Any) -> Iterator[Watched]:
-    """Times the stages of ``tts``, stock or compiled, inside the block."""
-    found = Watched()
+def watched(tts: Any) -> Iterator[Made]:
+    """Yields the tokens of ``tts``, stock or compiled, and the seconds of its stages inside the block."""
+    found = Made()
     device = str(tts.device)
 
     def tap(stage: str, owner: Any, method: str) -> None:
@@ -58,27 +58,3 @@ def watched(tts: Any) -> Iterator[Watched]:
         tap("vocoder", tts.s3gen.mel2wav, "inference")
         tap("watermark", tts.watermarker, "apply_watermark")
         yield found
-
-
-def by_stage(splits: Sequence[Mapping[str, float]], totals: Sequence[float]) -> dict[str, list[float]]:
-    """Returns the seconds in every stage, with the rest of each total; a value per repeat."""
-    whole = [{**split, STAGES[-1]: total - sum(split.values())} for split, total in zip(splits, totals)]
-    return {stage: [split[stage] for split in whole] for stage in STAGES}
-
-
-def gains(stock: Seconds, compiled: Seconds, seed: int) -> dict[str, Ratio]:
-    """Returns how many times faster each stage is that took any time."""
-    both = {stage: (stock[stage], compiled[stage]) for stage in STAGES[:-1] if min(compiled[stage]) > 0}
-    return {stage: ratio_of_medians(*pair, seed=seed) for stage, pair in both.items()}
-
-
-def rows(stock: Seconds, compiled: Seconds, seed: int) -> list[Row]:
-    """Returns a table's rows with a column for each side and one for gains."""
-    found = gains(stock, compiled, seed)
-    return [(f"in {s}, s", spread(stock[s]), spread(compiled[s]), found.get(s, "")) for s in STAGES]
-
-
-def plot(title: str, sides: Mapping[str, Seconds]) -> Stages:
-    """Returns bars of the medians."""
-    parts = {side: {stage: median_of(seconds[stage]).value for stage in STAGES} for side, seconds in sides.items()}
-    return Stages(title, parts)

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..audio.reading import digest
 from ..handle import CompiledTTS
-from ..measuring import interleaved, stats
-from ..measuring.interleaved import same_states
-from ..measuring.progress import Progress, Step
-from ..measuring.proof import SPEAKING
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..measuring import stats
+from ..measuring.interleaved import Call, seconds
+from ..measuring.stats import median_of, yes
 from ..parity.metrics import lowest_db
 from ..sample_text import TEXT, prose
-from . import processes, stages
-from .models import common, compile_cache, compiled_model, new_graphs
-from .plots import Lines, Plot, Ratios
-from .result import INTERVAL, LEAST_DB, Repeated, Result, Row, Section, decibels, option, ran, sums
-from .stages import STAGES, Watched, by_stage, watched
+from . import pairs
+from .models import Compiled, compiled_model
+from .pairs import PairResult, Work
+from .plots import Lines, Plot, Stages
+from .result import LEAST_DB, SIDES, Repeated, decibels, option, sums
+from .stages import STAGES, Made, watched
 
-SIDES = ("stock", "compiled")
 _LENGTHS = [4 + 13 * i for i in range(20)]  # speech tokens
 _FRAMES_PER_TOKEN = 2
 _TOKENS_PER_SECOND = 25
 _SOLVER_STEPS = 10
-_TITLES = {"flow": "Flow", "vocoder": "Vocoder", "e2e": "The whole generate"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +59,6 @@ class Settings(Repeated):
     tokens: int = option(125, "a synthetic model stops after about this many for 90 characters", least=8)
     text: str = option(TEXT, "the text to speak")
     lengths: tuple[int, ...] = option((), "speak texts of these numbers of characters instead", least=1)
-    memory: bool = option(True, "leave out the memory of two fresh processes")
     texts: tuple[str, ...] = ()
     batch: bool = False
 
@@ -81,7 +76,7 @@ class Spoken:
         seconds: of the whole call, a value per repeat.
         audio_seconds: of the result.
         identical: results of later repeats that equal the first one bit for bit.
-        stages: seconds in each stage, a value per repeat; empty for flow and vocoder.
+        stages: seconds in each stage, a value per repeat; for flow and vocoder, all in the rest.
     """
 
     seconds: list[float]
@@ -96,58 +91,22 @@ class Spoken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesisResult(Result):
-    """The figures of flow, vocoder or ``generate``.
+class SynthesisResult(PairResult):
+    """The figures of calls that return audio.
 
     Attributes:
-        stock, compiled: by text.
-        batch: seconds of all texts together by ``generate_batch``, a value per repeat; empty where not measured.
+        makes: what the calls do, in words.
+        stock, compiled: by text; a single one for flow and vocoder.
         reference_seconds: of the voice.
         signal_to_error_db: the lowest of all pairs, of mel frames (flow) or waves; None where shapes differ.
-        generator_identical: after every pair of calls.
-        tokens_identical: texts whose speech tokens equal stock's in every repeat; None where there are no tokens.
-        first_call_seconds: ``compile_model`` and the first call, with an empty compile cache.
-        warmup_seconds: :meth:`CompiledTTS.warmup` after it.
-        later_graphs: compiled or captured after the warm-up, also for 20 other lengths (flow and vocoder).
-        peaks: peak memory in bytes of fresh processes by side, None where not measured.
     """
+
+    makes: ClassVar[str]
 
     stock: list[Spoken]
     compiled: list[Spoken]
-    batch: list[float] = field(default_factory=list)
     reference_seconds: float
     signal_to_error_db: float | None
-    generator_identical: bool
-    tokens_identical: int | None
-    first_call_seconds: float
-    warmup_seconds: float
-    later_graphs: int
-    peaks: dict[str, dict[str, Any]] | None = None
-
-    @property
-    def subject(self) -> str:
-        """Returns ``"flow"``, ``"vocoder"`` or ``"e2e"``."""
-        return str(self.settings.subject)
-
-    @property
-    def called(self) -> tuple[str, ...]:
-        """Returns the components that the subject calls."""
-        return SPEAKING if self.subject == "e2e" else (self.subject,)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Returns the texts; one without a name for flow and vocoder."""
-        return self.settings.spoken if self.subject == "e2e" else ("",)
-
-    @property
-    def title(self) -> str:
-        """Returns the page's title."""
-        return _TITLES[self.subject] + ", by length of text" * (len(self.texts) > 1)
-
-    @property
-    def compile_seconds(self) -> float:
-        """Returns what the first call costs beyond a later one."""
-        return self.first_call_seconds - statistics.median(self.compiled[0].seconds)
 
     @property
     def audio_seconds(self) -> float:
@@ -162,13 +121,75 @@ class SynthesisResult(Result):
     @property
     def kept(self) -> bool:
         """Returns whether the compiled side did what stock does, each time."""
-        alike = self.signal_to_error_db is not None and self.signal_to_error_db >= LEAST_DB
-        tokens = self.tokens_identical in (None, len(self.texts))
-        return alike and tokens and self.generator_identical and self.repeated and not self.later_graphs
+        ratio = self.signal_to_error_db
+        return super().kept and self.repeated and ratio is not None and ratio >= LEAST_DB
+
+    def total(self, side: str) -> list[float]:
+        """Returns the seconds of all texts, a value per repeat."""
+        return sums(text.seconds for text in getattr(self, side))
+
+    @property
+    def heading(self) -> str:
+        """Returns what the calls do, and how much of it."""
+        return f"{self.makes}, {self.audio_seconds:.2f} s of speech"
+
+    @property
+    def values(self) -> dict[str, Sequence[Sequence[float]]]:
+        """Returns the seconds."""
+        return {"seconds": [self.total(side) for side in SIDES]}
+
+    @property
+    def checks(self) -> dict[str, str]:
+        """Returns what was compared and counted, in words."""
+        return super().checks | {
+            "least signal to error": decibels(self.signal_to_error_db),
+            "repeated calls bit for bit": yes(self.repeated),
+        }
+
+    def follows(self) -> dict[str, Any]:
+        """Returns plain values that follow; for a single text, its seconds stand without a list."""
+        gains = stats.plain(self.gains)
+        plain: dict[str, Any] = {"gains": gains, "gain": gains["seconds"], "audio_seconds": self.audio_seconds}
+        if self.inputs == 1:
+            plain |= {side: self.total(side) for side in SIDES}
+            plain["tokens_identical"] = None if self.tokens_identical is None else self.tokens_identical == 1
+        return plain
+
+
+class FlowResult(SynthesisResult):
+    """The figures of the flow."""
+
+    subject, title, called = "flow", "Flow", ("flow",)
+    makes = "tokens to mel"
+    varied = f", {len(_LENGTHS)} other lengths included"
+
+
+class VocoderResult(SynthesisResult):
+    """The figures of the vocoder."""
+
+    subject, title, called = "vocoder", "Vocoder", ("vocoder",)
+    makes = "mel to wave"
+    varied = FlowResult.varied
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechResult(SynthesisResult):
+    """The figures of ``generate``, by text and by stage.
+
+    Attributes:
+        batch: seconds of all texts together by ``generate_batch``, a value per repeat; empty where not measured.
+    """
+
+    subject, title = "e2e", "The whole generate"
+    makes = "text to wave"
+    titles: ClassVar[Mapping[str, str]] = {stage: f"in {stage}, s" for stage in STAGES}
+    without_gain = ("rest",)
+
+    batch: list[float] = field(default_factory=list)
 
     def total(self, side: str) -> list[float]:
         """Returns the seconds of all texts, a value per repeat; ``"batch"`` is a side too."""
-        return self.batch if side == "batch" else sums(text.seconds for text in getattr(self, side))
+        return self.batch if side == "batch" else super().total(side)
 
     def factors(self, side: str) -> list[float]:
         """Returns seconds of work for a second of speech over all texts, a value per repeat."""
@@ -179,104 +200,40 @@ class SynthesisResult(Result):
         return {stage: sums(text.stages[stage] for text in getattr(self, side)) for stage in STAGES}
 
     @property
-    def gain(self) -> Ratio:
-        """Returns how many times faster the compiled side is over all texts."""
-        return ratio_of_medians(self.total("stock"), self.total("compiled"), seed=self.settings.seed)
+    def texts(self) -> tuple[str, ...]:
+        """Returns the texts."""
+        return tuple(self.settings.spoken)
 
     @property
-    def stage_gains(self) -> dict[str, Ratio]:
-        """Returns how many times faster each stage is over all texts; empty for flow and vocoder."""
-        if self.subject != "e2e":
-            return {}
-        return stages.gains(self.stages("stock"), self.stages("compiled"), self.settings.seed)
-
-    @property
-    def gains(self) -> dict[str, Ratio]:
-        """Returns how many times faster the compiled side is, by text and in all."""
-        ratio = functools.partial(ratio_of_medians, seed=self.settings.seed)
-        if len(self.texts) == 1 and not self.batch:
-            return {self.title: self.gain}
-        texts = enumerate(zip(self.texts, self.stock, self.compiled), 1)
-        found = {f"text {n}, {len(t)} characters": ratio(a.seconds, b.seconds) for n, (t, a, b) in texts}
-        found["all texts"] = self.gain
+    def values(self) -> dict[str, Sequence[Sequence[float]]]:
+        """Returns seconds, those for a second of speech, also by text, and those in each stage."""
+        found = super().values | {"for a second of speech, s": [self.factors(side) for side in SIDES]}
+        if self.inputs > 1:
+            for n, (text, *sides) in enumerate(zip(self.texts, self.stock, self.compiled), 1):
+                found[f"the same, text {n}, {len(text)} characters"] = [spoken.factors for spoken in sides]
         if self.batch:
-            found["all texts as a batch"] = ratio(self.total("stock"), self.batch)
-        return found
+            found["the same, all texts as a batch"] = [self.factors("stock"), self.factors("batch")]
+        return found | self.stage_values
+
+    @property
+    def stage_values(self) -> dict[str, Sequence[Sequence[float]]]:
+        """Returns the seconds of both sides in each stage that takes time."""
+        stock, compiled = map(self.stages, SIDES)
+        return {stage: [stock[stage], compiled[stage]] for stage in STAGES if min(compiled[stage]) > 0}
 
     def follows(self) -> dict[str, Any]:
-        """Returns plain values that follow; for a single text, its seconds and stages stand without a list."""
-        plain: dict[str, Any] = {
-            "gain": self.gain.to_dict(),
-            "gains": stats.plain(self.gains | self.stage_gains),
-            "compile_seconds": self.compile_seconds,
-            "audio_seconds": self.audio_seconds,
+        """Returns plain values that follow from the raw ones."""
+        sides = (*SIDES, *["batch"] * bool(self.batch))
+        return super().follows() | {
+            "real_time_factors": {side: asdict(median_of(self.factors(side))) for side in sides},
+            "stages": {side: self.stages(side) for side in SIDES},
         }
-        if self.subject == "e2e":
-            sides = (*SIDES, *["batch"] * bool(self.batch))
-            plain["real_time_factors"] = {side: asdict(median_of(self.factors(side))) for side in sides}
-            plain["stages"] = {side: self.stages(side) for side in SIDES}
-        if len(self.texts) == 1:
-            plain |= {side: self.total(side) for side in SIDES}
-            plain["tokens_identical"] = None if self.tokens_identical is None else self.tokens_identical == 1
-        return plain
-
-    def sections(self) -> list[Section]:
-        """Returns a table of seconds or, for several texts, of work for a second of speech; and the proof."""
-        model = self.model
-        about = (
-            f"T3 {model['t3_parameters'] / 1e6:.0f} M, S3Gen {model['s3gen_parameters'] / 1e6:.0f} M parameters, "
-            f"{self.reference_seconds:.0f} s reference, {self.about}; {ran(self.report)}"
-        )
-        if len(self.texts) > 1:
-            stage_rows = [("seconds in each stage, all texts", *SIDES, f"gain {INTERVAL}"), *self.stage_rows()]
-            return [Section(self._factor_rows(), self.few), Section(stage_rows, [self.proof, about])]
-        what = {"flow": "tokens to mel", "vocoder": "mel to wave", "e2e": "text to wave"}[self.subject]
-        title = f"{what}, {self.audio_seconds:.2f} s of speech, median {INTERVAL}"
-        rows: list[Row] = [
-            (title, *SIDES, f"gain {INTERVAL}"),
-            ("seconds", *(spread(self.total(side)) for side in SIDES), self.gain),
-            *self.stage_rows(),
-            *processes.peak_rows(self.peaks),
-            ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
-        ]
-        return [Section(rows, [*self.few, self.proof, about])]
-
-    def stage_rows(self) -> list[Row]:
-        """Returns a table's rows of the stages over all texts; empty for flow and vocoder."""
-        if self.subject != "e2e":
-            return []
-        return stages.rows(self.stages("stock"), self.stages("compiled"), self.settings.seed)
-
-    def _factor_rows(self) -> list[Row]:
-        rows: list[Row] = [(f"work for a second of speech, median {INTERVAL}", *SIDES, f"gain {INTERVAL}")]
-        for (name, gain), stock, compiled in zip(self.gains.items(), self.stock, self.compiled):
-            what = f"{name}, {compiled.audio_seconds:.1f} s of speech"
-            rows.append((what, spread(stock.factors), spread(compiled.factors), gain))
-        rows.append(("all texts", *(spread(self.factors(side)) for side in SIDES), self.gain))
-        if self.batch:
-            gain = self.gains["all texts as a batch"]
-            rows.append(("all texts as a batch", "", spread(self.factors("batch")), gain))
-        return rows
-
-    @property
-    def proof(self) -> str:
-        """Returns the line that says whether both sides did the same."""
-        tokens = self.tokens_identical
-        spoken = "" if tokens is None else f"tokens identical: {tokens} of {len(self.texts)}; "
-        lengths = f", {len(_LENGTHS)} other lengths included" if self.subject != "e2e" else ""
-        return (
-            f"{self.settings.repeats} repeats; {spoken}generator state identical: {yes(self.generator_identical)}; "
-            f"least signal to error: {decibels(self.signal_to_error_db)}; repeated calls bit for bit: "
-            f"{yes(self.repeated)}; graphs after the warm-up{lengths}: {self.later_graphs}; "
-            f"all as stock: {yes(self.passed)}"
-        )
 
     def plots(self) -> list[Plot]:
-        """Returns ratios; for ``generate``, stages; for several texts, real-time factors."""
-        found: list[Plot] = [Ratios("How many times faster than stock", self.gains | self.stage_gains)]
-        if self.subject == "e2e":
-            found.insert(0, stages.plot("Time by stage", {side: self.stages(side) for side in SIDES}))
-        if len(self.texts) > 1:
+        """Returns stages and ratios; for several texts, real-time factors."""
+        medians = {side: {stage: median(seconds) for stage, seconds in self.stages(side).items()} for side in SIDES}
+        found: list[Plot] = [Stages("Time by stage", medians), *super().plots()]
+        if self.inputs > 1:
             lines = {
                 side: [(len(text), median_of(spoken.factors)) for text, spoken in zip(self.texts, getattr(self, side))]
                 for side in SIDES
@@ -285,116 +242,50 @@ class SynthesisResult(Result):
         return found
 
 
-@dataclass
-class Made:
-    """The result of one call.
-
-    Attributes:
-        audio: mel frames or a wave, on the CPU; several waves for a batch.
-        watched: seconds by stage and speech tokens, where the call is ``generate``.
-    """
-
-    audio: list[Tensor]
-    watched: Watched | None = None
-
-    @property
-    def tokens(self) -> list[list[int]]:
-        """Returns the speech tokens, if any."""
-        return self.watched.tokens if self.watched else []
-
-
-@dataclass
-class Work:
-    """The calls of one subject.
-
-    Attributes:
-        calls: one for each text; each takes the name of a side.
-        rate: frames or samples a second.
-        vary: makes calls of other lengths on the compiled side.
-        together: speaks all texts as a batch, where that is measured.
-    """
-
-    calls: Sequence[Callable[[str], Made]]
-    rate: float
-    vary: Callable[[], None] = lambda: None
-    together: Callable[[], Made] | None = None
-
-
 def run(source: str, settings: Any) -> SynthesisResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
-    s = settings
-    with compile_cache() as cache_dir, Progress() as progress:
-        component = None if s.subject == "e2e" else s.subject
-        with compiled_model(source, s.device, cache_dir, progress, component) as (fast, attach_seconds):
-            result = measure(fast, s, progress, attach_seconds)
-        del fast
-        if not getattr(s, "memory", False) or len(result.texts) > 1:
-            return result
-        progress("memory of fresh processes")
-        wanted = processes.Wanted(s.device, None, result.texts[0], s.seed, cache_dir)
-        return replace(result, peaks=processes.peaks(source, wanted))
+    component = None if settings.subject == "e2e" else settings.subject
+    with compiled_model(source, settings.device, component) as model:
+        return measure(model, settings)
 
 
-def measure(fast: CompiledTTS, settings: Any, step: Step, attach_seconds: float = 0.0) -> SynthesisResult:
+def measure(model: Compiled, settings: Any) -> SynthesisResult:
     """Measures a compiled model, which is warmed up after the first call."""
-    s, work = settings, _WORK[settings.subject](fast, settings)
-    step("first calls")
-    work.calls[0]("stock")  # not timed: reads the weights into memory and sets up libraries for both sides
-    first_call = interleaved.call(functools.partial(work.calls[0], "compiled"), s.device, s.seed)
-    step("warm-up")
-    warmup = fast.warmup()
-    if work.together:
-        work.together()
-    later_graphs = new_graphs(fast)
-    sides: dict[str, Callable[[], Made]] = {
-        f"{side} {n}": functools.partial(call, side) for n, call in enumerate(work.calls) for side in SIDES
-    }
-    if work.together:
-        sides["batch"] = work.together
-    done = interleaved.alternate(sides, s.repeats, step, device=s.device, seed=s.seed)
-    calls = {side: [done[f"{side} {n}"] for n in range(len(work.calls))] for side in SIDES}
-    pairs = list(zip(calls["stock"], calls["compiled"]))
-    audio = [(a.result.audio[0], b.result.audio[0]) for both in pairs for a, b in zip(*both)]
-    for repeat, batch in enumerate(done.get("batch", [])):
-        audio += [(text[repeat].result.audio[0], wave) for text, wave in zip(calls["stock"], batch.result.audio)]
-    tokens = [[call.result.tokens for side in both for call in side] for both in pairs]
-    step("other lengths")
-    work.vary()
-    return SynthesisResult(
-        **common(fast, s),
-        stock=[_spoken(text, work.rate) for text in calls["stock"]],
-        compiled=[_spoken(text, work.rate) for text in calls["compiled"]],
-        batch=interleaved.seconds(done.get("batch", [])),
+    fast = model.fast
+    work = _WORK[settings.subject](fast, settings)
+    done = pairs.call_in_turn(model, settings, work)
+    stock, compiled = done.sides.values()
+    audio = [(a.result.audio[0], b.result.audio[0]) for sides in zip(stock, compiled) for a, b in zip(*sides)]
+    for repeat, batch in enumerate(done.batch):
+        audio += [(text[repeat].result.audio[0], wave) for text, wave in zip(stock, batch.result.audio)]
+    figures = done.figures | ({"batch": seconds(done.batch)} if done.batch else {})
+    return _RESULTS[settings.subject](
+        **figures,
+        stock=[_spoken(text, work.rate) for text in stock],
+        compiled=[_spoken(text, work.rate) for text in compiled],
         reference_seconds=fast.conds.gen["prompt_feat"].shape[1] / (_TOKENS_PER_SECOND * _FRAMES_PER_TOKEN),
         signal_to_error_db=lowest_db(audio),
-        generator_identical=all(same_states(*both) for both in pairs),
-        tokens_identical=sum(all(t == text[0] for t in text) for text in tokens) if any(map(any, tokens)) else None,
-        first_call_seconds=attach_seconds + first_call.seconds,
-        warmup_seconds=warmup.total,
-        later_graphs=later_graphs(),
     )
 
 
-def _spoken(calls: list[interleaved.Call[Made]], rate: float) -> Spoken:
-    audio = [call.result.audio[0] for call in calls]
-    digests = [digest(made.numpy()) for made in audio]
-    seconds = interleaved.seconds(calls)
-    splits = [call.result.watched.seconds for call in calls if call.result.watched]
+def _spoken(calls: list[Call[Made]], rate: float) -> Spoken:
+    first, *later = (digest(call.result.audio[0].numpy()) for call in calls)
     return Spoken(
-        seconds=seconds,
-        audio_seconds=audio[0].shape[-1] / rate,
-        identical=sum(later == digests[0] for later in digests[1:]),
-        stages=by_stage(splits, seconds) if splits else {},
+        seconds=seconds(calls),
+        audio_seconds=calls[0].result.audio[0].shape[-1] / rate,
+        identical=later.count(first),
+        stages={stage: [_in_stage(call, stage) for call in calls] for stage in STAGES},
     )
 
 
-def _inference(module: Any) -> dict[str, Callable[..., Any]]:
-    return {"stock": functools.partial(type(module).inference, module), "compiled": module.inference}
+def _in_stage(call: Call[Made], stage: str) -> float:
+    stages = call.result.seconds
+    return call.seconds - sum(stages.values()) if stage == "rest" else stages[stage]
 
 
 def _flow(fast: CompiledTTS, settings: FlowSettings) -> Work:
     s3gen, voice, device = fast.wrapped.s3gen, fast.conds.gen, fast.device
-    inference = _inference(s3gen.flow)
+    inference = pairs.inference(s3gen.flow)
 
     def solve(side: str, count: int, steps: int) -> Made:
         generator = torch.Generator().manual_seed(settings.seed)
@@ -414,7 +305,7 @@ def _flow(fast: CompiledTTS, settings: FlowSettings) -> Work:
 
 
 def _vocoder(fast: CompiledTTS, settings: FlowSettings) -> Work:
-    inference = _inference(fast.wrapped.s3gen.mel2wav)
+    inference = pairs.inference(fast.wrapped.s3gen.mel2wav)
     prompt = fast.conds.gen["prompt_feat"].transpose(1, 2)
 
     def speak(side: str, tokens: int) -> Made:
@@ -436,8 +327,9 @@ def _e2e(fast: CompiledTTS, settings: Settings) -> Work:
 
     def speak(text: str, side: str) -> Made:
         stock = side == "stock"
-        with fast.stock() if stock else contextlib.nullcontext(fast) as model, watched(fast.wrapped) as found:
-            return Made([model.generate(text)], found)
+        with fast.stock() if stock else contextlib.nullcontext(fast) as model, watched(fast.wrapped) as made:
+            made.audio.append(model.generate(text))
+        return made
 
     def together() -> Made:
         waves = fast.generate_batch(texts, [settings.seed] * len(texts))
@@ -448,3 +340,4 @@ def _e2e(fast: CompiledTTS, settings: Settings) -> Work:
 
 
 _WORK: Mapping[str, Callable[[CompiledTTS, Any], Work]] = {"flow": _flow, "vocoder": _vocoder, "e2e": _e2e}
+_RESULTS: Mapping[str, type[SynthesisResult]] = {"flow": FlowResult, "vocoder": VocoderResult, "e2e": SpeechResult}

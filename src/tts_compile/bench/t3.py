@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import functools
-import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from ..errors import InputError, TTSCompileError
-from ..handle import CompiledTTS
-from ..measuring import interleaved
-from ..measuring.interleaved import same_states, seconds
-from ..measuring.progress import Progress, Step
-from ..measuring.stats import Ratio, median_of, ratio_of_medians, spread, yes
+from ..measuring.interleaved import seconds
+from ..measuring.stats import median_of
 from ..sample_text import TEXT
-from . import processes
-from .models import common, compile_cache, compiled_model, new_graphs, t3_inputs
-from .plots import Plot, Ratios
-from .result import INTERVAL, Repeated, Result, Row, Section, option, ran
+from . import pairs
+from .models import Compiled, compiled_model, t3_inputs
+from .pairs import PairResult, Work
+from .result import Repeated, option
+from .stages import Made
 
 _LENGTHS = [round(1 + i * 399 / 29) for i in range(30)]  # characters
 _SHORT = 8  # speech tokens for each of the texts of these lengths
@@ -33,121 +27,59 @@ class Settings(Repeated):
 
     tokens: int = option(64, "speech tokens", least=8)
     text: str = option(TEXT, "the text to speak")
-    memory: bool = option(True, "leave out the memory of two fresh processes")
 
 
-@dataclass
-class Side:
-    """The raw seconds of one side, a value per repeat.
+def figures(first: list[float], full: list[float], tokens: int, wasted_steps: int) -> dict[str, Any]:
+    """Returns the figures of one side, by the names of :attr:`T3Result.titles`, with the raw ones.
 
-    Attributes:
+    Args:
+        first: seconds of calls for one token.
+        full: seconds of calls for ``tokens`` tokens.
         tokens: speech tokens of the long call.
         wasted_steps: decoder steps that each call runs beyond those that its tokens need: stock feeds the last token
-            back, although it samples nothing after it.
-        first: of a call for one token.
-        full: of a call for ``tokens`` tokens.
+            back, although it samples nothing after it. Those of both calls cancel out.
     """
-
-    tokens: int
-    wasted_steps: int
-    first: list[float] = field(default_factory=list)
-    full: list[float] = field(default_factory=list)
-
-    @property
-    def step(self) -> list[float]:
-        """Returns the seconds of one decoder step; steps that both calls waste cancel out."""
-        return [(full - first) / (self.tokens - 1) for first, full in zip(self.first, self.full)]
-
-    @property
-    def rate(self) -> list[float]:
-        """Returns the decoded tokens per second, without the prompt."""
-        return [1 / step for step in self.step]
-
-    @property
-    def prefill(self) -> list[float]:
-        """Returns the seconds from the call to the first token."""
-        return [first - self.wasted_steps * step for first, step in zip(self.first, self.step)]
+    steps = [(long - short) / (tokens - 1) for short, long in zip(first, full)]
+    if min(steps) <= 0:
+        raise TTSCompileError(f"{tokens} tokens took no longer than 1; measure with more tokens")
+    return {
+        "tokens": tokens,
+        "wasted_steps": wasted_steps,
+        "first": first,
+        "full": full,
+        "decode": [1 / step for step in steps],
+        "prefill": [short - wasted_steps * step for short, step in zip(first, steps)],
+        "call": full,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class T3Result(Result):
-    """The figures of T3.
-
-    Attributes:
-        tokens_identical, generator_identical: in every repeat, for both lengths of call.
-        first_call_seconds: ``compile_model`` and the first compiled call, with an empty compile cache.
-        warmup_seconds: :meth:`CompiledTTS.warmup` after it.
-        later_graphs: graphs compiled after the warm-up, also by 30 texts of 1 to 400 characters.
-        peaks: peak memory in bytes of fresh processes by side, None where not measured.
-    """
+class T3Result(PairResult):
+    """The figures of T3, for calls of one token and of many."""
 
     subject = "t3"
     title = "T3, the token loop"
     called = ("t3",)
-
-    stock: Side
-    compiled: Side
-    tokens_identical: bool
-    generator_identical: bool
-    first_call_seconds: float
-    warmup_seconds: float
-    later_graphs: int
-    peaks: dict[str, dict[str, Any]] | None = None
+    titles: ClassVar[Mapping[str, str]] = {
+        "decode": "decode, tokens/s",
+        "prefill": "prompt to first token, s",
+        "call": "the whole call, s",
+    }
+    more_is_better = ("decode",)
+    varied = f", {len(_LENGTHS)} other texts included"
 
     @property
-    def compile_seconds(self) -> float:
-        """Returns what the first call costs beyond a later one."""
-        return self.first_call_seconds - statistics.median(self.compiled.full)
-
-    @property
-    def kept(self) -> bool:
-        """Returns whether the compiled side did what stock does."""
-        return self.tokens_identical and self.generator_identical and self.later_graphs == 0
-
-    @property
-    def gains(self) -> dict[str, Ratio]:
-        """Returns how many times better the compiled side is."""
-        pairs = {
-            "decode": (self.compiled.rate, self.stock.rate),
-            "prefill": (self.stock.prefill, self.compiled.prefill),
-            "call": (self.stock.full, self.compiled.full),
-        }
-        return {name: ratio_of_medians(*pair, seed=self.settings.seed) for name, pair in pairs.items()}
+    def heading(self) -> str:
+        """Returns the number of tokens."""
+        return f"T3, {self.settings.tokens} tokens"
 
     def follows(self) -> dict[str, Any]:
-        """Returns gains and medians."""
-        plain = {**super().follows(), "compile_seconds": self.compile_seconds}
-        for name, side in (("stock", self.stock), ("compiled", self.compiled)):
-            plain[name] = {
-                **asdict(side),
-                "decode_tokens_per_s": asdict(median_of(side.rate)),
-                "prefill_s": asdict(median_of(side.prefill)),
-                "call_s": asdict(median_of(side.full)),
-            }
+        """Returns gains, raw values and medians."""
+        plain = {**super().follows(), "tokens_identical": self.tokens_identical == 2}
+        for name, side in self.sides.items():
+            medians = {"decode_tokens_per_s": "decode", "prefill_s": "prefill", "call_s": "call"}
+            plain[name] = side | {key: asdict(median_of(side[value])) for key, value in medians.items()}
         return plain
-
-    def sections(self) -> list[Section]:
-        """Returns one table."""
-        gains, stock, compiled = self.gains, self.stock, self.compiled
-        rows: list[Row] = [
-            (f"T3, median {INTERVAL}", "stock", "compiled", f"gain {INTERVAL}"),
-            ("decode, tokens/s", spread(stock.rate), spread(compiled.rate), gains["decode"]),
-            ("prompt to first token, s", spread(stock.prefill), spread(compiled.prefill), gains["prefill"]),
-            (f"call of {self.settings.tokens} tokens, s", spread(stock.full), spread(compiled.full), gains["call"]),
-            *processes.peak_rows(self.peaks),
-            ("first call's extra, cold, s", "", f"{self.compile_seconds:.1f}", ""),
-            (f"graphs compiled by {len(_LENGTHS)} later texts", "", str(self.later_graphs), ""),
-            ("tokens identical", "", yes(self.tokens_identical), f"{self.settings.repeats} repeats"),
-            ("generator state identical", "", yes(self.generator_identical), ""),
-        ]
-        model = f"{self.model['t3_layers']} layers, {self.model['t3_parameters'] / 1e6:.0f} M parameters"
-        note = self.report["components"]["t3"]["note"]
-        about = f"{model}, {self.about}; {ran(self.report)}{'; ' * bool(note)}{note}"
-        return [Section(rows, [*self.few, about])]
-
-    def plots(self) -> list[Plot]:
-        """Returns ratios."""
-        return [Ratios("How many times better than stock", self.gains)]
 
 
 def run(source: str, settings: Settings) -> T3Result:
@@ -156,61 +88,32 @@ def run(source: str, settings: Settings) -> T3Result:
     Raises:
         InputError: when the model stops before ``settings.tokens`` tokens.
     """
-    s = settings
-    with compile_cache() as cache_dir, Progress(5 + 4 * s.repeats) as progress:
-        with compiled_model(source, s.device, cache_dir, progress, "t3") as (fast, attach_seconds):
-            result = _measure(fast, s, attach_seconds, progress)
-        del fast
-        if not s.memory:
-            return result
-        progress("memory of fresh processes")
-        wanted = processes.Wanted(s.device, s.tokens, s.text, s.seed, cache_dir)
-        return replace(result, peaks=processes.peaks(source, wanted))
+    with compiled_model(source, settings.device, "t3") as model:
+        return _measure(model, settings)
 
 
-def _measure(fast: CompiledTTS, settings: Settings, attach_seconds: float, step: Step) -> T3Result:
-    n, tts = settings.tokens, fast.wrapped
-    t3 = tts.t3
-    inputs = t3_inputs(tts, settings.text)
-    calls: dict[str, Callable[..., Tensor]] = {
-        "stock": lambda **kwargs: type(t3).inference(t3, **kwargs),
-        "compiled": t3.inference,
-    }
-    stock_in_both = "inference" not in vars(t3)  # switched off by configuration
-    sides = {"stock": Side(n, wasted_steps=1), "compiled": Side(n, wasted_steps=int(stock_in_both))}
+def _measure(model: Compiled, settings: Settings) -> T3Result:
+    n, tts = settings.tokens, model.fast.wrapped
+    inputs, inference = t3_inputs(tts, settings.text), pairs.inference(tts.t3)
+    # Where the configuration switches T3 off, the compiled side is stock, and wastes a step too.
+    wasted_steps = {"stock": 1, "compiled": int("inference" not in vars(tts.t3))}
 
-    def call(side: str, tokens: int) -> Tensor:
-        spoken = calls[side](**inputs, max_new_tokens=tokens)
+    def speak(tokens: int, side: str) -> Made:
+        spoken = inference[side](**inputs, max_new_tokens=tokens)
         if spoken.shape[1] != tokens:
             raise InputError(
                 f"the model stopped after {spoken.shape[1]} of {tokens} tokens: ask for fewer, or less text"
             )
-        return spoken.cpu()
+        return Made(tokens=spoken.tolist())
 
-    step("first compiled call")
-    call("stock", 1)  # not timed: reads the weights into memory for both sides
-    first_call = interleaved.call(functools.partial(call, "compiled", n), settings.device, settings.seed)
-    step("warm-up")
-    warmup = fast.warmup()
-    later_graphs = new_graphs(fast)
-    ways = {f"{side}, {tokens} tokens": functools.partial(call, side, tokens) for tokens in (1, n) for side in sides}
-    done = interleaved.alternate(ways, settings.repeats, step, device=settings.device, seed=settings.seed)
-    for name, side in sides.items():
-        side.first, side.full = (seconds(done[f"{name}, {tokens} tokens"]) for tokens in (1, n))
-        if min(side.step) <= 0:
-            raise TTSCompileError(f"{name}: {n} tokens took no longer than 1; measure with more tokens")
-    pairs = [(done[f"stock, {tokens} tokens"], done[f"compiled, {tokens} tokens"]) for tokens in (1, n)]
-    step("texts of other lengths")
-    text = (settings.text + " ") * (_LENGTHS[-1] // len(settings.text) + 1)
-    for length in _LENGTHS:
-        t3.inference(**t3_inputs(tts, text[:length]), max_new_tokens=_SHORT)
-    return T3Result(
-        **common(fast, settings),
-        stock=sides["stock"],
-        compiled=sides["compiled"],
-        tokens_identical=all(torch.equal(a.result, b.result) for both in pairs for a, b in zip(*both)),
-        generator_identical=all(same_states(*both) for both in pairs),
-        first_call_seconds=attach_seconds + first_call.seconds,
-        warmup_seconds=warmup.total,
-        later_graphs=later_graphs(),
-    )
+    def vary() -> None:
+        text = (settings.text + " ") * (_LENGTHS[-1] // len(settings.text) + 1)
+        for length in _LENGTHS:
+            tts.t3.inference(**t3_inputs(tts, text[:length]), max_new_tokens=_SHORT)
+
+    work = Work([functools.partial(speak, tokens) for tokens in (1, n)], vary=vary)
+    done = pairs.call_in_turn(model, settings, work)
+    sides = {}
+    for side, (first, full) in done.sides.items():
+        sides[side] = figures(seconds(first), seconds(full), n, wasted_steps[side])
+    return T3Result(**done.figures, sides=sides)

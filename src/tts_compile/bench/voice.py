@@ -1,18 +1,13 @@
-"""The reference voice, stock against compiled, in fresh processes that alternate.
-
-``python -m tts_compile.bench.voice SOURCE SIDE DEVICE FILE FILE`` is one of these processes; it prints one JSON object.
-"""
+"""The reference voice, stock against compiled, in fresh processes that alternate."""
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,18 +17,12 @@ from ..audio.synthetic_voice import make_reference_wav
 from ..config import CompileConfig, ComponentPolicy
 from ..measuring.interleaved import alternate, timed_call
 from ..measuring.progress import Progress, Step
-from ..measuring.stats import Ratio, ratio_of_medians, spread, yes
+from ..measuring.stats import yes
 from .models import describe, load, quiet
-from .plots import Plot, Ratios
-from .processes import SIDES, run_python
-from .result import INTERVAL, Repeated, Result, Row, Section, option
+from .processes import in_fresh_process
+from .result import SIDES, Repeated, Result, option
 
-PHASES = {
-    "first_cold": "first call, empty numba cache, s",
-    "first": "first call of a process, s",
-    "later": "later call with another file, s",
-    "repeated": "call with a file that was read before, s",
-}
+PHASES = ("first", "later", "repeated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +33,6 @@ class Settings(Repeated):
     """
 
     seconds: float = option(10.0, "of the first recording; the second one is a tenth shorter", least=1, most=600)
-
-
-@dataclass
-class Side:
-    """The raw seconds of one side: a value per fresh process, for ``first_cold`` a single one."""
-
-    first_cold: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    later: list[float] = field(default_factory=list)
-    repeated: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +46,14 @@ class VoiceResult(Result):
     subject = "voice"
     title = "The reference voice, in fresh processes"
     called = ("voice_encoder", "reference")
+    heading = "reference voice"
+    titles: ClassVar[Mapping[str, str]] = {
+        "first_cold": "first call, empty numba cache, s",
+        "first": "first call of a process, s",
+        "later": "later call with another file, s",
+        "repeated": "call with a file that was read before, s",
+    }
 
-    stock: Side
-    compiled: Side
     identical: bool
 
     @property
@@ -77,93 +61,68 @@ class VoiceResult(Result):
         """Returns whether the compiled side did what stock does."""
         return self.identical
 
-    @property
-    def gains(self) -> dict[str, Ratio]:
-        """Returns how many times faster the compiled side is."""
-        return {p: ratio_of_medians(getattr(self.stock, p), getattr(self.compiled, p)) for p in PHASES}
-
-    def sections(self) -> list[Section]:
-        """Returns one table."""
-        rows: list[Row] = [(f"reference voice, median {INTERVAL}", *SIDES, f"gain {INTERVAL}")]
-        for phase, title in PHASES.items():
-            cells = [spread(getattr(side, phase)) for side in (self.stock, self.compiled)]
-            rows.append((title, *cells, self.gains[phase]))
-        processes = f"{self.settings.repeats + 2} processes each"
-        rows.append(("every tensor identical", "", yes(self.identical), processes))
-        return [Section(rows, [*self.few, f"{self.settings.seconds:g} s of reference, {self.about}"])]
-
-    def plots(self) -> list[Plot]:
-        """Returns ratios."""
-        gains = {title.removesuffix(", s"): self.gains[phase] for phase, title in PHASES.items()}
-        return [Ratios("How many times faster than stock", gains)]
+    def notes(self) -> list[str]:
+        """Returns what was compared, and the machine."""
+        same = f"every tensor identical: {yes(self.identical)}, {self.settings.repeats + 2} processes each"
+        return [*self.few, f"{same}; {self.settings.seconds:g} s of reference, {self.about}"]
 
 
 def run(source: str, settings: Settings, step: Step | None = None) -> VoiceResult:
     """Measures; ``source`` is that of :func:`tts_compile.bench.models.load`."""
-    calls: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with (
         tempfile.TemporaryDirectory(prefix="tts-compile-voice-") as name,
         Progress(2 * settings.repeats + 4) as progress,
     ):
         folder = Path(name)
-        files = [
-            make_reference_wav(folder / f"{i}.wav", seconds=settings.seconds * share)
-            for i, share in enumerate((1, 0.9))
-        ]
-
-        def measure(repeats: int, caches: dict[str, Path]) -> None:
-            ways = {
-                side: functools.partial(_child, source, side, settings.device, files, cache)
-                for side, cache in caches.items()
-            }
-            for side, done in alternate(ways, repeats, step or progress).items():
-                calls[side] += [call.result for call in done]
-
-        measure(1, {side: folder / f"cold-{side}" for side in SIDES})
-        # With the cache that stock's first process left; each side's first reads weights and libraries into memory.
-        measure(1 + settings.repeats, dict.fromkeys(SIDES, folder / "cold-stock"))
-    sides = {
-        side: Side([cold["first"]], **{p: [found[p] for found in warm] for p in ("first", "later", "repeated")})
-        for side, (cold, _, *warm) in calls.items()
-    }
-    last = calls["compiled"][-1]
+        lengths = (settings.seconds, 0.9 * settings.seconds)
+        files = [str(make_reference_wav(folder / f"{n}.wav", seconds=length)) for n, length in enumerate(lengths)]
+        # After its first process, each side has the cache that stock's first process left.
+        caches = {
+            side: iter([folder / f"cold-{side}", *[folder / "cold-stock"] * (1 + settings.repeats)]) for side in SIDES
+        }
+        ways = {
+            side: functools.partial(_in_process, source, side, settings.device, files, caches[side]) for side in SIDES
+        }
+        done = alternate(ways, 2 + settings.repeats, step or progress)
+    found = {side: [call.result for call in calls] for side, calls in done.items()}
+    last = found["compiled"][-1]
     return VoiceResult(
         settings=settings,
         model=last["model"],
-        stock=sides["stock"],
-        compiled=sides["compiled"],
-        identical=len({json.dumps(found["digests"]) for done in calls.values() for found in done}) == 1,
+        sides={side: _figures(*processes) for side, processes in found.items()},
+        identical=all(each["digests"] == last["digests"] for processes in found.values() for each in processes),
         report=last["report"],
     )
 
 
-def _child(source: str, side: str, device: str, files: Sequence[Path], numba_cache: Path) -> dict[str, Any]:
-    arguments = ["-m", __name__, source, side, device, *map(str, files)]
-    return run_python(arguments, f"the {side} side's voice", {"NUMBA_CACHE_DIR": str(numba_cache)}).found
+def _figures(cold: dict[str, Any], _: dict[str, Any], *warm: dict[str, Any]) -> dict[str, list[float]]:
+    """Returns the seconds of one side; its second process reads weights and libraries into memory."""
+    return {"first_cold": [cold["first"]], **{phase: [found[phase] for found in warm] for phase in PHASES}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Loads the model, prepares three voices on one side, and prints the seconds."""
-    parser = argparse.ArgumentParser(description="Seconds of the first, a later and a repeated reference.")
-    parser.add_argument("source", help="checkpoint folder, or 'pretrained'")
-    parser.add_argument("side", choices=SIDES)
-    parser.add_argument("device")
-    parser.add_argument("files", nargs=2, type=Path, help="two recordings")
-    args = parser.parse_args(argv)
+def _in_process(
+    source: str, side: str, device: str, files: Sequence[str], numba_caches: Iterator[Path]
+) -> dict[str, Any]:
+    environment = {"NUMBA_CACHE_DIR": str(next(numba_caches))}
+    return in_fresh_process(
+        f"the {side} side's voice", prepare_three, source, side, device, files, environment=environment
+    )
+
+
+def prepare_three(source: str, side: str, device: str, files: Sequence[str]) -> dict[str, Any]:
+    """Loads the model, prepares three voices on one side, and returns the seconds and hashes of all tensors."""
     found: dict[str, Any] = {"digests": []}
     with quiet():
-        tts = load(args.source, args.device)
-        policy = ComponentPolicy(execution="stock" if args.side == "stock" else "auto")
+        tts = load(source, device)
+        policy = ComponentPolicy(execution="stock" if side == "stock" else "auto")
         config = CompileConfig.off().replace(reference=policy, voice_encoder=policy)
         with compile_model(tts, config) as fast:
-            first, second = args.files
-            for phase, file in (("first", first), ("later", second), ("repeated", second)):
-                _, found[phase] = timed_call(args.device, functools.partial(tts.prepare_conditionals, file))
+            for phase, file in zip(PHASES, (files[0], files[1], files[1])):
+                _, found[phase] = timed_call(device, functools.partial(tts.prepare_conditionals, Path(file)))
                 found["digests"].append(digests(tts.conds))
             found["report"] = fast.report().to_dict()
         found["model"] = describe(tts)
-    print(json.dumps(found))
-    return 0
+    return found
 
 
 def digests(conds: Any) -> dict[str, str | None]:
@@ -173,7 +132,3 @@ def digests(conds: Any) -> dict[str, str | None]:
         name: digest(part.detach().cpu().numpy()) if isinstance(part, torch.Tensor) else None
         for name, part in parts.items()
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..bench import batch, overhead, page, plots, processes, soak, synthesis, t3, voice
+from ..bench import batch, overhead, page, plots, soak, startup, synthesis, t3, voice
 from ..bench.models import checkpoint
 from ..bench.result import Result, as_json, markdown
 from ..utils.files import refuse_unwritable, replaced
@@ -36,9 +36,9 @@ SUBJECTS = {
     "flow": Subject(synthesis.FlowSettings, synthesis.run, "speech tokens to mel frames"),
     "vocoder": Subject(synthesis.VocoderSettings, synthesis.run, "mel frames to a wave"),
     "voice": Subject(voice.Settings, voice.run, "the reference voice, in fresh processes", lambda _: 60),
-    "load": Subject(processes.LoadSettings, processes.run_load, "imports, checkpoint, first call, in fresh processes"),
+    "load": Subject(startup.LoadSettings, startup.run_load, "imports, checkpoint, first call, in fresh processes"),
     "startup": Subject(
-        processes.StartupSettings, processes.run_startup, "the first call of fresh processes, and its cache"
+        startup.StartupSettings, startup.run_startup, "the first call of fresh processes, and its cache"
     ),
     "e2e": Subject(synthesis.Settings, synthesis.run, "the whole generate"),
     "batch": Subject(batch.Settings, batch.run, "many texts at once"),

@@ -61,7 +61,7 @@ class Diagnosis:
             ("platform", about["platform"]),
             ("CPU", about["cpu"]),
             ("cores, torch threads", f"{about['cores']}, {about['torch_threads']}"),
-            ("memory", "unknown" if about["memory_gib"] is None else f"{about['memory_gib']} GiB"),
+            ("memory", f"{about['memory_gib']} GiB"),
             ("devices", ", ".join(self.devices)),
             ("C++ compiler", self.compiler or "none that works"),
             *self.cache.rows(),
@@ -110,10 +110,8 @@ def _plan(name: str, config: CompileConfig, compiler: str | None) -> Plan:
     policy = getattr(config, name)
     if switched_off_by_env():
         return Plan("stock", "TTS_COMPILE switches the library off")
-    if policy.execution == "stock":
-        return Plan("stock", "the configuration asks for it")
-    if policy.execution == "eager":
-        return Plan("eager", "the configuration asks for it")
+    if policy.execution in ("stock", "eager"):
+        return Plan(policy.execution, "the configuration asks for it")
     if name not in COMPILED:
         return Plan("eager", "without librosa's first-use imports; there is nothing in it to compile")
     if compiler is None and not torch.cuda.is_available():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,8 @@ from ..bench.models import SYNTHETIC, checkpoint, load, load_quickly, quiet
 from ..bench.result import as_json
 from ..cache import save_compile_cache
 from ..errors import TTSCompileError
-from ..handle import CompiledTTS
 from ..measuring import proof
 from ..measuring.progress import Progress
-from ..testing import SIZES
 from ..tuning import tune
 from ..utils.files import refuse_unwritable
 from . import bench as bench_commands
@@ -72,6 +71,18 @@ def _show(outcome: _Outcome, args: argparse.Namespace) -> None:
     print(as_json(outcome.plain) if args.json else outcome.table, flush=True)
 
 
+@contextlib.contextmanager
+def _loaded(args: argparse.Namespace, load: Callable[[str, str], Any]) -> Iterator[tuple[Any, Progress]]:
+    """Yields the model that the command line asks for, and the progress of the command."""
+    with _checkpoint(args) as source, Progress() as progress:
+        progress("loading")
+        yield load(source, args.device), progress
+
+
+def _checkpoint(args: argparse.Namespace) -> AbstractContextManager[str]:
+    return checkpoint(args.model, args.size, args.seed, _SPEECH_TOKENS, args.checkpoint_dir)
+
+
 def _demo(args: argparse.Namespace) -> _Outcome:
     with _checkpoint(args) as source:
         result = demo.run(source, options.read(args, demo.Settings), args.out)
@@ -85,43 +96,27 @@ def _bench(args: argparse.Namespace) -> _Outcome:
 
 
 def _validate(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args) as source, Progress() as progress:
-        progress("loading")
-        with compile_model(load(source, args.device)) as fast:
-            result = fast.validate(
-                args.text, seed=args.seed, recording=args.recording, step=progress, transcribe=args.words
-            )
-            found = _report(fast, called=proof.ALL)
-    plain = result.to_dict()
+    with _loaded(args, load) as (tts, progress), compile_model(tts) as fast:
+        asked = {"seed": args.seed, "recording": args.recording, "transcribe": args.words}
+        result = fast.validate(args.text, step=progress, **asked)
+        found = proof.shortfalls(fast.report().to_dict(), called=proof.ALL)
     passed = result.passed and not found
-    return _Outcome(str(result), {**plain, "passed": passed, "shortfalls": found}, passed, shortfalls=found)
+    return _Outcome(str(result), {**result.to_dict(), "passed": passed, "shortfalls": found}, passed, shortfalls=found)
 
 
 def _autotune(args: argparse.Namespace) -> _Outcome:
-    with _checkpoint(args) as source, Progress() as progress:
-        progress("loading")
-        tts = load(source, args.device)
-        result = tune(
-            tts,
-            args.text,
-            budget=args.budget,
-            repeats=args.repeats,
-            seed=args.seed,
-            recording=args.recording,
-            refresh=args.refresh,
-            step=progress,
-        )
+    asked = {name: getattr(args, name) for name in ("budget", "repeats", "seed", "recording", "refresh")}
+    with _loaded(args, load) as (tts, progress):
+        result = tune(tts, args.text, step=progress, **asked)
     return _Outcome(str(result), result.to_dict(), True)
 
 
 def _warmup(args: argparse.Namespace) -> _Outcome:
     if args.save is not None:
         refuse_unwritable(args.save)
-    with _checkpoint(args) as source, Progress() as progress:
-        progress("loading")
-        with compile_model(load_quickly(source, args.device)) as fast:
-            result = fast.warmup(args.text, progress=progress)
-            found = _report(fast, called=())
+    with _loaded(args, load_quickly) as (tts, progress), compile_model(tts) as fast:
+        result = fast.warmup(args.text, progress=progress)
+        found = proof.shortfalls(fast.report().to_dict(), called=())
     if found or args.save is None:
         return _Outcome(str(result), asdict(result), not found, shortfalls=found)
     saved = save_compile_cache(args.save, fast.config.cache_dir)
@@ -129,34 +124,15 @@ def _warmup(args: argparse.Namespace) -> _Outcome:
     return _Outcome(f"{result}\n\n{line}", {**asdict(result), "saved": asdict(saved)}, True)
 
 
-def _report(fast: CompiledTTS, called: Collection[str]) -> list[str]:
-    return proof.shortfalls(fast.report().to_dict(), called)
-
-
 def _doctor(_: argparse.Namespace) -> _Outcome:
     found = doctor.examine()
     return _Outcome(str(found), found.to_dict(), not found.problems)
 
 
-def _checkpoint(args: argparse.Namespace) -> AbstractContextManager[str]:
-    return checkpoint(args.model, args.size, args.seed, _SPEECH_TOKENS, args.checkpoint_dir)
-
-
 def _parser() -> argparse.ArgumentParser:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    model = argparse.ArgumentParser(add_help=False, parents=[output])
-    model.add_argument(
-        "--model",
-        default=SYNTHETIC,
-        metavar="synthetic|pretrained|FOLDER",
-        help="random weights in the real architecture (default), the published weights, or a checkpoint folder",
-    )
-    model.add_argument("--size", choices=SIZES, default="small", help="of a synthetic model; default: small")
-    model.add_argument("--seed", type=int, default=0, help="of the speech and of synthetic weights; default: 0")
-    model.add_argument("--device", default="cpu", help="device of the model; default: cpu")
-    model.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="keep the synthetic model in this folder")
-
+    model = options.of_model(parents=[output])
     parser = argparse.ArgumentParser(prog="tts-compile", description="Makes Chatterbox fast, exactly and provably.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="demo | bench | validate | autotune | warmup | doctor")

@@ -1,13 +1,33 @@
-"""Command-line options made from the fields of settings classes."""
+"""Command-line options: those of a model, and those made from the fields of settings classes."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
+from ..bench.models import SYNTHETIC
+from ..testing import SIZES
+
 S = TypeVar("S")
+
+
+def of_model(parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+    """Returns a parent of commands that load a model, with the options of the model."""
+    model = argparse.ArgumentParser(add_help=False, parents=parents)
+    model.add_argument(
+        "--model",
+        default=SYNTHETIC,
+        metavar="synthetic|pretrained|FOLDER",
+        help="random weights in the real architecture (default), the published weights, or a checkpoint folder",
+    )
+    model.add_argument("--size", choices=SIZES, default="small", help="of a synthetic model; default: small")
+    model.add_argument("--seed", type=int, default=0, help="of the speech and of synthetic weights; default: 0")
+    model.add_argument("--device", default="cpu", help="device of the model; default: cpu")
+    model.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="keep the synthetic model in this folder")
+    return model
 
 
 def add(command: argparse.ArgumentParser, settings: type) -> None:

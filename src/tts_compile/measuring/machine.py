@@ -7,6 +7,7 @@ import os
 import platform
 from typing import Any
 
+import psutil
 import torch
 
 from .._version import __version__
@@ -35,7 +36,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "memory_gib": memory_gib(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": versions(),
     }
@@ -48,12 +49,3 @@ def cpu_model() -> str:
         if line.startswith("model name"):
             name = line.partition(":")[2].strip()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def memory_gib() -> float | None:
-    """Returns the machine's memory in GiB; None where the system does not report it."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    return round(total / 2**30, 1)

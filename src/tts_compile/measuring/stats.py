@@ -118,12 +118,12 @@ def figure(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Returns median and interval for a table's cell; with too few values for an interval, the median alone.
+    """Returns median and interval for a table's cell; the median alone of too few values, and nothing of none.
 
     >>> spread([3.0, 1.0, 2.0])
     '2'
     """
-    return str(median_of(values))
+    return str(median_of(values)) if values else ""
 
 
 def plain(ratios: Mapping[str, Ratio]) -> dict[str, Any]:

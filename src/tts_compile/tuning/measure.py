@@ -148,7 +148,8 @@ def _measured(tts: Any, texts: Sequence[str], asked: _Asked) -> tuple[CompileCon
             with family.voice.kept(tts):
                 tried = _tried(tts, name, mine, asked, spent)
             best = best_of(tried)
-            trials += [dataclasses.replace(trial, kept=trial is best) for trial in tried]
+            best.kept = True
+            trials += tried
             chosen[name] = best.policy
         return config.replace(**chosen), tuple(trials), not spent()
 
@@ -182,58 +183,50 @@ def candidates(policy: ComponentPolicy, name: str, device: torch.device) -> dict
 
 def _tried(tts: Any, name: str, calls: Sequence[Call], asked: _Asked, spent: Callable[[], bool]) -> list[Trial]:
     """Returns the trials of stock and of every candidate on the same calls, in turn."""
-    config, device = asked.config, str(family_of(type(tts)).device(tts))
-    sides: dict[str, Callable[[], None]] = {STOCK: functools.partial(_stock, calls)}
-    policies = {STOCK: ComponentPolicy(execution="stock")}
-    refused: dict[str, str] = {STOCK: ""}
-    first: dict[str, float] = {STOCK: 0.0}
-    parts: list[Component] = []
+    family, config, step = family_of(type(tts)), asked.config, asked.step
+    device = family.device(tts)
+    stock = ComponentPolicy(execution="stock")
     # A policy that cannot run must raise an error, and not be measured at another level.
-    others = dict.fromkeys(COMPONENTS, ComponentPolicy(execution="stock"))
-    alone = config.replace(**others, fallback="raise", compile_in_background=False)
-
-    def trying(way: str, component: Component) -> Callable[[], None]:
-        def side() -> None:
-            if not refused[way]:
-                try:
-                    _ours(component, calls)
-                except Exception as error:  # of any kind: the other policies remain
-                    refused[way] = reason(error)
-
-        return side
-
-    for way, policy in candidates(getattr(config, name), name, torch.device(device)).items():
+    alone = config.replace(**dict.fromkeys(COMPONENTS, stock), fallback="raise", compile_in_background=False)
+    trials = [Trial(name, STOCK, stock, len(calls))]
+    sides: dict[str, Callable[[], None]] = {STOCK: functools.partial(_stock, calls)}
+    parts: list[Component] = []
+    for way, policy in candidates(getattr(config, name), name, device).items():
         if spent():
             break
-        asked.step(f"{name}: {way}")
-        policies[way], first[way] = policy, 0.0
+        step(f"{name}: {way}")
+        trials.append(trial := Trial(name, way, policy, len(calls)))
         try:
             # This version has no weights but the model's.
             only = alone.replace(**{name: dataclasses.replace(policy, dtype="model")})
-            component = ComponentSet(tts, family_of(type(tts)), only, Timings())[name]
-            parts.append(component)
-            thresholds = Thresholds.of(component.dtype)
-            parity, first[way] = timed_call(device, functools.partial(compare, component, calls, thresholds))
-        except Exception as error:  # of any kind, for the same reason
-            refused[way] = reason(error)
-            continue
-        sides[way] = trying(way, component)
-        refused[way] = "; ".join(_objections(component, policy, parity))
+            parts.append(component := ComponentSet(tts, family, only, Timings())[name])
+            compared = functools.partial(compare, component, calls, Thresholds.of(component.dtype))
+            parity, trial.extra_seconds = timed_call(str(device), compared)
+            trial.refused = "; ".join(_objections(component, policy, parity))
+            sides[way] = functools.partial(_repeated, trial, component, calls)
+        except Exception as error:  # of any kind: the other policies remain
+            trial.refused = reason(error)
     try:
         measured = alternate(
-            sides, asked.repeats, lambda call: asked.step(f"{name}: {call}"), device=device, enough=spent
+            sides, asked.repeats, lambda call: step(f"{name}: {call}"), device=str(device), enough=spent
         )
     finally:
         for component in parts:
             component.release()
-    times = {way: () if refused[way] else tuple(seconds(measured.get(way, []))) for way in policies}
-    trials = []
-    for way, policy in policies.items():
-        known = times[way] and times[STOCK]
-        gain = ratio_of_medians(times[STOCK], times[way]) if known and way != STOCK else None
-        compiling = max(0.0, first[way] - statistics.median(times[way])) if known and way != STOCK else 0.0
-        trials.append(Trial(name, way, policy, len(calls), times[way], compiling, refused[way], gain))
+    for trial in trials:
+        trial.seconds = () if trial.refused else tuple(seconds(measured[trial.way]))
+        known = trial.seconds and trial.way != STOCK
+        trial.extra_seconds = max(0.0, trial.extra_seconds - statistics.median(trial.seconds)) if known else 0.0
+        trial.gain = ratio_of_medians(trials[0].seconds, trial.seconds) if known else None
     return trials
+
+
+def _repeated(trial: Trial, component: Component, calls: Sequence[Call]) -> None:
+    if not trial.refused:
+        try:
+            _ours(component, calls)
+        except Exception as error:  # of any kind, for the same reason
+            trial.refused = reason(error)
 
 
 def _objections(component: Component, policy: ComponentPolicy, parity: ComponentParity) -> list[str]:

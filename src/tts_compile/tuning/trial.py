@@ -16,16 +16,16 @@ from ..utils.tables import markdown_table
 STOCK = "stock"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
-    """One policy of one component, measured.
+    """One policy of one component, and what was measured of it.
 
     Attributes:
         component: its name.
         way: the policy in a word or two; ``"stock"`` is the other side of all comparisons.
         policy: the policy.
         calls: made in each repeat; for T3, flow, vocoder and watermark, one for each text.
-        seconds: of all calls, a value per repeat.
+        seconds: of all calls, a value per repeat; empty where that was not measured.
         extra_seconds: cost of the first round beyond a later one: mostly compiling.
         refused: why the policy may not be kept, however fast it is; empty if it may.
         gain: over stock; None where that was not measured.
@@ -36,10 +36,10 @@ class Trial:
     way: str
     policy: ComponentPolicy
     calls: int
-    seconds: tuple[float, ...]
-    extra_seconds: float
-    refused: str
-    gain: Ratio | None
+    seconds: tuple[float, ...] = ()
+    extra_seconds: float = 0.0
+    refused: str = ""
+    gain: Ratio | None = None
     kept: bool = False
 
     @property
