@@ -31,7 +31,7 @@ run() { # a name, then a command, which has what is left of 7.5 minutes; its out
 
 run doctor "$python" -m tts_compile.cli.main doctor
 run tests "$python" -m pytest -q -m gpu tests/test_gpu.py
-for subject in "e2e --no-memory" "t3 --no-memory" flow vocoder "batch --no-stock --chunks 64 --sizes 1 4 16 32 64"; do
+for subject in e2e t3 flow vocoder "batch --no-stock --chunks 64 --sizes 1 4 16 32 64"; do
   name=${subject%% *}
   # shellcheck disable=SC2086 - subject holds an option too
   run "bench-$name" "$python" -m tts_compile.cli.main bench $subject --repeats 3 \
