@@ -19,11 +19,6 @@ def is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
-    """Returns whether ``value`` is an int or a float and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def mistaken_choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
     """Returns one mistake, with the nearest choice, where ``value`` is none of ``choices``; otherwise an empty list."""
     if value in choices:
