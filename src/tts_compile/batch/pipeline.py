@@ -50,7 +50,7 @@ class BatchPipeline:
         self._tts = attachment.tts
         self._family = attachment.family
         self._synthesis = attachment.family.synthesis
-        # For all chunks: a function that reports progress may generate with another voice meanwhile.
+        # For all chunks: a function that reports progress may set another voice.
         self._voice = self._family.voice.of(self._tts)
         self._t3 = t3
         self._flow = flow

@@ -1,4 +1,4 @@
-"""Imports chatterbox without garbage collections meanwhile."""
+"""Imports chatterbox while garbage collection is paused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..utils.gc_pause import gc_paused
 def stock_class(name: str) -> Any:
     """Imports and returns a stock class by its name, such as ``"ChatterboxTTS"``.
 
-    It is faster than ``from chatterbox.tts import ChatterboxTTS``, since Python collects no garbage meanwhile.
+    It is faster than ``from chatterbox.tts import ChatterboxTTS``, since garbage collection is paused.
 
     Raises:
         UnsupportedModelError: for an unknown name.

@@ -12,10 +12,9 @@ import inspect
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from typing_extensions import Self
@@ -54,9 +53,7 @@ class Stopwatch:
         self._started = read_clock()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped = read_clock()
 
     @property
@@ -95,11 +92,6 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
         TTSCompileError: when an open block is entered again.
     """
 
-    __slots__ = (
-        "_asked_phase", "_compiled", "_event", "_open_in", "_outer", "_path", "_phase", "_root", "_spans", "_started",
-        "_timings", "audio_seconds", "name",
-    )  # fmt: skip
-
     audio_seconds: float | None
     _open_in: Timings | None  # None while the block is not open
     _outer: timed | None
@@ -135,16 +127,14 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
             self._path, self._root = (self.name,), self
         self._phase: str = self._asked_phase or (outer._phase if outer is not None else "steady")
         self._compiled = self._phase == "compile"
-        self._spans = timings._memory.open() if timings._memory else None
+        self._spans = [peak.open() if peak else None for peak in timings._memory]
         self._event = timings._events.record() if timings._events else None
         self._open_in = timings
         _current.set(self)
         self._started = read_clock()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         timings = self._open_in
         if timings is None:
             return
@@ -258,11 +248,12 @@ class Timings:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise InputError(f"keep must be a whole number from 1, got {keep!r}")
         self.device = "cpu" if device is None else str(device)
-        self._keep = keep
         on_cuda = self.device.partition(":")[0] == "cuda"
         self._events = CudaEvents(self.device) if on_cuda else None
-        self._memory = peak_memory.MemoryPeaks(self.device if on_cuda else None) if memory else None
-        self._stats: dict[_Key, Stat] = {}
+        self._memory: list[peak_memory.PeakOfSpans | None] = []  # resident and CUDA memory; None where not measured
+        if memory:
+            self._memory = [peak_memory.resident(), peak_memory.allocated(self.device) if on_cuda else None]
+        self._stats: defaultdict[_Key, Stat] = defaultdict(lambda: Stat(keep))
         self._unread: deque[_Unread] = deque()
         self._lock = threading.Lock()
 
@@ -325,7 +316,8 @@ class Timings:
 
     def _end(self, block: timed, phase: str, seconds: float) -> None:
         """Records a block that has just ended."""
-        peaks = self._memory.close(block._spans) if self._memory and block._spans else UNKNOWN
+        spans = zip(self._memory, block._spans)
+        peaks = tuple(peak.close(span) if peak and span else None for peak, span in spans) or UNKNOWN
         key = (phase, block._path)
         moment = Moment(block._started, seconds, threading.get_ident(), block._root._started)
         # After an error of the device, recording an event would raise another error that hides the first.
@@ -341,13 +333,7 @@ class Timings:
 
     def _add(self, key: _Key, moment: Moment, audio: float | None = None, peaks: Peaks = UNKNOWN) -> None:
         with self._lock:
-            self._stat(key).add(moment, audio, peaks)
-
-    def _stat(self, key: _Key) -> Stat:
-        stat = self._stats.get(key)
-        if stat is None:
-            stat = self._stats[key] = Stat(self._keep)
-        return stat
+            self._stats[key].add(moment, audio, peaks)
 
     @contextlib.contextmanager
     def _settled(self) -> Iterator[None]:
@@ -366,4 +352,4 @@ class Timings:
             key, moment, origin, start, end, audio, peaks = self._unread.popleft()
             started = moment.root + origin.elapsed_time(start) / 1e3 if origin else moment.started
             seconds = start.elapsed_time(end) / 1e3
-            self._stat(key).add(moment._replace(started=started, seconds=seconds), audio, peaks)
+            self._stats[key].add(moment._replace(started=started, seconds=seconds), audio, peaks)

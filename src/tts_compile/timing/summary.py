@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 Path = tuple[str, ...]  # names of blocks, from the outermost on
-Peaks = tuple[int | None, int | None]  # bytes: resident, CUDA
+Peaks = tuple[int | None, ...]  # bytes: resident, CUDA
 
 UNKNOWN: Peaks = (None, None)
 
@@ -75,7 +75,7 @@ class Stat:
             self.audio = (self.audio or 0.0) + audio
             self.audio_time += moment.seconds
         if peaks is not UNKNOWN:
-            self.peaks = (_higher(self.peaks[0], peaks[0]), _higher(self.peaks[1], peaks[1]))
+            self.peaks = tuple(map(_higher, self.peaks, peaks))
 
 
 def _higher(one: int | None, other: int | None) -> int | None:

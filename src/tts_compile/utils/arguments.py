@@ -81,19 +81,6 @@ def finite_number(name: str, value: object) -> float:
     return number
 
 
-def checked_texts(texts: Iterable[str]) -> list[Any]:
-    """Returns the texts as a list; each text is checked later, when it is synthesized.
-
-    Raises:
-        InputError: for a single text, or anything that is not a list.
-    """
-    if isinstance(texts, (str, bytes)):
-        raise InputError("texts must be a list of texts, not a single one")
-    if not isinstance(texts, Iterable):
-        raise InputError(f"texts must be a list of texts, got {type(texts).__name__}")
-    return list(texts)
-
-
 def checked_seeds(seeds: Iterable[int] | None, count: int) -> list[int]:
     """Returns a seed for each of ``count`` texts; None draws them from torch's global generator.
 
