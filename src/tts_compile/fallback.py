@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import Counter
@@ -134,17 +135,11 @@ class FallbackManager:
                 f"{self.component}: there is no function for {', '.join(missing)}; "
                 f"each of the levels {', '.join(self.chain)} needs one"
             )
+        attempts = {level: functools.partial(ways[level], *args, **kwargs) for level in self.chain}
         with self._lock:
-            return self._run(ways, args, kwargs, phase, begin_again)
+            return self._run(attempts, phase, begin_again)
 
-    def _run(
-        self,
-        ways: Mapping[str, Callable[..., T]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        phase: str,
-        begin_again: Callable[[], object] | None,
-    ) -> T:
+    def _run(self, attempts: dict[str, Callable[[], T]], phase: str, begin_again: Callable[[], object] | None) -> T:
         before = self.level
         self.level = self._usable(before)
         failures: list[tuple[str, str, str]] = []  # phase, error and level of every one so far
@@ -153,7 +148,7 @@ class FallbackManager:
         try:
             while True:
                 try:
-                    result = ways[self.level](*args, **kwargs)
+                    result = attempts[self.level]()
                     break
                 except Exception as error:
                     short = is_out_of_memory(error)

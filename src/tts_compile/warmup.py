@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -55,29 +55,25 @@ def warm_up(
             yield
             bar.update()
 
-        def compiling(name: str) -> None:
-            with step(f"compiling {name}"), timed(name), Stopwatch() as watch:
-                components[name].warm_up()
-            seconds[name] = seconds.get(name, 0.0) + watch.seconds
+        def compile_all(names: Iterable[str]) -> None:
+            for name in names:
+                with step(f"compiling {name}"), timed(name), Stopwatch() as watch:
+                    components[name].warm_up()
+                seconds[name] = seconds.get(name, 0.0) + watch.seconds
 
-        def speaking(text: str) -> None:
-            generate(text, **attachment.family.neutral(attachment.tts))
-
-        for name in names:
-            compiling(name)
-        with Stopwatch() as watch:
+        def speak_all(texts: Iterable[str], title: str) -> None:
             for text in texts:
-                with step(f"speaking {len(text)} characters"):
-                    speaking(text)
-            with _at_most(attachment, SAMPLE_TOKENS) if samples else contextlib.nullcontext():
-                for text in sorted(samples, key=len, reverse=True):  # the longest needs the largest cache
-                    with step(f"speaking the beginning of {len(text)} characters"):
-                        speaking(text)
-        for name, engine in components.engines.items():
-            if (
-                name in names and engine.recompiled
-            ):  # a cache has grown, and graphs captured for the smaller one are lost
-                compiling(name)
+                with step(f"{title} {len(text)} characters"):
+                    generate(text, **attachment.family.neutral(attachment.tts))
+
+        compile_all(names)
+        with Stopwatch() as watch:
+            speak_all(texts, "speaking")
+            if samples:
+                with _at_most(attachment, SAMPLE_TOKENS):  # the longest first: it needs the largest cache
+                    speak_all(sorted(samples, key=len, reverse=True), "speaking the beginning of")
+        # Where a cache has grown, graphs captured for the smaller one are lost.
+        compile_all(name for name, engine in components.engines.items() if name in names and engine.recompiled)
     graphs = {name: row.graphs for name, row in components.report().items()}
     return WarmupReport(seconds, graphs, len(texts) + len(samples), watch.seconds)
 

@@ -92,20 +92,21 @@ def measure(
             torch.manual_seed(seed + number)
             spoken.append(compare_generate(attachment, text, wave, of_waves, words.transcribe))
     notes = [] if methods else ["no component has replaced anything: there is nothing to compare"]
-    if words.note:
-        notes.append(words.note)
-    left_to_stock = {name: part for name, part in components.items() if name not in methods and _asked(part)}
+    left_to_stock = {
+        name: part for name, part in components.items() if name not in methods and part.report().asked != "stock"
+    }
+    given_up = {
+        name: part.fallback.events[0].error
+        for name, part in left_to_stock.items()
+        if isinstance(part, StockComponent) and part.fallback.events
+    }
     return ParityReport(
         components=found,
         waves=tuple(spoken),
         thresholds={**thresholds, "wave": of_waves},
-        notes=tuple(notes),
+        notes=tuple(filter(None, [*notes, words.note])),
         left_to_stock=tuple(left_to_stock),
-        given_up={
-            name: part.fallback.events[0].error
-            for name, part in left_to_stock.items()
-            if isinstance(part, StockComponent) and part.fallback.events
-        },
+        given_up=given_up,
     )
 
 
@@ -122,10 +123,6 @@ def inputs(
     ):
         path = str(recording or make_reference_wav(Path(folder) / "voice.wav", seconds=5))
         yield [path] if family.speech is None else [str(text) for text in texts], path
-
-
-def _asked(component: Component) -> bool:
-    return component.report().asked != "stock"
 
 
 def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds) -> ComponentParity:

@@ -19,7 +19,7 @@ class RandomState:
     """The current state of the global generators that a model on ``device`` draws from."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._cpu = torch.get_rng_state()
         self._gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
@@ -27,7 +27,7 @@ class RandomState:
         """Sets the global generators back to this state."""
         torch.set_rng_state(self._cpu)
         if self._gpu is not None:
-            torch.cuda.set_rng_state(self._gpu, self._device)
+            torch.cuda.set_rng_state(self._gpu, self.device)
 
     def same_as(self, other: RandomState) -> bool:
         """Returns whether both states are equal."""
