@@ -13,29 +13,26 @@ from typing import Any
 import torch
 
 
-def compile_failures() -> tuple[type[BaseException], ...]:
-    """Returns the types of exceptions by which torch reports that it could not compile a function."""
-    from torch._dynamo import exc as dynamo
-    from torch._inductor import exc as inductor
-
-    # OSError: the folder for compiled code cannot be used.
-    found: list[type[BaseException]] = [dynamo.TorchDynamoException, OSError]
-    for module, names in (
-        (dynamo, ("FailOnRecompileLimitHit",)),
-        (inductor, ("InductorError", "CppCompileError", "InvalidCxxCompiler", "MissingOperatorWithDecomp")),
-    ):
-        found += [getattr(module, name) for name in names if hasattr(module, name)]
-    return tuple(found)
+# Errors of torch's compiler that are not derived from its base; not every version has all of them.
+_FAILURES = (
+    *("FailOnRecompileLimitHit", "InductorError", "CppCompileError", "InvalidCxxCompiler"),
+    "MissingOperatorWithDecomp",
+)
 
 
 def is_compile_failure(error: BaseException) -> bool:
     """Returns whether ``error`` comes from compiling; a shortage of memory while compiling does not count."""
+    from torch._dynamo import exc as dynamo
+    from torch._inductor import exc as inductor
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (MemoryError, torch.cuda.OutOfMemoryError)):
             return False
         cause = getattr(cause, "inner_exception", None) or cause.__cause__
-    return isinstance(error, compile_failures())
+    kinds = [getattr(module, name) for module in (dynamo, inductor) for name in _FAILURES if hasattr(module, name)]
+    # OSError: the folder for compiled code cannot be used.
+    return isinstance(error, (dynamo.TorchDynamoException, OSError, *kinds))
 
 
 def dynamo_counters() -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .attachment import Attachment
@@ -102,13 +102,9 @@ def sample_texts(buckets: Sequence[Range], count: int, longest: int = 1000) -> l
     [125, 200, 350, 500]
     """
     ranges = buckets or _WITHOUT_BUCKETS
-    lengths = []
-    for i in range(1, count + 1):
-        position = i / count * len(ranges)
-        index = math.ceil(position) - 1
-        low, high = ranges[index]
-        lengths.append(low + round((high - low) * (position - index)))
-    return [prose(min(max(length, 1), longest)) for length in lengths]
+    ends = [ranges[0][0], *(high for _, high in ranges)]
+    lengths = np.interp(np.linspace(0, len(ranges), count + 1)[1:], range(len(ends)), ends)
+    return [prose(min(max(round(length), 1), longest)) for length in lengths]
 
 
 @contextlib.contextmanager

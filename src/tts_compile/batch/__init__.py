@@ -14,7 +14,7 @@ from ..timing.blocks import Stopwatch
 from ..utils.random_state import RandomNumbers
 from .chunk import Chunk, collect
 from .pipeline import BatchPipeline
-from .progress import BatchProgress, ProgressDisplay
+from .progress import BatchProgress, progress_display
 
 __all__ = ["BatchProgress", "Chunk", "collect", "generate_chunks"]
 
@@ -49,7 +49,7 @@ def generate_chunks(
     for chunk in chunks:
         with chunk.own_errors():
             speech.check_text(tts, chunk.text)
-    with Stopwatch() as watch, ProgressDisplay(progress, chunks, watch, tts.sr) as report:
+    with Stopwatch() as watch, progress_display(progress, chunks, watch, tts.sr) as report:
         report()
         family.set_voice(tts, given)
         rest: Iterable[Chunk] = chunks

@@ -112,6 +112,7 @@ def _folder(path: Any) -> Path:
 
 
 def _checked_dtype(dtype: Any, family: Family) -> Mapping[str, torch.dtype]:
+    """Returns the dtype for the file of T3's weights; nothing where the checkpoint's is kept."""
     if dtype is None or dtype == "model":
         return {}
     if "t3" not in family.files.weights:
@@ -119,7 +120,7 @@ def _checked_dtype(dtype: Any, family: Family) -> Mapping[str, torch.dtype]:
     found: Any = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, 'model' or None, got {dtype!r}")
-    return {"t3": found}
+    return {family.files.weights["t3"]: found}
 
 
 def _check_device(device: Any) -> None:

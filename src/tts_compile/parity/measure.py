@@ -22,14 +22,7 @@ from ..components.t3 import T3Component
 from ..fallback import reason
 from ..families import Family
 from ..utils.random_state import generators_kept
-from .metrics import (
-    first_difference,
-    log_mel_distance_db,
-    loudness_difference,
-    same_share,
-    signal_to_error_db,
-    word_error_rate,
-)
+from . import metrics
 from .recorded_calls import Call, CallResult, methods_of, recorded
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
@@ -204,13 +197,13 @@ def _tensors(call: Call, result: CallResult) -> list[TensorParity]:
 def _tokens(call: Call, result: CallResult) -> tuple[TokenParity, list[TensorParity]]:
     """Compares tokens, and the guided logits up to the first token that differs."""
     theirs, ours = call.result.tensors[_TOKENS][0].tolist(), result.tensors[_TOKENS][0].tolist()
-    at = first_difference(theirs, ours)
+    at = metrics.first_difference(theirs, ours)
     together = min(len(theirs), len(ours), len(theirs) if at is None else at + 1)
     gap = None
     stock = call.result.logits
     if at is not None and at < min(len(stock), len(theirs), len(ours)):
         gap = float(stock[at][theirs[at]] - stock[at][ours[at]])
-    parity = TokenParity(len(ours), len(theirs), same_share(theirs, ours), at, gap)
+    parity = TokenParity(len(ours), len(theirs), metrics.same_share(theirs, ours), at, gap)
     unreturned = max(0, len(stock) - len(theirs))  # a stop token that stock samples and does not return
     logits = result.logits[-(len(ours) + unreturned) :]  # those of a level that failed come first
     if min(len(logits), len(stock)) < together:  # stock answered, or a captured graph, whose logits are not read
@@ -227,7 +220,7 @@ def _tensor(name: str, stock: Tensor | None, found: Tensor | None) -> TensorPari
         theirs, ours = getattr(stock, what), getattr(found, what)
         if theirs != ours:
             return TensorParity(name, None, whole, f"its {what} is {ours}, stock's {theirs}")
-    return TensorParity(name, signal_to_error_db(stock, found), whole)
+    return TensorParity(name, metrics.signal_to_error_db(stock, found), whole)
 
 
 def _tensor_failure(tensor: TensorParity, thresholds: Thresholds) -> str | None:
@@ -262,13 +255,13 @@ def compare_waves(
 ) -> WaveParity:
     """Compares two waves (1, samples) of a text, the first of which is stock's."""
     stock, wave = waves
-    ratio = signal_to_error_db(stock, wave)
-    distance = log_mel_distance_db(stock, wave, tts.sr) if ratio is not None else None
-    loudness = loudness_difference(stock, wave, tts.sr)
+    ratio = metrics.signal_to_error_db(stock, wave)
+    distance = metrics.log_mel_distance_db(stock, wave, tts.sr) if ratio is not None else None
+    loudness = metrics.loudness_difference(stock, wave, tts.sr)
     similarity = _similarity(tts, family, stock, wave)
     rates = None
     if transcribe is not None:
-        theirs, ours = (word_error_rate(text, transcribe(side, tts.sr)) for side in waves)
+        theirs, ours = (metrics.word_error_rate(text, transcribe(side, tts.sr)) for side in waves)
         rates = theirs, ours
     failures = []
     if thresholds.wave_db is not None and not (ratio is not None and ratio >= thresholds.wave_db):
