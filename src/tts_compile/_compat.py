@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-
 # Errors of torch's compiler that are not derived from its base; not every version has all of them.
 _FAILURES = (
     *("FailOnRecompileLimitHit", "InductorError", "CppCompileError", "InvalidCxxCompiler"),

@@ -412,16 +412,15 @@ class ChunkBucketer:
         """Returns every item, or its pieces, in the order of the input."""
         pieces = []
         for index, item in enumerate(as_list("items", items)):
-            length = self._length(item, index)
-            if length > self.rungs[-1] and self.overflow == "split":
-                for part, piece in enumerate(self._split(item)):
-                    size = self._length(piece, index)
-                    pieces.append(_Piece(self.capacity(max(size, self.ranges[0][0])), size, piece, index, part))
-                continue
-            try:
-                pieces.append(_Piece(self.capacity(length), length, item, index, 0))
-            except InputError as error:
-                raise InputError(f"item {index}: {error}") from error
+            whole = self._length(item, index) <= self.rungs[-1] or self.overflow != "split"
+            for part, piece in enumerate([item] if whole else self._split(item)):
+                length = self._length(piece, index)
+                try:
+                    # What was cut may be shorter than the first range, whatever ``underflow`` says.
+                    capacity = self.capacity(length if whole else max(length, self.ranges[0][0]))
+                except InputError as error:
+                    raise InputError(f"item {index}: {error}") from error
+                pieces.append(_Piece(capacity, length, piece, index, part))
         return pieces
 
     def _length(self, item: Any, index: int) -> int:

@@ -175,7 +175,9 @@ class FallbackManager:
                     if isinstance(error, TTSCompileError) and own is None:
                         own = error.with_traceback(None)  # whose frames hold objects of the failed attempt
                 if short:  # after the handler, when the error no longer holds objects of the failed attempt
-                    self._release_memory()
+                    if self._release is not None:
+                        self._release()
+                    release_memory()
                 if begin_again is not None:
                     begin_again()
             for failure in failures:
@@ -232,11 +234,6 @@ class FallbackManager:
             self._first = after
             action += f", from now on: {self._failures[level]} failures"
         self.record(phase, why, action)
-
-    def _release_memory(self) -> None:
-        if self._release is not None:
-            self._release()
-        release_memory()
 
 
 def reason(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from ..errors import InputError, TTSCompileError
 from . import peak_memory
-from .summary import UNKNOWN, Moment, Path, Peaks, Stat, TimingRow, as_rows, table
+from .summary import UNKNOWN, Moment, Path, Stat, TimingRow, as_rows, table
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -215,8 +215,6 @@ class _Unread(NamedTuple):
     origin: Any  # the event at the start of the outermost block
     start: Any
     end: Any
-    audio: float | None
-    peaks: Peaks
 
 
 class Timings:
@@ -319,21 +317,21 @@ class Timings:
         spans = zip(self._memory, block._spans)
         peaks = tuple(peak.close(span) if peak and span else None for peak, span in spans) or UNKNOWN
         key = (phase, block._path)
-        moment = Moment(block._started, seconds, threading.get_ident(), block._root._started)
+        root = block._root
+        moment = Moment(block._started, seconds, threading.get_ident(), root._started, block.audio_seconds, peaks)
         # After an error of the device, recording an event would raise another error that hides the first.
         end = self._events.record() if self._events and block._event and phase != "failed" else None
         if end is None:
-            self._add(key, moment, block.audio_seconds, peaks)
+            self._add(key, moment)
             return
-        unread = _Unread(key, moment, block._root._event, block._event, end, block.audio_seconds, peaks)
         with self._lock:
-            self._unread.append(unread)
+            self._unread.append(_Unread(key, moment, root._event, block._event, end))
             if len(self._unread) > MAX_UNREAD:
                 self._read_ready()
 
-    def _add(self, key: _Key, moment: Moment, audio: float | None = None, peaks: Peaks = UNKNOWN) -> None:
+    def _add(self, key: _Key, moment: Moment) -> None:
         with self._lock:
-            self._stats[key].add(moment, audio, peaks)
+            self._stats[key].add(moment)
 
     @contextlib.contextmanager
     def _settled(self) -> Iterator[None]:
@@ -349,7 +347,7 @@ class Timings:
     def _read_ready(self) -> None:
         """Reads the events that the device has passed, in order."""
         while self._unread and self._unread[0].end.query():
-            key, moment, origin, start, end, audio, peaks = self._unread.popleft()
+            key, moment, origin, start, end = self._unread.popleft()
             started = moment.root + origin.elapsed_time(start) / 1e3 if origin else moment.started
             seconds = start.elapsed_time(end) / 1e3
-            self._stats[key].add(moment._replace(started=started, seconds=seconds), audio, peaks)
+            self._stats[key].add(moment._replace(started=started, seconds=seconds))

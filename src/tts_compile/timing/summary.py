@@ -49,6 +49,8 @@ class Moment(NamedTuple):
     seconds: float
     thread: int
     root: float  # start of its outermost block, which identifies that one
+    audio: float | None = None  # seconds of speech
+    peaks: Peaks = UNKNOWN
 
 
 class Stat:
@@ -65,17 +67,17 @@ class Stat:
         self.peaks = UNKNOWN
         self.moments: deque[Moment] = deque(maxlen=keep)
 
-    def add(self, moment: Moment, audio: float | None, peaks: Peaks) -> None:
+    def add(self, moment: Moment) -> None:
         """Adds one block."""
         self.count += 1
         self.total += moment.seconds
         self.first = min(self.first, moment.started)
         self.moments.append(moment)
-        if audio is not None:
-            self.audio = (self.audio or 0.0) + audio
+        if moment.audio is not None:
+            self.audio = (self.audio or 0.0) + moment.audio
             self.audio_time += moment.seconds
-        if peaks is not UNKNOWN:
-            self.peaks = tuple(map(_higher, self.peaks, peaks))
+        if moment.peaks is not UNKNOWN:
+            self.peaks = tuple(map(_higher, self.peaks, moment.peaks))
 
 
 def _higher(one: int | None, other: int | None) -> int | None:
