@@ -7,7 +7,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from ..components.component import Component, EagerComponent, StockComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
 from ..fallback import reason
-from ..families import Family
 from ..utils.random_state import generators_kept
 from . import metrics
 from .recorded_calls import Call, CallResult, methods_of, recorded
@@ -242,47 +240,43 @@ def compare_generate(
         wave = attachment.tts.generate(text)
     except Exception as error:  # any error: stock raised none
         return WaveParity(text, None, None, None, None, None, (f"raised {reason(error)}",))
-    return compare_waves(attachment.tts, attachment.family, (stock, wave), text, thresholds, transcribe)
+    return compare_waves(attachment, stock, wave, text, thresholds, transcribe)
 
 
 def compare_waves(
-    tts: Any,
-    family: Family,
-    waves: tuple[Tensor, Tensor],
-    text: str,
-    thresholds: Thresholds,
-    transcribe: Transcriber | None = None,
+    attachment: Attachment, stock: Tensor, wave: Tensor, text: str, limits: Thresholds, transcribe: Transcriber | None
 ) -> WaveParity:
-    """Compares two waves (1, samples) of a text, the first of which is stock's."""
-    stock, wave = waves
+    """Compares two waves (1, samples) of a text."""
+    tts = attachment.tts
     ratio = metrics.signal_to_error_db(stock, wave)
     distance = metrics.log_mel_distance_db(stock, wave, tts.sr) if ratio is not None else None
     loudness = metrics.loudness_difference(stock, wave, tts.sr)
-    similarity = _similarity(tts, family, stock, wave)
+    similarity = _similarity(attachment, stock, wave)
     rates = None
     if transcribe is not None:
-        theirs, ours = (metrics.word_error_rate(text, transcribe(side, tts.sr)) for side in waves)
+        theirs, ours = (metrics.word_error_rate(text, transcribe(side, tts.sr)) for side in (stock, wave))
         rates = theirs, ours
     failures = []
-    if thresholds.wave_db is not None and not (ratio is not None and ratio >= thresholds.wave_db):
+    if limits.wave_db is not None and not (ratio is not None and ratio >= limits.wave_db):
         found = "another shape than stock's" if ratio is None else f"{ratio:.1f} dB of signal to error"
-        failures.append(f"{found}, at least {thresholds.wave_db:g} dB are wanted")
+        failures.append(f"{found}, at least {limits.wave_db:g} dB are wanted")
     longer = wave.shape[-1] / max(stock.shape[-1], 1) - 1
-    if not abs(longer) <= thresholds.length:
-        failures.append(f"{longer:+.1%} in length, at most {thresholds.length:.0%} is wanted")
-    if distance is not None and thresholds.log_mel_db is not None and not distance <= thresholds.log_mel_db:
-        failures.append(f"log-mel distance {distance:.2f} dB, at most {thresholds.log_mel_db:g} is wanted")
-    if loudness is not None and not abs(loudness) <= thresholds.loudness_lu:
-        failures.append(f"{loudness:+.2f} LU in loudness, at most {thresholds.loudness_lu:g} is wanted")
-    if similarity is not None and not similarity >= thresholds.speaker_similarity:
-        failures.append(f"speaker similarity {similarity:.4f}, at least {thresholds.speaker_similarity:g} is wanted")
-    if rates is not None and not rates[1] - rates[0] <= thresholds.words:
+    if not abs(longer) <= limits.length:
+        failures.append(f"{longer:+.1%} in length, at most {limits.length:.0%} is wanted")
+    if distance is not None and limits.log_mel_db is not None and not distance <= limits.log_mel_db:
+        failures.append(f"log-mel distance {distance:.2f} dB, at most {limits.log_mel_db:g} is wanted")
+    if loudness is not None and not abs(loudness) <= limits.loudness_lu:
+        failures.append(f"{loudness:+.2f} LU in loudness, at most {limits.loudness_lu:g} is wanted")
+    if similarity is not None and not similarity >= limits.speaker_similarity:
+        failures.append(f"speaker similarity {similarity:.4f}, at least {limits.speaker_similarity:g} is wanted")
+    if rates is not None and not rates[1] - rates[0] <= limits.words:
         failures.append(f"{rates[1]:.1%} of the words misheard, {rates[0]:.1%} of stock's")
     return WaveParity(text, ratio, distance, loudness, similarity, rates, tuple(failures))
 
 
-def _similarity(tts: Any, family: Family, stock: Tensor, wave: Tensor) -> float | None:
+def _similarity(attachment: Attachment, stock: Tensor, wave: Tensor) -> float | None:
     """Returns the cosine of the embeddings that the model's own voice encoder computes from two waves."""
+    tts, family = attachment.tts, attachment.family
     if family.voice_encoder is None:
         return None
     if not (torch.isfinite(stock).all() and torch.isfinite(wave).all()):
