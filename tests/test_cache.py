@@ -24,6 +24,7 @@ from torch._inductor.runtime import cache_dir_utils
 
 import tts_compile as tc
 from tts_compile import _compat, cache
+from tts_compile.cache.contents import FileCount
 from tts_compile.cache.folder import MACHINE
 from tts_compile.cache.machine import OPERATORS, Machine, digest_of_operators, this_machine
 from tts_compile.errors import UnsafeFileError
@@ -242,7 +243,7 @@ def test_state(tmp_path: Path) -> None:
     assert str(found.generated) == "2 files, 0.0 MiB"
     assert found.generated.bytes == len(CARRIED["ab/cabc.cpp"]) + len(CARRIED["ab/cabc.so"])
     stale, strange = found.others
-    assert (stale.name, stale.kept) == (older.name, cache.FileCount(1, 2**20))
+    assert (stale.name, stale.kept) == (older.name, FileCount(1, 2**20))
     assert stale.differs.startswith("torch 2.5.0 (abc) instead of ")
     assert "cannot be read" in strange.differs
     assert (f"- stale or foreign: {older.name}", f"1 files, 1.0 MiB: {stale.differs}") in found.rows()
