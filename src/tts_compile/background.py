@@ -14,6 +14,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def _skeleton(module: nn.Module) -> tuple[nn.Module, list[WeightNorm]]:
     }
     skeleton = copy.deepcopy(module, memo)
     norms: list[WeightNorm] = []
-    for path, part in skeleton.named_modules():
+    parts: Iterable[tuple[str, Any]] = skeleton.named_modules()
+    for path, part in parts:
         part._forward_hooks.clear()  # transformers collects hidden states by hooks, which cannot be pickled
         part._forward_pre_hooks.clear()
         part._load_state_dict_pre_hooks.clear()  # those of weight norms; making the norm anew brings them back
