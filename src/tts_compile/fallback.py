@@ -139,7 +139,7 @@ class FallbackManager:
         with self._lock:
             return self._run(attempts, phase, begin_again)
 
-    def _run(self, attempts: dict[str, Callable[[], T]], phase: str, begin_again: Callable[[], object] | None) -> T:
+    def _run(self, attempts: Mapping[str, Callable[[], T]], phase: str, begin_again: Callable[[], object] | None) -> T:
         before = self.level
         self.level = self._usable(before)
         failures: list[tuple[str, str, str]] = []  # phase, error and level of every one so far

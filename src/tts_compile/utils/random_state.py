@@ -44,7 +44,7 @@ class RandomNumbers:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
-        devices = ["cpu", device] if device.type == "cuda" else ["cpu"]
+        devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
         self._generators = [torch.Generator(each).manual_seed(seed) for each in devices]
         self.generator = self._generators[-1]
 
