@@ -434,6 +434,6 @@ def test_a_patch_made_while_stock_goes_on_being_called(tts: Any) -> None:
 def test_a_warm_up_checks_its_texts_first(tts: Any, texts: Any) -> None:
     tts.conds = None
     fast = tc.compile_model(tts, EAGER)
-    with pytest.raises(tc.InputError, match="voice" if isinstance(texts, list) else "a list of texts"):
+    with pytest.raises(tc.InputError, match="voice" if isinstance(texts, list) else "must be a list"):
         fast.warmup(texts)
     assert fast.report().components["t3"].calls == 0

@@ -603,8 +603,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("texts", "options", "message"),
         [
-            ("Hello", {}, "single one"),
-            (None, {}, "list of texts"),
+            ("Hello", {}, "texts must be a list"),
+            (None, {}, "texts must be a list"),
             (["A"], {"seeds": [1, 2]}, "2 seeds for 1"),
             (["A"], {"seeds": ["x"]}, "whole numbers"),
             (["A"], {"seeds": [2**70]}, "2\\*\\*64"),

@@ -24,6 +24,7 @@ from torch._inductor.runtime import cache_dir_utils
 
 import tts_compile as tc
 from tts_compile import _compat, cache
+from tts_compile.cache.contents import FileCount
 from tts_compile.cache.folder import MACHINE
 from tts_compile.cache.machine import OPERATORS, Machine, digest_of_operators, this_machine
 from tts_compile.errors import UnsafeFileError
@@ -242,7 +243,7 @@ def test_state(tmp_path: Path) -> None:
     assert str(found.generated) == "2 files, 0.0 MiB"
     assert found.generated.bytes == len(CARRIED["ab/cabc.cpp"]) + len(CARRIED["ab/cabc.so"])
     stale, strange = found.others
-    assert (stale.name, stale.kept) == (older.name, cache.FileCount(1, 2**20))
+    assert (stale.name, stale.kept) == (older.name, FileCount(1, 2**20))
     assert stale.differs.startswith("torch 2.5.0 (abc) instead of ")
     assert "cannot be read" in strange.differs
     assert (f"- stale or foreign: {older.name}", f"1 files, 1.0 MiB: {stale.differs}") in found.rows()
@@ -327,10 +328,8 @@ def untrusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def test_vector_instructions_are_tried_once_for_a_folder(untrusted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config, cpu_vec_isa
 
-    claimed, tried = _compat.claimed_vectors(), list[str]()
-    monkeypatch.setattr(
-        _compat, "tried_vectors", lambda: tried.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]) or claimed
-    )
+    claimed, tried = _compat.listed_isas(), list[str]()
+    monkeypatch.setattr(_compat, "working_isas", lambda: tried.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]) or claimed)
     for _ in range(3):
         monkeypatch.setattr(_compat, "_trusted", set())  # as in another process
         cache.reuse_cpu_isa(untrusted)
@@ -350,8 +349,8 @@ def test_vector_instructions_that_do_not_all_work_are_left_to_torch(
 ) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(_compat, "tried_vectors", list)
-    monkeypatch.setattr(_compat, "claimed_vectors", lambda: ["avx2"])
+    monkeypatch.setattr(_compat, "working_isas", list)
+    monkeypatch.setattr(_compat, "listed_isas", lambda: ["avx2"])
     if kept is not None:
         (cache.folder(untrusted) / "vectors.json").write_text(kept)
     cache.reuse_cpu_isa(untrusted)
@@ -362,7 +361,7 @@ def test_vector_instructions_that_do_not_all_work_are_left_to_torch(
 def test_what_the_user_has_decided_about_vectors_stays(untrusted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(_compat, "tried_vectors", lambda: pytest.fail("tried"))
+    monkeypatch.setattr(_compat, "working_isas", lambda: pytest.fail("tried"))
     with config.patch({"cpp.vec_isa_ok": False}):
         cache.reuse_cpu_isa(untrusted)
         with cache.using_cache(untrusted):
@@ -374,19 +373,19 @@ def test_vector_instructions_that_cannot_be_tried_are_left_to_torch(
 ) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(_compat, "tried_vectors", lambda: subprocess.check_output(["no such compiler"]))
+    monkeypatch.setattr(_compat, "working_isas", lambda: subprocess.check_output(["no such compiler"]))
     cache.reuse_cpu_isa(untrusted)
     assert not (cache.folder(untrusted) / "vectors.json").exists()
     with cache.using_cache(untrusted):
         assert config.cpp.vec_isa_ok is None
-    monkeypatch.setattr(_compat, "tried_vectors", lambda: 1 / 0)
+    monkeypatch.setattr(_compat, "working_isas", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cache.reuse_cpu_isa(untrusted)
 
 
 def test_torch_tries_what_the_processor_names(untrusted: str) -> None:
     with cache.using_cache(untrusted):
-        assert set(_compat.tried_vectors()) <= set(_compat.claimed_vectors())
+        assert set(_compat.working_isas()) <= set(_compat.listed_isas())
 
 
 def test_blocks_of_several_threads_may_overlap_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:

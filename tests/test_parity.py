@@ -231,7 +231,7 @@ def wave(seconds: float = 1.0, pitch: float = 220.0) -> Tensor:
 )
 def test_waves(traced: Any, change: Callable[[Tensor], Tensor], failure: str) -> None:
     torch.manual_seed(0)
-    found = compare_waves(traced.wrapped, ENGLISH, (wave(), change(wave())), "Hello.", EXACT, None)
+    found = compare_waves(attachment_of(traced), wave(), change(wave()), "Hello.", EXACT, None)
     assert found.passed is (not failure)
     assert failure in " ".join(found.failures)
     assert found.words is None
@@ -239,10 +239,9 @@ def test_waves(traced: Any, change: Callable[[Tensor], Tensor], failure: str) ->
 
 def test_lower_precision_may_say_it_another_way_but_not_less(traced: Any) -> None:
     fast = Thresholds.fast()
-    assert compare_waves(traced.wrapped, ENGLISH, (wave(), wave(1.1)), "Hello.", fast, None).passed
+    assert compare_waves(attachment_of(traced), wave(), wave(1.1), "Hello.", fast, None).passed
     assert (
-        "-30.0% in length"
-        in compare_waves(traced.wrapped, ENGLISH, (wave(), wave(0.7)), "Hello.", fast, None).failures[0]
+        "-30.0% in length" in compare_waves(attachment_of(traced), wave(), wave(0.7), "Hello.", fast, None).failures[0]
     )
 
 
@@ -285,16 +284,12 @@ def test_speech_that_ends_early_is_heard(
 
 def test_words_and_voice(traced: Any) -> None:
     heard = iter(["Hello, there my good", "hello there my wood"])
-    found = compare_waves(
-        traced.wrapped, ENGLISH, (wave(), wave()), "Hello there, my good!", EXACT, lambda *_: next(heard)
-    )
+    found = compare_waves(attachment_of(traced), wave(), wave(), "Hello there, my good!", EXACT, lambda *_: next(heard))
     assert found.words == (0.0, 0.25)
     assert found.failures == ("25.0% of the words misheard, 0.0% of stock's",)
     assert found.speaker_similarity == pytest.approx(1.0)
     strict = dataclasses.replace(EXACT, speaker_similarity=1.01)
-    assert (
-        "speaker similarity" in compare_waves(traced.wrapped, ENGLISH, (wave(), wave()), "", strict, None).failures[0]
-    )
+    assert "speaker similarity" in compare_waves(attachment_of(traced), wave(), wave(), "", strict, None).failures[0]
 
 
 def test_a_report_is_plain_and_names_what_failed() -> None:

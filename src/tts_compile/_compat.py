@@ -12,30 +12,26 @@ from typing import Any
 
 import torch
 
-
-def compile_failures() -> tuple[type[BaseException], ...]:
-    """Returns the types of exceptions by which torch reports that it could not compile a function."""
-    from torch._dynamo import exc as dynamo
-    from torch._inductor import exc as inductor
-
-    # OSError: the folder for compiled code cannot be used.
-    found: list[type[BaseException]] = [dynamo.TorchDynamoException, OSError]
-    for module, names in (
-        (dynamo, ("FailOnRecompileLimitHit",)),
-        (inductor, ("InductorError", "CppCompileError", "InvalidCxxCompiler", "MissingOperatorWithDecomp")),
-    ):
-        found += [getattr(module, name) for name in names if hasattr(module, name)]
-    return tuple(found)
+# Errors of torch's compiler that are not derived from its base; not every version has all of them.
+_FAILURES = (
+    *("FailOnRecompileLimitHit", "InductorError", "CppCompileError", "InvalidCxxCompiler"),
+    "MissingOperatorWithDecomp",
+)
 
 
 def is_compile_failure(error: BaseException) -> bool:
     """Returns whether ``error`` comes from compiling; a shortage of memory while compiling does not count."""
+    from torch._dynamo import exc as dynamo
+    from torch._inductor import exc as inductor
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (MemoryError, torch.cuda.OutOfMemoryError)):
             return False
         cause = getattr(cause, "inner_exception", None) or cause.__cause__
-    return isinstance(error, compile_failures())
+    kinds = [getattr(module, name) for module in (dynamo, inductor) for name in _FAILURES if hasattr(module, name)]
+    # OSError: the folder for compiled code cannot be used.
+    return isinstance(error, (dynamo.TorchDynamoException, OSError, *kinds))
 
 
 def dynamo_counters() -> Any:
@@ -96,9 +92,9 @@ _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 _TRITON = "TRITON_CACHE_DIR"  # torch sets it to a folder inside inductor's, and does not reset it
 _cache_dirs = threading.Lock()
 _open_dirs: list[str] = []  # of the open blocks of using_cache_dir, the last entered last
-_reset: contextlib.ExitStack | None = None  # undoes what the open blocks have set
-_trusted: set[str] = set()  # folders, see trust_vectors
-_user_dir: list[str | None] = []  # the environment's folder before the first open block
+_outside: dict[str, str | None] = {}  # the environment outside of these blocks
+_applied = contextlib.ExitStack()  # undoes what the last entered block has set
+_trusted: set[str] = set()  # folders, see trust_isa
 
 
 def inductor_cache_dir() -> str | None:
@@ -110,7 +106,7 @@ def inductor_cache_dir() -> str | None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     with _cache_dirs:
-        path = _user_dir[0] if _user_dir else os.environ.get(_INDUCTOR)
+        path = (_outside if _open_dirs else os.environ).get(_INDUCTOR)
     try:
         return None if path == default_cache_dir() else path
     except (ImportError, KeyError, OSError):  # the user has no name, from which torch makes its choice
@@ -123,50 +119,37 @@ def using_cache_dir(path: str) -> Iterator[None]:
 
     Blocks of several threads may overlap in any order; the folder of the block that was entered last counts.
     """
-    with _cache_dirs:
-        if not _open_dirs:
-            _user_dir.append(os.environ.get(_INDUCTOR))
+    with _applying_last():
         _open_dirs.append(path)
-        _apply_last()
     try:
         yield
     finally:
-        with _cache_dirs:
+        with _applying_last():
             del _open_dirs[len(_open_dirs) - 1 - _open_dirs[::-1].index(path)]
-            _apply_last()
-            if not _open_dirs:
-                _user_dir.clear()
 
 
-_applied: list[str] = []  # the folder that is set now; empty for none
-
-
-def _apply_last() -> None:
-    """Sets environment and torch for the folder of the last open block, unless it is set already."""
-    global _reset
-    last = _open_dirs[-1:]
-    if last == _applied:
-        return
-    if _reset is not None:
-        _reset.close()
-        _reset = None
-    _applied[:] = last
-    if last:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_environment(last[0]))
-            stack.enter_context(_keeping_all_graphs())
-            stack.enter_context(_trusting_vectors(last[0]))
-            _reset = stack.pop_all()
+@contextlib.contextmanager
+def _applying_last() -> Iterator[None]:
+    """Sets environment and torch for the folder of the last open block, where the ``with`` block has changed it."""
+    with _cache_dirs:
+        before = _open_dirs[-1:]
+        yield
+        if _open_dirs[-1:] != before:
+            _applied.close()
+            for path in _open_dirs[-1:]:
+                _applied.enter_context(_environment(path))
+                _applied.enter_context(_keeping_all_graphs())
+                _applied.enter_context(_trusting_isa(path))
 
 
 @contextlib.contextmanager
 def _environment(path: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (_INDUCTOR, _TRITON)}
+    _outside.update({name: os.environ.get(name) for name in (_INDUCTOR, _TRITON)})
     os.environ[_INDUCTOR] = path
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in _outside.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -195,7 +178,7 @@ def _keeping_all_graphs() -> Iterator[None]:
         writing._cacheable = False
 
 
-def claimed_vectors() -> list[str]:
+def listed_isas() -> list[str]:
     """Returns the vector instructions that the processor lists and torch can generate code for, without a trial."""
     from torch._inductor import config, cpu_vec_isa
 
@@ -205,27 +188,27 @@ def claimed_vectors() -> list[str]:
         return [str(isa) for isa in find.__wrapped__()]  # past its cache, which holds the result of the trials
 
 
-def tried_vectors() -> list[str]:
+def working_isas() -> list[str]:
     """Returns the vector instructions that torch has tried successfully, each in a process of its own."""
     from torch._inductor import cpu_vec_isa
 
     return [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list()]
 
 
-def vectors_are_known(path: str) -> bool:
+def isa_is_known(path: str) -> bool:
     """Returns whether torch tries no vector instructions for code under ``path``: trusted there, or set by the user."""
     from torch._inductor import config
 
     return path in _trusted or getattr(config.cpp, "vec_isa_ok", True) is not None
 
 
-def trust_vectors(path: str) -> None:
+def trust_isa(path: str) -> None:
     """Makes :func:`using_cache_dir` use all vector instructions that the processor lists, without a trial."""
     _trusted.add(path)
 
 
 @contextlib.contextmanager
-def _trusting_vectors(path: str) -> Iterator[None]:
+def _trusting_isa(path: str) -> Iterator[None]:
     if path not in _trusted:
         yield
         return

@@ -51,7 +51,7 @@ class Attachment:
         self._suspended = False
         self._process = ProcessLock()
         try:
-            first = background.meanwhile(config) if self.background is not None else config
+            first = background.eager_at_first(config) if self.background is not None else config
             self.components = ComponentSet(tts, family, first, timings)
             self._attach()
         except BaseException:
@@ -67,7 +67,7 @@ class Attachment:
         """Returns a row for each component; waits for the device."""
         rows = self.components.report()
         if self.background is not None:
-            rows = {name: row.meanwhile(getattr(self.config, name).execution) for name, row in rows.items()}
+            rows = {name: row.while_compiling(getattr(self.config, name).execution) for name, row in rows.items()}
         for name, row in self._earlier.items():
             rows[name] = rows[name].after(row, "while another process compiled")
         return ExecutionReport(self.attached, rows)
@@ -154,7 +154,7 @@ class Attachment:
     def _attach(self) -> None:
         if vars(self.tts).get(HANDLE) not in (None, self._handle):  # a copied model has None
             self._suspended = False
-            raise ModelStateError("the model was compiled again meanwhile; call restore() on that handle first")
+            raise ModelStateError("the model was compiled again; call restore() on that handle first")
         self.attached = True
         setattr(self.tts, HANDLE, self._handle)
         try:

@@ -1,4 +1,4 @@
-"""Starts another process that compiles, so that this one can go on generating meanwhile.
+"""Starts another process that compiles, so that this one can go on generating.
 
 The code reaches this process through the cache folder. A thread of this process would be no alternative: in dynamo it
 sets the global random generators back to their state at its start, while other threads draw from them.
@@ -14,12 +14,13 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from . import cache
 from .config import COMPONENTS, CompileConfig, ComponentPolicy
@@ -29,6 +30,7 @@ from .families import Family
 logger = logging.getLogger(__name__)
 
 _NOTHING_TO_COMPILE = ("voice_encoder", "reference", "watermark")
+WeightNorm = tuple[str, str, int]  # path of the module, name of the weight, dimension
 _WORKER = f"{__package__}.background_worker"  # by name: an import would be a circle
 
 
@@ -57,8 +59,7 @@ class BackgroundCompilation:
             "threads": torch.get_num_threads(),
         }
         path = Path(self._folder.name) / "payload"
-        with path.open("wb") as file:
-            _Pickler(file).dump(payload)
+        path.write_bytes(pickle.dumps(payload))
         self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-m", _WORKER, str(path)],
@@ -96,45 +97,25 @@ class BackgroundCompilation:
         self._folder.cleanup()
 
 
-def _skeleton(module: nn.Module) -> nn.Module:
-    """Returns a copy of the module whose parameters have shapes and no values."""
+def _skeleton(module: nn.Module) -> tuple[nn.Module, list[WeightNorm]]:
+    """Returns a copy of the module whose parameters have shapes and no values, and the weight norms taken out of it."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in module.parameters()
     }
     skeleton = copy.deepcopy(module, memo)
-    for part in skeleton.modules():  # transformers collects hidden states by hooks, which cannot be pickled
-        part._forward_hooks.clear()
+    norms: list[WeightNorm] = []
+    parts: Iterable[tuple[str, Any]] = skeleton.named_modules()
+    for path, part in parts:
+        part._forward_hooks.clear()  # transformers collects hidden states by hooks, which cannot be pickled
         part._forward_pre_hooks.clear()
         part._load_state_dict_pre_hooks.clear()  # those of weight norms; making the norm anew brings them back
-    return skeleton
-
-
-class _Pickler(pickle.Pickler):
-    """A pickler that also takes modules with weight norms, which torch refuses to pickle."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if not (isinstance(obj, nn.Module) and parametrize.is_parametrized(obj)):
-            return NotImplemented
-        state = dict(vars(obj))
-        parts = dict(state["_modules"])
-        norms = parts.pop("parametrizations")
-        state["_modules"] = parts
-        weights = {name: (norm[0].dim, norm.original1) for name, norm in norms.items()}
-        return _with_norms, (type(obj).__bases__[0], state, weights)
-
-
-def _with_norms(
-    kind: type[nn.Module], state: dict[str, Any], weights: dict[str, tuple[int, nn.Parameter]]
-) -> nn.Module:
-    """Makes the module that :class:`_Pickler` took apart."""
-    module = kind.__new__(kind)
-    vars(module).update(state)
-    for name, (dim, weight) in weights.items():
-        module.register_parameter(name, weight)
-        parametrizations.weight_norm(module, name, dim)
-    module.get_submodule("parametrizations").train(module.training)
-    return module
+        if parametrize.is_parametrized(part):  # torch refuses to pickle its class, which was made at run time
+            part.__class__ = type(part).__bases__[0]
+            for name, norm in part._modules.pop("parametrizations").named_children():
+                part.register_parameter(name, norm.original1)
+                norms.append((path, name, norm[0].dim))
+    return skeleton, norms
 
 
 def start(tts: Any, family: Family, config: CompileConfig) -> BackgroundCompilation | None:
@@ -149,7 +130,7 @@ def start(tts: Any, family: Family, config: CompileConfig) -> BackgroundCompilat
         return None
 
 
-def meanwhile(config: CompileConfig) -> CompileConfig:
+def eager_at_first(config: CompileConfig) -> CompileConfig:
     """Returns the configuration to use until the process has ended: components that it compiles run eagerly."""
     eager = {name: dataclasses.replace(getattr(config, name), execution="eager") for name in _compiled(config)}
     return config.replace(**eager)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch.nn.utils import parametrizations
 
 from .api import compile_model
 
@@ -21,19 +21,13 @@ def main(path: str) -> None:
     payload = pickle.loads(Path(path).read_bytes())  # written by the parent process into a folder of its own
     torch.set_num_threads(payload["threads"])
     tts = payload["class"].__new__(payload["class"])
-    for name, part in payload["parts"].items():
-        setattr(tts, name, _with_zeros(part))
+    for name, (part, norms) in payload["parts"].items():
+        # The memory of zeros is provided by the system only where it is written to.
+        part._apply(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+        for path, weight, dim in norms:
+            parametrizations.weight_norm(part.get_submodule(path), weight, dim)
+        setattr(tts, name, part.eval())
     compile_model(tts, payload["config"]).warmup()
-
-
-def _with_zeros(module: nn.Module) -> nn.Module:
-    """Gives parameters without values zeros, whose memory the system provides only where it is written to."""
-
-    def values(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
-
-    module._apply(values)
-    return module
 
 
 if __name__ == "__main__":

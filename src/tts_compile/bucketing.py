@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -23,6 +24,13 @@ from .utils.tables import format_table
 UNITS = ("chars", "words", "tokens", "frames")
 OVERFLOWS = ("extend", "error", "split")
 UNDERFLOWS = ("extend", "error")
+
+# The reference report's words, by the least share of the fullest bucket.
+_VERDICTS = (
+    (0.8, "HIGH - Excellent bucketing efficiency"),
+    (0.5, "MEDIUM - Good bucketing efficiency"),
+    (0.0, "LOW - Mixed chunk sizes"),
+)
 
 Range = tuple[int, int]
 Names = tuple[str, ...]
@@ -173,25 +181,21 @@ class ChunkBucketer:
         if self.ranges == ():
             mistakes.append("buckets must hold at least one range")
         if self.names is not None:
-            mistakes += self._mistaken_names(self.names)
+            mistakes += self._mistaken_names()
         for name, choices in (("unit", UNITS), ("overflow", OVERFLOWS), ("underflow", UNDERFLOWS)):
             mistakes += mistaken_choice(name, getattr(self, name), choices)
         raise_all(mistakes)
         object.__setattr__(self, "rungs", tuple(high for _, high in self.ranges))
 
-    def _mistaken_names(self, names: Any) -> list[str]:
-        if not isinstance(names, tuple):
-            return [f"names must be a tuple of strings or None, got {names!r}"]
-        ranges = self.ranges if isinstance(self.ranges, tuple) else ()
+    def _mistaken_names(self) -> list[str]:
+        names, ranges = self.names, self.ranges
+        if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+            return [f"names must be a tuple of non-empty strings or None, got {names!r}"]
         mistakes = []
-        if ranges and len(names) != len(ranges):
+        if len(set(names)) < len(names):
+            mistakes.append(f"names must differ, got {names!r}")
+        if isinstance(ranges, tuple) and ranges and len(names) != len(ranges):
             mistakes.append(f"names must be one for each of {len(ranges)} buckets, got {len(names)}: {names!r}")
-        for i, name in enumerate(names):
-            of_bucket = f" of bucket {ranges[i]!r}" if i < len(ranges) else ""
-            if not isinstance(name, str) or not name:
-                mistakes.append(f"name{of_bucket} must be a non-empty string, got {name!r}")
-            elif name in names[:i]:
-                mistakes.append(f"name{of_bucket} must differ from the others, got {name!r}")
         return mistakes
 
     @classmethod
@@ -381,9 +385,8 @@ class ChunkBucketer:
             raise InputError("stats needs at least one item")
         capacities = [piece.capacity for piece in pieces]
         lengths = [piece.length for piece in pieces]
-        counts = {self._name(rung): 0 for rung in self.rungs}
-        for capacity in capacities:
-            counts[self._name(capacity)] += 1
+        found = Counter(map(self._name, capacities))
+        counts = {name: found[name] for name in map(self._name, self.rungs)}
         shares = {name: count / len(pieces) for name, count in counts.items()}
         return BucketStats(
             counts=counts,
@@ -395,7 +398,7 @@ class ChunkBucketer:
             padding_waste=(sum(capacities) - sum(lengths)) / sum(capacities),
             shapes_before=len(set(lengths)),
             shapes_after=len(set(capacities)),
-            verdict=_verdict(max(shares.values())),
+            verdict=next(words for share, words in _VERDICTS if max(shares.values()) >= share),
         )
 
     def _name(self, capacity: int) -> str:
@@ -409,16 +412,15 @@ class ChunkBucketer:
         """Returns every item, or its pieces, in the order of the input."""
         pieces = []
         for index, item in enumerate(as_list("items", items)):
-            length = self._length(item, index)
-            if length > self.rungs[-1] and self.overflow == "split":
-                for part, piece in enumerate(self._split(item)):
-                    size = self._length(piece, index)
-                    pieces.append(_Piece(self.capacity(max(size, self.ranges[0][0])), size, piece, index, part))
-                continue
-            try:
-                pieces.append(_Piece(self.capacity(length), length, item, index, 0))
-            except InputError as error:
-                raise InputError(f"item {index}: {error}") from error
+            whole = self._length(item, index) <= self.rungs[-1] or self.overflow != "split"
+            for part, piece in enumerate([item] if whole else self._split(item)):
+                length = self._length(piece, index)
+                try:
+                    # What was cut may be shorter than the first range, whatever ``underflow`` says.
+                    capacity = self.capacity(length if whole else max(length, self.ranges[0][0]))
+                except InputError as error:
+                    raise InputError(f"item {index}: {error}") from error
+                pieces.append(_Piece(capacity, length, piece, index, part))
         return pieces
 
     def _length(self, item: Any, index: int) -> int:
@@ -455,15 +457,6 @@ def _ids(index: int, row: Any) -> Tensor:
     if ids.dtype == torch.uint64 and bool((ids.to(torch.int64) < 0).any()):
         raise InputError(f"sequence {index} holds numbers beyond int64")
     return ids
-
-
-def _verdict(largest_share: float) -> str:
-    """Returns the reference report's words for the share of the fullest bucket."""
-    if largest_share >= 0.8:
-        return "HIGH - Excellent bucketing efficiency"
-    if largest_share >= 0.5:
-        return "MEDIUM - Good bucketing efficiency"
-    return "LOW - Mixed chunk sizes"
 
 
 def _least_padding(ends: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], buckets: int) -> list[int]:

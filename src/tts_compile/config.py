@@ -17,7 +17,7 @@ from typing_extensions import Self
 from .bucketing import Range, as_ranges, is_range, mistaken_ranges
 from .errors import ConfigError
 from .fallback import MAX_FAILURES, POLICIES
-from .utils.arguments import is_int, is_number, mistaken_choice, raise_all, unknown_key
+from .utils.arguments import is_int, mistaken_choice, raise_all, unknown_key
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,14 +42,58 @@ SETTINGS = {
 }
 COMPONENTS = tuple(SETTINGS)
 
-_REFERENCE_RANGES = ("CHUNK_BUCKET_SHORT_RANGE", "CHUNK_BUCKET_MEDIUM_RANGE", "CHUNK_BUCKET_LONG_RANGE")
-_REFERENCE_TEXTS = {"TORCH_COMPILE_BACKEND": "backend", "TORCH_COMPILE_MODE": "mode"}
+# The values that a field may have, by the field's name or else by its type: a test, and what it wants.
+Rule = tuple[Callable[[Any], bool], str]
+_CHOICES = {"execution": EXECUTIONS, "dtype": DTYPES, "fallback": POLICIES}
+_RULES: dict[str, Rule] = {
+    "draft_tokens": (lambda v: v is None or (is_int(v) and 0 <= v <= 7), "a whole number from 0 to 7 or None"),
+    "max_failures": (lambda v: is_int(v) and v >= 1, "a whole number from 1"),
+    "warmup_samples": (lambda v: is_int(v) and v >= 0, "a whole number from 0"),
+    "bool": (lambda v: isinstance(v, bool), "True or False"),
+    "bool | None": (lambda v: v is None or isinstance(v, bool), "True, False or None"),
+    "str": (lambda v: isinstance(v, str) and v != "", "a non-empty string"),
+    "str | None": (lambda v: v is None or isinstance(v, str), "a string or None"),
+    "float | None": (
+        lambda v: v is None or ((is_int(v) or isinstance(v, float)) and 0 < v < math.inf),
+        "positive or None",
+    ),
+    "range": (is_range, "two ascending whole numbers"),
+}
+
+# The settings of the reference report.
 _REFERENCE_SWITCHES = {
     "ENABLE_TORCH_COMPILE": COMPONENTS,
     "COMPILE_VOICE_ENCODER": ("voice_encoder",),
     "COMPILE_TTS_DECODER": ("t3",),
 }
-REFERENCE_SETTINGS = (*_REFERENCE_SWITCHES, *_REFERENCE_TEXTS, "ENABLE_CHUNK_SIZE_BUCKETING", *_REFERENCE_RANGES)
+_REFERENCE_TEXTS = {"TORCH_COMPILE_BACKEND": "backend", "TORCH_COMPILE_MODE": "mode"}
+_REFERENCE_RANGES = ("CHUNK_BUCKET_SHORT_RANGE", "CHUNK_BUCKET_MEDIUM_RANGE", "CHUNK_BUCKET_LONG_RANGE")
+_REFERENCE_RULES = {
+    **dict.fromkeys((*_REFERENCE_SWITCHES, "ENABLE_CHUNK_SIZE_BUCKETING"), _RULES["bool"]),
+    **dict.fromkeys(_REFERENCE_TEXTS, _RULES["str"]),
+    **dict.fromkeys(_REFERENCE_RANGES, _RULES["range"]),
+}
+
+
+def _mistaken_fields(settings: ComponentPolicy | CompileConfig) -> list[str]:
+    """Returns one mistake for each field that is not one of its choices or does not keep its rule."""
+    mistakes = []
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        if name in _CHOICES:
+            mistakes += mistaken_choice(name, value, _CHOICES[name])
+        elif rule := _RULES.get(name) or _RULES.get(str(field.type)):
+            mistakes += _mistaken({name: value}, {name: rule})
+    return mistakes
+
+
+def _mistaken(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+    """Returns one mistake for each of ``values`` that does not keep the rule of its name."""
+    return [
+        f"{name} must be {wanted}, got {values[name]!r}"
+        for name, (fits, wanted) in rules.items()
+        if name in values and not fits(values[name])
+    ]
 
 
 @dataclass(frozen=True)
@@ -77,22 +121,9 @@ class ComponentPolicy:
     fuse: bool | None = None
 
     def __post_init__(self) -> None:
-        mistakes = mistaken_choice("execution", self.execution, EXECUTIONS)
-        mistakes += mistaken_choice("dtype", self.dtype, DTYPES)
-        mistakes += [
-            f"{name} must be a non-empty string, got {value!r}"
-            for name, value in (("backend", self.backend), ("mode", self.mode))
-            if not isinstance(value, str) or not value
-        ]
-        mistakes += [
-            f"{name} must be True, False or None, got {value!r}"
-            for name, value in (("dynamic", self.dynamic), ("fuse", self.fuse))
-            if value is not None and not isinstance(value, bool)
-        ]
+        mistakes = _mistaken_fields(self)
         if self.backend == "inductor" and isinstance(self.mode, str) and self.mode not in _INDUCTOR_MODES:
             mistakes.append(f"mode must be one of {', '.join(_INDUCTOR_MODES)} for inductor, got {self.mode!r}")
-        if self.draft_tokens is not None and not (is_int(self.draft_tokens) and 0 <= self.draft_tokens <= 7):
-            mistakes.append(f"draft_tokens must be a whole number from 0 to 7 or None, got {self.draft_tokens!r}")
         raise_all(mistakes)
 
     def without_effect(self, component: str) -> list[str]:
@@ -154,30 +185,13 @@ class CompileConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "buckets", as_ranges(self.buckets))  # lists, as TOML and JSON give them
-        mistakes = []
+        mistakes = _mistaken_fields(self) + mistaken_ranges(self.buckets)
         for name in COMPONENTS:
             policy = getattr(self, name)
             if isinstance(policy, ComponentPolicy):
                 mistakes += policy.without_effect(name)
             else:
                 mistakes.append(f"{name} must be a ComponentPolicy, got {type(policy).__name__}")
-        mistakes += mistaken_choice("fallback", self.fallback, POLICIES)
-        mistakes += mistaken_ranges(self.buckets)
-        for name, least in (("warmup_samples", 0), ("max_failures", 1)):
-            number = getattr(self, name)
-            if not is_int(number) or number < least:
-                mistakes.append(f"{name} must be a whole number from {least}, got {number!r}")
-        for name in ("memory_limit_gb", "compile_seconds"):
-            limit = getattr(self, name)
-            if limit is not None and not (is_number(limit) and math.isfinite(limit) and limit > 0):
-                mistakes.append(f"{name} must be positive or None, got {limit!r}")
-        mistakes += [
-            f"{name} must be True or False, got {getattr(self, name)!r}"
-            for name in ("compile_in_background", "cpu_fallback")
-            if not isinstance(getattr(self, name), bool)
-        ]
-        if self.cache_dir is not None and not isinstance(self.cache_dir, str):
-            mistakes.append(f"cache_dir must be a string or None, got {self.cache_dir!r}")
         raise_all(mistakes)
 
     @classmethod
@@ -247,12 +261,12 @@ class CompileConfig:
         """
         if not isinstance(mapping, Mapping):
             raise ConfigError(f"expected a mapping, got {type(mapping).__name__}")
-        known = [*(f.name for f in dataclasses.fields(cls)), *REFERENCE_SETTINGS]
+        known = [*(f.name for f in dataclasses.fields(cls)), *_REFERENCE_RULES]
         settings = [f.name for f in dataclasses.fields(ComponentPolicy)]
         mistakes = [unknown_key(key, known) for key in mapping if key not in known]
-        policies, fields, found = _from_reference({k: v for k, v in mapping.items() if k in REFERENCE_SETTINGS})
-        mistakes += found
-        fields |= {k: v for k, v in mapping.items() if k in known and k not in (*REFERENCE_SETTINGS, *COMPONENTS)}
+        mistakes += (mistaken := _mistaken(mapping, _REFERENCE_RULES))
+        policies, fields = _from_reference({} if mistaken else mapping)
+        fields |= {k: v for k, v in mapping.items() if k in known and k not in (*_REFERENCE_RULES, *COMPONENTS)}
         for name in COMPONENTS:
             given = mapping.get(name, {})
             if isinstance(given, ComponentPolicy):
@@ -262,10 +276,9 @@ class CompileConfig:
                 mistakes.append(f"{name} must be a table of settings, got {given!r}")
                 continue
             mistakes += [f"{name}: {unknown_key(key, settings)}" for key in given if key not in settings]
+            chosen = policies[name] | {key: value for key, value in given.items() if key in settings}
             try:
-                fields[name] = ComponentPolicy(
-                    **policies[name] | {key: value for key, value in given.items() if key in settings}
-                )
+                fields[name] = ComponentPolicy(**chosen)
             except ConfigError as error:
                 mistakes += [f"{name}: {mistake}" for mistake in error.mistakes]
         try:
@@ -306,26 +319,9 @@ def switched_off_by_env() -> bool:
     return os.environ.get("TTS_COMPILE", "").strip().lower() in ("0", "false", "no", "off")
 
 
-def _from_reference(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
-    """Translates the reference report's settings into settings of each component and fields.
-
-    Returns:
-        (settings of each component, fields, mistakes).
-    """
+def _from_reference(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Translates the reference report's settings, which are in range, into settings of each component and fields."""
     policies: dict[str, dict[str, Any]] = {name: {} for name in COMPONENTS}
-    mistakes = []
-    for key, value in settings.items():
-        if key in _REFERENCE_RANGES:
-            if not is_range(value):
-                mistakes.append(f"{key} must be two ascending whole numbers, got {value!r}")
-        elif key in _REFERENCE_TEXTS:
-            if not isinstance(value, str) or not value:
-                mistakes.append(f"{key} must be a non-empty string, got {value!r}")
-        elif not isinstance(value, bool):
-            mistakes.append(f"{key} must be true or false, got {value!r}")
-    if mistakes:
-        return policies, {}, mistakes
-
     for key, setting in _REFERENCE_TEXTS.items():
         for name in COMPONENTS:
             if key in settings and setting in SETTINGS[name]:
@@ -336,4 +332,4 @@ def _from_reference(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, An
                 policies[name]["execution"] = "stock"
     defaults = CompileConfig().buckets
     ranges = [settings.get(key, default) for key, default in zip(_REFERENCE_RANGES, defaults)]
-    return policies, {"buckets": ranges if settings.get("ENABLE_CHUNK_SIZE_BUCKETING", True) else ()}, []
+    return policies, {"buckets": ranges if settings.get("ENABLE_CHUNK_SIZE_BUCKETING", True) else ()}

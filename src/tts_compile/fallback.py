@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import Counter
@@ -134,17 +135,11 @@ class FallbackManager:
                 f"{self.component}: there is no function for {', '.join(missing)}; "
                 f"each of the levels {', '.join(self.chain)} needs one"
             )
+        attempts = {level: functools.partial(ways[level], *args, **kwargs) for level in self.chain}
         with self._lock:
-            return self._run(ways, args, kwargs, phase, begin_again)
+            return self._run(attempts, phase, begin_again)
 
-    def _run(
-        self,
-        ways: Mapping[str, Callable[..., T]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        phase: str,
-        begin_again: Callable[[], object] | None,
-    ) -> T:
+    def _run(self, attempts: Mapping[str, Callable[[], T]], phase: str, begin_again: Callable[[], object] | None) -> T:
         before = self.level
         self.level = self._usable(before)
         failures: list[tuple[str, str, str]] = []  # phase, error and level of every one so far
@@ -153,7 +148,7 @@ class FallbackManager:
         try:
             while True:
                 try:
-                    result = ways[self.level](*args, **kwargs)
+                    result = attempts[self.level]()
                     break
                 except Exception as error:
                     short = is_out_of_memory(error)
@@ -180,7 +175,9 @@ class FallbackManager:
                     if isinstance(error, TTSCompileError) and own is None:
                         own = error.with_traceback(None)  # whose frames hold objects of the failed attempt
                 if short:  # after the handler, when the error no longer holds objects of the failed attempt
-                    self._release_memory()
+                    if self._release is not None:
+                        self._release()
+                    release_memory()
                 if begin_again is not None:
                     begin_again()
             for failure in failures:
@@ -237,11 +234,6 @@ class FallbackManager:
             self._first = after
             action += f", from now on: {self._failures[level]} failures"
         self.record(phase, why, action)
-
-    def _release_memory(self) -> None:
-        if self._release is not None:
-            self._release()
-        release_memory()
 
 
 def reason(error: BaseException) -> str:

@@ -7,7 +7,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +20,7 @@ from .families import Family
 from .parity import TEXTS, ParityReport, Transcriber, gate, measure, transcription
 from .report import ExecutionReport, WarmupReport
 from .timing.blocks import Timings, timed
-from .utils.arguments import checked_seeds, checked_texts
+from .utils.arguments import as_list, checked_seeds, whole_number
 from .utils.proxy import Proxy
 from .utils.random_state import RandomNumbers
 from .validation import check_request, check_settings, checked_inputs, checked_warmup_texts
@@ -113,9 +112,9 @@ class CompiledTTS(Proxy):
             InputError: for settings that the model cannot use, before any work is done.
             ModelStateError: for a model in training mode.
         """
-        texts = checked_texts(texts)
-        if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
-            raise InputError(f"max_batch must be a whole number from 1 or None, got {max_batch!r}")
+        texts = as_list("texts", texts)
+        if max_batch is not None:
+            max_batch = whole_number("max_batch", max_batch, 1)
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if self._family.speech is None:
@@ -175,7 +174,7 @@ class CompiledTTS(Proxy):
 
     @contextlib.contextmanager
     def stock(self) -> Iterator[Any]:
-        """Makes the wrapped model stock inside a ``with`` block, and returns it; compiled code is kept meanwhile.
+        """Makes the wrapped model stock inside a ``with`` block, and returns it; compiled code is kept.
 
         Raises:
             ModelStateError: at the end of the block, when the model was compiled again inside it.
@@ -272,9 +271,7 @@ class CompiledTTS(Proxy):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     def __repr__(self) -> str:

@@ -37,7 +37,7 @@ class ComponentReport:
     fallbacks: tuple[FallbackEvent, ...] = ()
     note: str = ""
 
-    def meanwhile(self, asked: str) -> ComponentReport:
+    def while_compiling(self, asked: str) -> ComponentReport:
         """Returns the row with the requested execution, for the time in which another process compiles it."""
         if asked == self.asked:
             return self

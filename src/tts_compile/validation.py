@@ -8,7 +8,7 @@ from typing import Any
 from .audio.reading import Recording
 from .errors import InputError, ModelStateError
 from .families import Family
-from .utils.arguments import checked_texts
+from .utils.arguments import as_list
 
 
 def check_request(tts: Any, family: Family, given: Mapping[str, Any]) -> None:
@@ -33,12 +33,9 @@ def checked_inputs(tts: Any, family: Family, texts: Iterable[str], recording: ob
     Raises:
         InputError: for no texts, one that the model cannot speak, or a recording that cannot be read.
     """
-    found = checked_texts(texts)
+    found = _checked_texts(tts, family, texts)
     if not found:
         raise InputError("there are no texts to speak")
-    if family.speech is not None:
-        for text in found:
-            family.speech.check_text(tts, text)
     if recording is not None:
         Recording(recording)  # raises if it cannot be read
     return found
@@ -52,10 +49,16 @@ def checked_warmup_texts(tts: Any, family: Family, texts: Iterable[str]) -> list
     """
     if family.speech is None:
         raise InputError(f"{type(tts).__name__} speaks no texts")
-    found = checked_texts(texts)
+    found = _checked_texts(tts, family, texts)
     family.voice.check(tts, None)
-    for text in found:
-        family.speech.check_text(tts, text)
+    return found
+
+
+def _checked_texts(tts: Any, family: Family, texts: Iterable[str]) -> list[str]:
+    found = as_list("texts", texts)
+    if family.speech is not None:
+        for text in found:
+            family.speech.check_text(tts, text)
     return found
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .attachment import Attachment
@@ -55,29 +55,25 @@ def warm_up(
             yield
             bar.update()
 
-        def compiling(name: str) -> None:
-            with step(f"compiling {name}"), timed(name), Stopwatch() as watch:
-                components[name].warm_up()
-            seconds[name] = seconds.get(name, 0.0) + watch.seconds
+        def compile_all(names: Iterable[str]) -> None:
+            for name in names:
+                with step(f"compiling {name}"), timed(name), Stopwatch() as watch:
+                    components[name].warm_up()
+                seconds[name] = seconds.get(name, 0.0) + watch.seconds
 
-        def speaking(text: str) -> None:
-            generate(text, **attachment.family.neutral(attachment.tts))
-
-        for name in names:
-            compiling(name)
-        with Stopwatch() as watch:
+        def speak_all(texts: Iterable[str], title: str) -> None:
             for text in texts:
-                with step(f"speaking {len(text)} characters"):
-                    speaking(text)
-            with _at_most(attachment, SAMPLE_TOKENS) if samples else contextlib.nullcontext():
-                for text in sorted(samples, key=len, reverse=True):  # the longest needs the largest cache
-                    with step(f"speaking the beginning of {len(text)} characters"):
-                        speaking(text)
-        for name, engine in components.engines.items():
-            if (
-                name in names and engine.recompiled
-            ):  # a cache has grown, and graphs captured for the smaller one are lost
-                compiling(name)
+                with step(f"{title} {len(text)} characters"):
+                    generate(text, **attachment.family.neutral(attachment.tts))
+
+        compile_all(names)
+        with Stopwatch() as watch:
+            speak_all(texts, "speaking")
+            if samples:
+                with _at_most(attachment, SAMPLE_TOKENS):  # the longest first: it needs the largest cache
+                    speak_all(sorted(samples, key=len, reverse=True), "speaking the beginning of")
+        # Where a cache has grown, graphs captured for the smaller one are lost.
+        compile_all(name for name, engine in components.engines.items() if name in names and engine.recompiled)
     graphs = {name: row.graphs for name, row in components.report().items()}
     return WarmupReport(seconds, graphs, len(texts) + len(samples), watch.seconds)
 
@@ -106,13 +102,9 @@ def sample_texts(buckets: Sequence[Range], count: int, longest: int = 1000) -> l
     [125, 200, 350, 500]
     """
     ranges = buckets or _WITHOUT_BUCKETS
-    lengths = []
-    for i in range(1, count + 1):
-        position = i / count * len(ranges)
-        index = math.ceil(position) - 1
-        low, high = ranges[index]
-        lengths.append(low + round((high - low) * (position - index)))
-    return [prose(min(max(length, 1), longest)) for length in lengths]
+    ends = [ranges[0][0], *(high for _, high in ranges)]
+    lengths = np.interp(np.linspace(0, len(ranges), count + 1)[1:], range(len(ends)), ends)
+    return [prose(min(max(round(length), 1), longest)) for length in lengths]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..fallback import reason
 
 Samples = npt.NDArray[np.floating[Any]]
 
@@ -80,7 +81,8 @@ class Recording:
 
         try:
             # Decodes the bytes that the digest was made of: the file may have changed since.
-            with _opened(self._source if self._data is None else io.BytesIO(self._data)) as file:
+            source = self._source if self._data is None else io.BytesIO(self._data)
+            with source if isinstance(source, soundfile.SoundFile) else soundfile.SoundFile(source) as file:
                 return file.read(dtype="float32", always_2d=False).T, file.samplerate
         except (soundfile.SoundFileError, TypeError):
             return self._decode_with_librosa()
@@ -92,7 +94,7 @@ class Recording:
         try:
             samples, rate = librosa.load(self._source, sr=None, mono=False)
         except Exception as error:  # the readers raise errors without a common base
-            raise InputError(f"{self.name} is not an audio file that can be read: {_reason(error)}") from error
+            raise InputError(f"{self.name} is not an audio file that can be read: {reason(error)}") from error
         return samples, rate
 
 
@@ -118,19 +120,8 @@ def digest(array: npt.NDArray[Any]) -> str:
     return found.hexdigest()
 
 
-def _opened(source: Any) -> Any:
-    import soundfile
-
-    return source if isinstance(source, soundfile.SoundFile) else soundfile.SoundFile(source)
-
-
 def _name(source: Any) -> str:
     if isinstance(source, (str, bytes, os.PathLike)):
         return os.fsdecode(source) or "an empty path"
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else f"the {type(source).__name__}"
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

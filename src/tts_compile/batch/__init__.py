@@ -14,7 +14,7 @@ from ..timing.blocks import Stopwatch
 from ..utils.random_state import RandomNumbers
 from .chunk import Chunk, collect
 from .pipeline import BatchPipeline
-from .progress import BatchProgress, ProgressDisplay
+from .progress import BatchProgress, progress_display
 
 __all__ = ["BatchProgress", "Chunk", "collect", "generate_chunks"]
 
@@ -47,11 +47,9 @@ def generate_chunks(
     device = family.device(tts)
     chunks = [Chunk(index, text, RandomNumbers(seed, device)) for index, (text, seed) in enumerate(zip(texts, seeds))]
     for chunk in chunks:
-        try:
+        with chunk.own_errors():
             speech.check_text(tts, chunk.text)
-        except Exception as error:  # the tokenizer raises errors of its own
-            chunk.error = error
-    with Stopwatch() as watch, ProgressDisplay(progress, chunks, watch, tts.sr) as report:
+    with Stopwatch() as watch, progress_display(progress, chunks, watch, tts.sr) as report:
         report()
         family.set_voice(tts, given)
         rest: Iterable[Chunk] = chunks
@@ -80,9 +78,6 @@ def _flow_can_group(attachment: Attachment) -> bool:
 def _one_by_one(chunks: Iterable[Chunk], generate: Callable[[str], Tensor], report: Callable[[], None]) -> None:
     for chunk in chunks:
         if chunk.error is None:
-            try:
-                with chunk.random.as_global():
-                    chunk.wave = generate(chunk.text)
-            except Exception as error:  # concerns this chunk alone
-                chunk.fail(error)
+            with chunk.own_errors(), chunk.random.as_global():
+                chunk.wave = generate(chunk.text)
             report()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,14 @@ class Chunk:
         while seen is not None:
             seen.__traceback__ = None
             seen = seen.__cause__ or seen.__context__
+
+    @contextlib.contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Stores an error of the ``with`` block as this chunk's own, so that the other chunks go on."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
 
 
 def collect(chunks: Sequence[Chunk], on_error: str) -> list[Tensor | None]:

@@ -50,7 +50,7 @@ class BatchPipeline:
         self._tts = attachment.tts
         self._family = attachment.family
         self._synthesis = attachment.family.synthesis
-        # For all chunks: a function that reports progress may generate with another voice meanwhile.
+        # For all chunks: a function that reports progress may set another voice.
         self._voice = self._family.voice.of(self._tts)
         self._t3 = t3
         self._flow = flow
@@ -100,10 +100,8 @@ class BatchPipeline:
                         utterance.noise.rewind()
                         left += self._one_by_one(self._t3, [chunk], utterance.error)
                         continue
-                    try:
+                    with self._own_errors(chunk):
                         spoken.append((chunk, self._synthesis.finish_tokens(self._tts, utterance.tokens)))
-                    except Exception as error:  # concerns this chunk alone
-                        self._failed(chunk, error)
                 for group in self._ready(spoken, everything=not scheduler.left):
                     self._synthesise(group, aside)
             for group in self._ready(spoken, everything=True):
@@ -124,11 +122,8 @@ class BatchPipeline:
         requests = []
         for chunk in self._chunks:
             if chunk.error is None:
-                try:
+                with self._own_errors(chunk):  # the tokenizer may be the user's own
                     tokens = speech.text_tokens(self._tts, chunk.text, settings.cfg_weight > 0)
-                except Exception as error:  # concerns this chunk alone; the tokenizer may be the user's own
-                    self._failed(chunk, error)
-                else:
                     call = SpeechCall(voice, tokens, settings, limit=speech.budget)
                     requests.append(Request(chunk.index, call, chunk.random.generator))
         return requests
@@ -162,25 +157,15 @@ class BatchPipeline:
                 for (chunk, _), state in zip(group, before):
                     chunk.random.rewind(state)
         for (chunk, tokens), mel in zip(group, mels):
-            try:
-                with chunk.random.as_global(), torch.inference_mode():
-                    wave = self._wave(tokens, mel)
-            except Exception as error:  # concerns this chunk alone
-                self._failed(chunk, error)
-                continue
-            inside = contextvars.copy_context()  # so that its time is part of this batch's
-            self._watermarking.append((chunk, aside.submit(inside.run, self._watermarked, wave)))
+            with self._own_errors(chunk), chunk.random.as_global(), torch.inference_mode():
+                if mel is None or self._synthesis.mel_wave is None:
+                    wave = self._synthesis.wave(self._tts, tokens, self._voice)
+                else:
+                    wave = self._synthesis.mel_wave(self._tts, mel)
+                inside = contextvars.copy_context()  # so that its time is part of this batch's
+                watermark = torch.inference_mode()(self._synthesis.watermark)
+                self._watermarking.append((chunk, aside.submit(inside.run, watermark, self._tts, wave)))
             self._collect(wait=False)
-
-    def _wave(self, tokens: Tensor, mel: Tensor | None) -> Tensor:
-        if mel is None:
-            return self._synthesis.wave(self._tts, tokens, self._voice)
-        assert self._synthesis.mel_wave is not None
-        return self._synthesis.mel_wave(self._tts, mel)
-
-    def _watermarked(self, wave: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self._synthesis.watermark(self._tts, wave)
 
     def _noise(self, chunk: Chunk, tokens: Tensor) -> Tensor:
         """Draws the noise that the flow would draw for this chunk alone."""
@@ -212,12 +197,9 @@ class BatchPipeline:
             if not wait and not future.done():
                 pending.append((chunk, future))
                 continue
-            try:
+            with chunk.own_errors():
                 chunk.wave = future.result()
-            except Exception as error:
-                self._failed(chunk, error)
-            else:
-                self._report()
+            self._report()
         self._watermarking = pending
 
     def _one_by_one(self, component: CompiledComponent, chunks: list[Chunk], error: Exception) -> list[Chunk]:
@@ -225,9 +207,14 @@ class BatchPipeline:
         if component.may_try_alone(error, len(chunks)):
             return chunks
         for chunk in chunks:
-            self._failed(chunk, error)
+            chunk.fail(error)
+            self._report()
         return []
 
-    def _failed(self, chunk: Chunk, error: Exception) -> None:
-        chunk.fail(error)
-        self._report()
+    @contextlib.contextmanager
+    def _own_errors(self, chunk: Chunk) -> Iterator[None]:
+        """Stores an error of the ``with`` block as the chunk's own and reports it."""
+        with chunk.own_errors():
+            yield
+        if chunk.error is not None:
+            self._report()

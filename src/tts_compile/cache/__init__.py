@@ -1,16 +1,14 @@
 """Compiled code on disk: its folder, the machines it is valid for, and archives of it for other machines."""
 
 from .archive import LoadedCache, SavedCache, load_compile_cache, save_compile_cache
-from .contents import CacheState, FileCount, OtherCache, state
+from .contents import CacheState, state
 from .cpu_isa import reuse_cpu_isa
 from .folder import OWN_FOLDER, folder, make_folder, root, using_cache
 
 __all__ = [
     "OWN_FOLDER",
     "CacheState",
-    "FileCount",
     "LoadedCache",
-    "OtherCache",
     "SavedCache",
     "folder",
     "load_compile_cache",

@@ -10,10 +10,8 @@ import json
 import logging
 import os
 import stat
-import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,11 +33,6 @@ MAX_CONTENT = 4 * 2**30  # bytes of all files together, unpacked: they are held 
 _TOO_MUCH = f"more than {MAX_CONTENT / 2**30:g} GiB of compiled code"
 _CARRIED = ("generated", "native", "graphs", "autograd")  # in this order: a file never refers to a later one
 _LOCK_SECONDS = 600  # torch waits as long
-# All errors that zipfile, zlib and json raise for damaged bytes.
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, TypeError, KeyError, OverflowError),
-    *(AttributeError, RuntimeError),  # encrypted; an unknown method of compression
-)
 
 
 @dataclass(frozen=True)
@@ -194,7 +187,9 @@ def unpacked(packed: bytes) -> dict[PurePosixPath, bytes]:
                 if hashlib.sha256(content).hexdigest() != digests[name]:
                     raise RefusedError(f"damaged: {name} is not what was saved")
                 contents[PurePosixPath(name)] = content
-    except _DAMAGE as error:
+    except (RefusedError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib, struct and json raise errors without a common base
         raise RefusedError(f"damaged: {reason(error)}") from error
     return contents
 

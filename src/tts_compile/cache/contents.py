@@ -10,6 +10,14 @@ from pathlib import Path
 from .folder import MACHINE, compiled_files, folder, root
 from .machine import Machine, this_machine
 
+_TITLES = {
+    "graphs": "FX graphs",
+    "autograd": "traced functions",
+    "generated": "generated code",
+    "native": "native libraries",
+    "choices": "autotune's choices",
+}
+
 
 @dataclass(frozen=True)
 class FileCount:
@@ -63,41 +71,28 @@ class CacheState:
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns the rows of a table."""
-        titles = {
-            "graphs": "FX graphs",
-            "autograd": "traced functions",
-            "generated": "generated code",
-            "native": "native libraries",
-            "choices": "autotune's choices",
-        }
         rows = [("compile cache", self.folder)]
-        rows += [(f"- {title}", str(getattr(self, kind))) for kind, title in titles.items()]
+        rows += [(f"- {title}", str(getattr(self, kind))) for kind, title in _TITLES.items()]
         return rows + [(f"- stale or foreign: {o.name}", f"{o.kept}: {o.differs}") for o in self.others]
 
 
 def state(cache_dir: str | None = None) -> CacheState:
     """Counts the files in the cache folder; writes nothing."""
     cache_folder = folder(cache_dir)
-    sizes: dict[str, list[int]] = {}
-    for path, kind in compiled_files(cache_folder):
-        sizes.setdefault(kind, []).append(_size(cache_folder / path))
-    kinds = ("graphs", "autograd", "generated", "native", "choices")
-    counts = {kind: _count(sizes.get(kind, ())) for kind in kinds}
-    others = (
-        _other(path.parent) for path in sorted(root(cache_dir).glob(f"*/{MACHINE}")) if path.parent != cache_folder
-    )
-    return CacheState(str(cache_folder), this_machine(), **counts, others=tuple(others))
+    found = compiled_files(cache_folder)
+    counts = {of: _count(cache_folder / path for path, kind in found if kind == of) for of in _TITLES}
+    machines = [path.parent for path in sorted(root(cache_dir).glob(f"*/{MACHINE}"))]
+    others = tuple(_other(machine) for machine in machines if machine != cache_folder)
+    return CacheState(str(cache_folder), this_machine(), **counts, others=others)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # somebody has removed it
-        return 0
-
-
-def _count(sizes: Iterable[int]) -> FileCount:
-    sizes = list(sizes)
+def _count(paths: Iterable[Path]) -> FileCount:
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:  # somebody has removed it
+            continue
     return FileCount(len(sizes), sum(sizes))
 
 
@@ -107,6 +102,5 @@ def _other(cache_folder: Path) -> OtherCache:
         differs = machine.differences(this_machine())
     except (OSError, ValueError) as error:
         differs = f"{MACHINE} cannot be read: {error}"
-    return OtherCache(
-        cache_folder.name, differs, _count(_size(cache_folder / path) for path, _ in compiled_files(cache_folder))
-    )
+    kept = _count(cache_folder / path for path, _ in compiled_files(cache_folder))
+    return OtherCache(cache_folder.name, differs, kept)

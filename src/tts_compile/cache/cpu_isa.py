@@ -20,15 +20,15 @@ def reuse_cpu_isa(cache_dir: str | None = None) -> None:
     compiles for a CPU. Where a kind that the processor names does not work, torch goes on trying.
     """
     cache_folder = folder(cache_dir)
-    if _compat.vectors_are_known(str(cache_folder)):
+    if _compat.isa_is_known(str(cache_folder)):
         return
-    claimed, stored = _compat.claimed_vectors(), cache_folder / VECTORS
+    claimed, stored = _compat.listed_isas(), cache_folder / VECTORS
     try:
         found = json.loads(stored.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         try:
             with using_cache(cache_dir):
-                found = _compat.tried_vectors()
+                found = _compat.working_isas()
         except Exception as error:
             if _compat.is_compile_failure(error):
                 return  # compiling fails in the same way and handles it
@@ -39,4 +39,4 @@ def reuse_cpu_isa(cache_dir: str | None = None) -> None:
         except OSError as error:
             logger.warning("%s cannot be written: %s", stored, reason(error))
     if found == claimed:
-        _compat.trust_vectors(str(cache_folder))
+        _compat.trust_isa(str(cache_folder))

@@ -6,6 +6,7 @@ import functools
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _DRAWING = {
 }
 
 
+@dataclass
 class Build:
     """One run of a stock class's ``from_local`` on the CPU.
 
@@ -36,27 +38,23 @@ class Build:
     files are mapped into memory and assigned to the modules. No class and no module is changed, so that other threads
     are not affected.
 
-    Args:
+    Attributes:
         family: family of the class.
-        dtypes: dtype of the floating-point weights of a part of the model; other parts keep the model's own.
+        dtypes: for the files of some parts, the dtype of their floating-point weights; other parts keep the model's.
         own_memory: copy the weights, so that the files are not needed any more.
         strict: refuse tensors that stock ignores; see :func:`tts_compile.load_model`.
-
-    Attributes:
         problems: what is wrong with the files; the model must not be used if there are any.
         cause: the error behind the last problem; None for problems found by comparison.
     """
 
-    def __init__(self, family: Family, dtypes: Mapping[str, torch.dtype], own_memory: bool, strict: bool) -> None:
-        self.problems: list[str] = []
-        self.cause: Exception | None = None
-        self._family = family
-        weights = family.files.weights
-        self._dtypes = {weights[part]: dtype for part, dtype in dtypes.items() if part in weights}
-        self._own_memory = own_memory
-        self._strict = strict
-        self._without_weights: list[nn.Module] = []
-        self._error_of_code: Exception | None = None
+    family: Family
+    dtypes: Mapping[str, torch.dtype]
+    own_memory: bool
+    strict: bool
+    problems: list[str] = field(default_factory=list)
+    cause: Exception | None = None
+    _without_weights: list[nn.Module] = field(default_factory=list)
+    _error_of_code: Exception | None = None
 
     def run(self, cls: Any, folder: Path) -> Any:
         """Returns the model; adds what is wrong with the files to :attr:`problems`.
@@ -66,7 +64,7 @@ class Build:
                 unknown way.
         """
         function: Any = getattr(cls.from_local, "__func__", None)
-        if getattr(function, "__globals__", {}).get("__name__") != self._family.module_name:
+        if getattr(function, "__globals__", {}).get("__name__") != self.family.module_name:
             raise UnsupportedModelError(f"{cls.__name__}.from_local is not chatterbox's own; call it instead")
         build = functools.partial(self._built, cls, initialise=True)
         try:
@@ -74,7 +72,7 @@ class Build:
         except Exception as error:  # the errors of tokenizers and torch.load share no base
             if error is self._error_of_code or is_out_of_memory(error) or isinstance(error, UnsupportedModelError):
                 raise
-            known = (*self._family.files.others, VOICE)  # unreadable weights do not end the run
+            known = (*self.family.files.others, VOICE)  # unreadable weights do not end the run
             if not any(problem.startswith(known) for problem in self.problems):
                 self.problems.append(reason(error))
                 self.cause = error
@@ -107,7 +105,7 @@ class Build:
             return Unreadable(path)
 
     def _torch_load(self, path: Any, *args: Any, **options: Any) -> Any:
-        if Path(path).name in self._family.files.weights.values():
+        if Path(path).name in self.family.files.weights.values():
             return self._file(path, *args, **options)
         return torch.load(path, *args, **options)
 
@@ -134,8 +132,8 @@ class Build:
             return
         if not isinstance(stored, Stored):
             raise _unknown_way(module)
-        dtype, lenient = self._dtypes.get(stored.file), not (strict or self._strict)
-        found = assign_weights(module, stored, dtype, own_memory=self._own_memory, lenient=lenient)
+        dtype, lenient = self.dtypes.get(stored.file), not (strict or self.strict)
+        found = assign_weights(module, stored, dtype, own_memory=self.own_memory, lenient=lenient)
         self.problems += [f"{stored.file}: {problem}" for problem in found]
 
 

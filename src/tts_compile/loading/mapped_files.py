@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,13 @@ class Stored(dict[str, Tensor]):
             copy: called with a name and its tensor; returns the copy.
         """
         stored_as = {id(tensor): name for name, tensor in self.items()}
-        groups = list(_groups(tensors))
-        for group in groups:
-            again = self._read() if len(groups) > 1 else self  # a new mapping, whose memory is freed with the group
+        sizes = itertools.accumulate(tensor.nbytes for tensor in tensors.values())
+        groups = {name: size // _GROUP_BYTES for name, size in zip(tensors, sizes)}
+        several = len({*groups.values()}) > 1
+        for _, group in itertools.groupby(tensors, groups.__getitem__):
+            again = self._read() if several else self  # a new mapping, whose memory is freed with the group
             for name in group:
                 yield name, copy(name, again[stored_as[id(tensors[name])]])
-
-
-def _groups(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        group.append(name)
-        size += tensor.nbytes
-        if size >= _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 class Unreadable(Stored):
@@ -71,11 +61,8 @@ def mapped(path: str | Path, *args: Any, **options: Any) -> Stored:
 
     def read() -> dict[str, Tensor]:
         try:
-            found = torch.load(path, *args, mmap=True, **options)
-        except (
-            RuntimeError
-        ):  # a file of torch before 1.6, which cannot be mapped, or a damaged one: the next line raises
-            found = torch.load(path, *args, **options)
-        return dict(found)
+            return dict(torch.load(path, *args, mmap=True, **options))
+        except RuntimeError:  # a file of torch before 1.6 cannot be mapped; for a damaged one, the next line raises
+            return dict(torch.load(path, *args, **options))
 
     return Stored(path, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,8 @@ from ..families import Family, families, family_of
 from ..families.checkpoint_files import VOICE
 from ..utils.gc_pause import gc_paused
 from .from_local import Build, Substitute
-from .half_precision import DTYPES, cast_inputs
-from .imports import stock_class
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(
@@ -69,8 +70,8 @@ def load_model(
             tts = build.run(cls, folder)
     if build.problems:
         raise CheckpointError(str(folder), family.class_name, tuple(build.problems)) from build.cause
-    if dtypes:
-        cast_inputs(tts)
+    if dtypes:  # stock makes voices in fp32, which half weights refuse
+        tts.t3.cond_enc.register_forward_pre_hook(cast_voice)
     _move(tts, family, device)
     return tts
 
@@ -104,6 +105,28 @@ def load_pretrained(
     return cls.from_pretrained.__func__(Substitute(cls, from_local=from_local), device)
 
 
+def stock_class(name: str) -> Any:
+    """Imports and returns a stock class by its name, such as ``"ChatterboxTTS"``.
+
+    It is faster than ``from chatterbox.tts import ChatterboxTTS``, since garbage collection is paused.
+
+    Raises:
+        UnsupportedModelError: for an unknown name.
+    """
+    for family in families():
+        if name == family.class_name:
+            with gc_paused(long_lived=True):
+                return family.load_class()
+    known = ", ".join(family.class_name for family in families())
+    raise UnsupportedModelError(f"there is no {name!r}; known classes: {known}")
+
+
+def cast_voice(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Casts the voice, the first argument, to the dtype of the module's weights; its integers stay integers."""
+    voice, *others = args
+    return copy.copy(voice).to(dtype=next(module.parameters()).dtype), *others
+
+
 def _folder(path: Any) -> Path:
     try:
         return Path(path)
@@ -112,6 +135,7 @@ def _folder(path: Any) -> Path:
 
 
 def _checked_dtype(dtype: Any, family: Family) -> Mapping[str, torch.dtype]:
+    """Returns the dtype for the file of T3's weights; nothing where the checkpoint's is kept."""
     if dtype is None or dtype == "model":
         return {}
     if "t3" not in family.files.weights:
@@ -119,7 +143,7 @@ def _checked_dtype(dtype: Any, family: Family) -> Mapping[str, torch.dtype]:
     found: Any = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, 'model' or None, got {dtype!r}")
-    return {"t3": found}
+    return {family.files.weights["t3"]: found}
 
 
 def _check_device(device: Any) -> None:

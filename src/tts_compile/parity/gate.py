@@ -81,13 +81,14 @@ def _blamed(attachment: Attachment, found: ParityReport) -> tuple[dict[str, str]
             return {}, f"whole utterances of stock differ from each other ({why}): no component can be blamed"
         if not failure(names):
             return {}, f"whole utterances passed when they were repeated ({figure}): no component can be blamed"
-        blamed = {name: f"whole utterances with it alone: {why}" for name in names if (why := failure([name]))}
-        rest = [name for name in names if name not in blamed]
-        for count in range(len(rest) + 1):
+        for count in range(1, len(names) + 1):
             # The first components of a configuration gain most, so the last ones are given up first.
-            for given_up in itertools.combinations(reversed(rest), count):
-                kept = [name for name in rest if name not in given_up]
-                if not kept or not failure(kept):
-                    why = f"whole utterances, together with {', '.join(kept) or 'others'}: {figure}"
-                    return {**blamed, **dict.fromkeys(given_up, why)}, ""
+            for given_up in itertools.combinations(reversed(names), count):
+                kept = [name for name in names if name not in given_up]
+                if kept and failure(kept):
+                    continue
+                together = f", together with {', '.join(kept) or 'others'}: {figure}"
+                alone = {name: failure([name]) for name in given_up}
+                whys = {name: f" with it alone: {why}" if why else together for name, why in alone.items()}
+                return {name: f"whole utterances{why}" for name, why in whys.items()}, ""
         raise AssertionError("no component is kept in the last round")

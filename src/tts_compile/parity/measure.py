@@ -7,7 +7,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +19,8 @@ from ..components.component import Component, EagerComponent, StockComponent
 from ..components.seam import own_method
 from ..components.t3 import T3Component
 from ..fallback import reason
-from ..families import Family
 from ..utils.random_state import generators_kept
-from .metrics import (
-    first_difference,
-    log_mel_distance_db,
-    loudness_difference,
-    same_share,
-    signal_to_error_db,
-    word_error_rate,
-)
+from . import metrics
 from .recorded_calls import Call, CallResult, methods_of, recorded
 from .report import ComponentParity, ParityReport, TensorParity, TokenParity, WaveParity
 from .thresholds import Thresholds
@@ -92,20 +83,21 @@ def measure(
             torch.manual_seed(seed + number)
             spoken.append(compare_generate(attachment, text, wave, of_waves, words.transcribe))
     notes = [] if methods else ["no component has replaced anything: there is nothing to compare"]
-    if words.note:
-        notes.append(words.note)
-    left_to_stock = {name: part for name, part in components.items() if name not in methods and _asked(part)}
+    left_to_stock = {
+        name: part for name, part in components.items() if name not in methods and part.report().asked != "stock"
+    }
+    given_up = {
+        name: part.fallback.events[0].error
+        for name, part in left_to_stock.items()
+        if isinstance(part, StockComponent) and part.fallback.events
+    }
     return ParityReport(
         components=found,
         waves=tuple(spoken),
         thresholds={**thresholds, "wave": of_waves},
-        notes=tuple(notes),
+        notes=tuple(filter(None, [*notes, words.note])),
         left_to_stock=tuple(left_to_stock),
-        given_up={
-            name: part.fallback.events[0].error
-            for name, part in left_to_stock.items()
-            if isinstance(part, StockComponent) and part.fallback.events
-        },
+        given_up=given_up,
     )
 
 
@@ -122,10 +114,6 @@ def inputs(
     ):
         path = str(recording or make_reference_wav(Path(folder) / "voice.wav", seconds=5))
         yield [path] if family.speech is None else [str(text) for text in texts], path
-
-
-def _asked(component: Component) -> bool:
-    return component.report().asked != "stock"
 
 
 def compare(component: Component, calls: Sequence[Call], thresholds: Thresholds) -> ComponentParity:
@@ -207,13 +195,13 @@ def _tensors(call: Call, result: CallResult) -> list[TensorParity]:
 def _tokens(call: Call, result: CallResult) -> tuple[TokenParity, list[TensorParity]]:
     """Compares tokens, and the guided logits up to the first token that differs."""
     theirs, ours = call.result.tensors[_TOKENS][0].tolist(), result.tensors[_TOKENS][0].tolist()
-    at = first_difference(theirs, ours)
+    at = metrics.first_difference(theirs, ours)
     together = min(len(theirs), len(ours), len(theirs) if at is None else at + 1)
     gap = None
     stock = call.result.logits
     if at is not None and at < min(len(stock), len(theirs), len(ours)):
         gap = float(stock[at][theirs[at]] - stock[at][ours[at]])
-    parity = TokenParity(len(ours), len(theirs), same_share(theirs, ours), at, gap)
+    parity = TokenParity(len(ours), len(theirs), metrics.same_share(theirs, ours), at, gap)
     unreturned = max(0, len(stock) - len(theirs))  # a stop token that stock samples and does not return
     logits = result.logits[-(len(ours) + unreturned) :]  # those of a level that failed come first
     if min(len(logits), len(stock)) < together:  # stock answered, or a captured graph, whose logits are not read
@@ -230,7 +218,7 @@ def _tensor(name: str, stock: Tensor | None, found: Tensor | None) -> TensorPari
         theirs, ours = getattr(stock, what), getattr(found, what)
         if theirs != ours:
             return TensorParity(name, None, whole, f"its {what} is {ours}, stock's {theirs}")
-    return TensorParity(name, signal_to_error_db(stock, found), whole)
+    return TensorParity(name, metrics.signal_to_error_db(stock, found), whole)
 
 
 def _tensor_failure(tensor: TensorParity, thresholds: Thresholds) -> str | None:
@@ -252,47 +240,43 @@ def compare_generate(
         wave = attachment.tts.generate(text)
     except Exception as error:  # any error: stock raised none
         return WaveParity(text, None, None, None, None, None, (f"raised {reason(error)}",))
-    return compare_waves(attachment.tts, attachment.family, (stock, wave), text, thresholds, transcribe)
+    return compare_waves(attachment, stock, wave, text, thresholds, transcribe)
 
 
 def compare_waves(
-    tts: Any,
-    family: Family,
-    waves: tuple[Tensor, Tensor],
-    text: str,
-    thresholds: Thresholds,
-    transcribe: Transcriber | None = None,
+    attachment: Attachment, stock: Tensor, wave: Tensor, text: str, limits: Thresholds, transcribe: Transcriber | None
 ) -> WaveParity:
-    """Compares two waves (1, samples) of a text, the first of which is stock's."""
-    stock, wave = waves
-    ratio = signal_to_error_db(stock, wave)
-    distance = log_mel_distance_db(stock, wave, tts.sr) if ratio is not None else None
-    loudness = loudness_difference(stock, wave, tts.sr)
-    similarity = _similarity(tts, family, stock, wave)
+    """Compares two waves (1, samples) of a text."""
+    tts = attachment.tts
+    ratio = metrics.signal_to_error_db(stock, wave)
+    distance = metrics.log_mel_distance_db(stock, wave, tts.sr) if ratio is not None else None
+    loudness = metrics.loudness_difference(stock, wave, tts.sr)
+    similarity = _similarity(attachment, stock, wave)
     rates = None
     if transcribe is not None:
-        theirs, ours = (word_error_rate(text, transcribe(side, tts.sr)) for side in waves)
+        theirs, ours = (metrics.word_error_rate(text, transcribe(side, tts.sr)) for side in (stock, wave))
         rates = theirs, ours
     failures = []
-    if thresholds.wave_db is not None and not (ratio is not None and ratio >= thresholds.wave_db):
+    if limits.wave_db is not None and not (ratio is not None and ratio >= limits.wave_db):
         found = "another shape than stock's" if ratio is None else f"{ratio:.1f} dB of signal to error"
-        failures.append(f"{found}, at least {thresholds.wave_db:g} dB are wanted")
+        failures.append(f"{found}, at least {limits.wave_db:g} dB are wanted")
     longer = wave.shape[-1] / max(stock.shape[-1], 1) - 1
-    if not abs(longer) <= thresholds.length:
-        failures.append(f"{longer:+.1%} in length, at most {thresholds.length:.0%} is wanted")
-    if distance is not None and thresholds.log_mel_db is not None and not distance <= thresholds.log_mel_db:
-        failures.append(f"log-mel distance {distance:.2f} dB, at most {thresholds.log_mel_db:g} is wanted")
-    if loudness is not None and not abs(loudness) <= thresholds.loudness_lu:
-        failures.append(f"{loudness:+.2f} LU in loudness, at most {thresholds.loudness_lu:g} is wanted")
-    if similarity is not None and not similarity >= thresholds.speaker_similarity:
-        failures.append(f"speaker similarity {similarity:.4f}, at least {thresholds.speaker_similarity:g} is wanted")
-    if rates is not None and not rates[1] - rates[0] <= thresholds.words:
+    if not abs(longer) <= limits.length:
+        failures.append(f"{longer:+.1%} in length, at most {limits.length:.0%} is wanted")
+    if distance is not None and limits.log_mel_db is not None and not distance <= limits.log_mel_db:
+        failures.append(f"log-mel distance {distance:.2f} dB, at most {limits.log_mel_db:g} is wanted")
+    if loudness is not None and not abs(loudness) <= limits.loudness_lu:
+        failures.append(f"{loudness:+.2f} LU in loudness, at most {limits.loudness_lu:g} is wanted")
+    if similarity is not None and not similarity >= limits.speaker_similarity:
+        failures.append(f"speaker similarity {similarity:.4f}, at least {limits.speaker_similarity:g} is wanted")
+    if rates is not None and not rates[1] - rates[0] <= limits.words:
         failures.append(f"{rates[1]:.1%} of the words misheard, {rates[0]:.1%} of stock's")
     return WaveParity(text, ratio, distance, loudness, similarity, rates, tuple(failures))
 
 
-def _similarity(tts: Any, family: Family, stock: Tensor, wave: Tensor) -> float | None:
+def _similarity(attachment: Attachment, stock: Tensor, wave: Tensor) -> float | None:
     """Returns the cosine of the embeddings that the model's own voice encoder computes from two waves."""
+    tts, family = attachment.tts, attachment.family
     if family.voice_encoder is None:
         return None
     if not (torch.isfinite(stock).all() and torch.isfinite(wave).all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -96,10 +97,8 @@ def first_difference(reference: Sequence[int], other: Sequence[int]) -> int | No
     >>> first_difference([1, 2], [1, 2, 3])
     2
     """
-    for index, (a, b) in enumerate(zip(reference, other)):
-        if a != b:
-            return index
-    return None if len(reference) == len(other) else min(len(reference), len(other))
+    pairs = enumerate(itertools.zip_longest(reference, other))
+    return next((index for index, (a, b) in pairs if a != b), None)
 
 
 def word_error_rate(text: str, transcript: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ..components.component import Component
 from ..components.seam import Seam, attach_all, detach_all
@@ -43,40 +44,48 @@ class Call:
 
     Attributes:
         component: the name of the component that replaces the method.
-        method: such as ``"T3.inference"``; for messages.
+        owner, name: of the method.
+        stock: the method that was called.
+        given: its arguments.
+        before: the global random generators before the call.
+        inference: whether inference mode was on.
+        left_behind: the attribute of the owner that a method without a result sets; None for a method with a result.
         result: of stock.
     """
 
     component: str
-    method: str
+    owner: Any
+    name: str
+    stock: Callable[..., Any]
+    given: tuple[tuple[Any, ...], dict[str, Any]]
+    before: RandomState
+    inference: bool
+    left_behind: str | None
     result: CallResult
-    _owner: Any
-    _name: str
-    _stock: Callable[..., Any]
-    _given: tuple[tuple[Any, ...], dict[str, Any]]
-    _before: RandomState
-    _inference: bool
-    _device: torch.device
-    _left_behind: str | None  # the attribute that a method without a result sets
+
+    @property
+    def method(self) -> str:
+        """Returns class and name of the method, such as ``"T3.inference"``, for messages."""
+        return f"{type(self.owner).__name__}.{self.name}"
 
     def repeat(self) -> Any:
         """Calls the method as it is now, with the recorded arguments and random numbers; returns its result."""
-        return self._call(getattr(self._owner, self._name))
+        return self._call(getattr(self.owner, self.name))
 
     def repeat_stock(self) -> Any:
         """Calls the recorded method, with the recorded arguments and random numbers; returns its result."""
-        return self._call(self._stock)
+        return self._call(self.stock)
 
     def repeat_and_record(self, logits: Sequence[Tensor] = ()) -> CallResult:
         """Calls the method as :meth:`repeat` does; ``logits`` is read after the call."""
-        return _recorded_result(self._owner, self.repeat(), self._left_behind, self._device, logits)
+        return _recorded_result(self.owner, self.repeat(), self.left_behind, self.before.device, logits)
 
     def _call(self, method: Callable[..., Any]) -> Any:
-        args, kwargs = copy.deepcopy(self._given)
-        if self._left_behind and hasattr(self._owner, self._left_behind):  # the value of an earlier call would count
-            setattr(self._owner, self._left_behind, None)
-        self._before.restore()
-        with torch.inference_mode(self._inference):
+        args, kwargs = copy.deepcopy(self.given)
+        if self.left_behind and hasattr(self.owner, self.left_behind):  # the value of an earlier call would count
+            setattr(self.owner, self.left_behind, None)
+        self.before.restore()
+        with torch.inference_mode(self.inference):
             return method(*args, **kwargs)
 
 
@@ -108,27 +117,15 @@ def recorded(tts: Any, family: Family, methods: Methods) -> Iterator[list[Call]]
             given = copy.deepcopy((args, kwargs))
             before = RandomState(device)
             logits: list[Tensor] = []
-            hooked: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if component == "t3" and family.speech is not None:
-                weight = _guidance(family.speech, stock, args, kwargs)
-                hooked = _stock_logits(getattr(owner, family.speech.head), weight, logits)
-            with hooked:
+            with contextlib.ExitStack() as hooked:
+                if component == "t3" and family.speech is not None:
+                    weight = _guidance(family.speech, stock, args, kwargs)
+                    hooked.enter_context(_recording_logits(getattr(owner, family.speech.head), weight, logits))
                 result = stock(*args, **kwargs)
             left_behind = family.voice.attribute if result is None else None
-            call = Call(
-                component=component,
-                method=f"{type(owner).__name__}.{name}",
-                result=_recorded_result(owner, result, left_behind, device, logits),
-                _owner=owner,
-                _name=name,
-                _stock=stock,
-                _given=given,
-                _before=before,
-                _inference=torch.is_inference_mode_enabled(),
-                _device=device,
-                _left_behind=left_behind,
-            )
-            calls.append(call)
+            recorded_result = _recorded_result(owner, result, left_behind, device, logits)
+            inference = torch.is_inference_mode_enabled()
+            calls.append(Call(component, owner, name, stock, given, before, inference, left_behind, recorded_result))
             return result
 
         return Seam(owner, name, recording)
@@ -150,19 +147,14 @@ def _guidance(speech: SpeechModel, method: Callable[..., Any], args: tuple[Any, 
     return float(bound.arguments[speech.guidance])
 
 
-@contextlib.contextmanager
-def _stock_logits(head: torch.nn.Module, weight: float, logits: list[Tensor]) -> Iterator[None]:
-    """Adds the guided logits (vocabulary,) of every step of stock's token loop to a list, inside the block."""
+def _recording_logits(head: torch.nn.Module, weight: float, logits: list[Tensor]) -> RemovableHandle:
+    """Adds the guided logits (vocabulary,) of every step of stock's token loop to a list, inside a ``with`` block."""
 
     def record(_module: Any, _given: Any, output: Tensor) -> None:
         rows = output.reshape(len(output), -1, output.shape[-1])[:, -1]  # (rows, vocabulary) of the last position
         logits.append(rows[0] + weight * (rows[0] - rows[-1]) if weight else rows[0].clone())
 
-    hook = head.register_forward_hook(record)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return head.register_forward_hook(record)
 
 
 def _recorded_result(

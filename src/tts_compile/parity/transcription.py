@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..audio.reading import resample
 from ..errors import InputError
+from ..fallback import reason
 from ..families import Family
 
 Transcriber = Callable[[Tensor, int], str]  # returns the text of a wave (1, samples) with a rate in Hz
@@ -63,8 +64,7 @@ def recogniser(model: str = RECOGNISER) -> Transcriber:
     try:
         recognise: Any = pipeline("automatic-speech-recognition", model=model)
     except (OSError, ValueError) as error:  # from the hub: no network, no such model
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise InputError(f"the recogniser {model} cannot be loaded: {reason}") from error
+        raise InputError(f"the recogniser {model} cannot be loaded: {reason(error)}") from error
 
     def transcribe(wave: Tensor, rate: int) -> str:
         samples = resample(wave.detach().to(torch.float32).cpu().reshape(-1).numpy(), rate, _RATE)

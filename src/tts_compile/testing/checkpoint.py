@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,11 @@ from .weights import conditionals, shape_pitch, without_shared_storage
 SIZES = ("small", "full")
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """The functions that make T3, S3Gen and the tokenizer of a variant."""
-
-    configuration: Callable[[], Any]
-    shape: Callable[[Any, int], None]
-    tokenizer: Callable[[], dict[str, str]]
-    meanflow: bool = False
-
-
-def _english() -> Any:
-    from chatterbox.models.t3.modules.t3_config import T3Config
-
-    return T3Config.english_only()
-
-
-def _multilingual() -> Any:
-    from chatterbox.models.t3.modules.t3_config import T3Config
-
-    return T3Config.multilingual()
-
-
-_RECIPES = {
-    "english": _Recipe(_english, llama.shape, tokenizers.english),
-    "multilingual": _Recipe(_multilingual, llama.shape, tokenizers.multilingual),
-    "turbo": _Recipe(gpt2.configuration, gpt2.shape, tokenizers.turbo, meanflow=True),
+# For each variant the functions that make T3's configuration, shape T3's weights, and make the tokenizer's files.
+_RECIPES: dict[str, tuple[Callable[[], Any], Callable[[Any, int], None], Callable[[], dict[str, str]]]] = {
+    "english": (llama.configuration, llama.shape, tokenizers.english),
+    "multilingual": (functools.partial(llama.configuration, multilingual=True), llama.shape, tokenizers.multilingual),
+    "turbo": (gpt2.configuration, gpt2.shape, tokenizers.turbo),
 }
 VARIANTS = tuple(_RECIPES)
 
@@ -84,23 +63,24 @@ def write_checkpoint(
     from chatterbox.models.t3 import T3
     from chatterbox.models.voice_encoder import VoiceEncoder
 
-    directory, recipe, files = Path(directory), _RECIPES[variant], family_named(variant).files.weights
+    configuration, shape, tokenizer = _RECIPES[variant]
+    directory, files = Path(directory), family_named(variant).files.weights
     directory.mkdir(parents=True, exist_ok=True)
     depths = (SMALL if size == "small" else FULL)[variant]
     with torch.random.fork_rng(devices=[]), torch.no_grad(), built_with(depths, variant):
         torch.manual_seed(seed)
         _save(VoiceEncoder().state_dict(), directory / files["ve"])
-        t3 = T3(recipe.configuration())
-        recipe.shape(t3, speech_tokens)
+        t3 = T3(configuration())
+        shape(t3, speech_tokens)
         _save(t3.state_dict(), directory / files["t3"])
         speech_prompt = t3.hp.speech_cond_prompt_len
         del t3
-        s3gen = S3Gen(meanflow=recipe.meanflow)
+        s3gen = S3Gen(meanflow=variant == "turbo")
         shape_pitch(s3gen.mel2wav.f0_predictor)
         _save(s3gen.state_dict(), directory / files["s3gen"])
         del s3gen
         _save(conditionals(10 if size == "full" else 2, speech_prompt), directory / VOICE)
-    for name, content in recipe.tokenizer().items():
+    for name, content in tokenizer().items():
         with replaced(directory / name) as path:
             path.write_text(content, encoding="utf-8")
     return directory

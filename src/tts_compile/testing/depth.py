@@ -28,18 +28,9 @@ class Depths:
     speech_tokenizer: int = 1
 
 
-@dataclass(frozen=True)
-class _Backbone:
-    """T3's transformer: its key in chatterbox's table, the setting with its depth, and the prefix of its layers."""
-
-    config: str
-    setting: str
-    layers: str
-
-
-_LLAMA = _Backbone("Llama_520M", "num_hidden_layers", "tfmr.layers.")
-_GPT2 = _Backbone("GPT2_medium", "n_layer", "tfmr.h.")
-_BACKBONES = {"english": _LLAMA, "multilingual": _LLAMA, "turbo": _GPT2}
+# T3's transformer: its key in chatterbox's table, the setting with its depth, and the prefix of its layers.
+_LLAMA = ("Llama_520M", "num_hidden_layers", "tfmr.layers.")
+_BACKBONES = {"english": _LLAMA, "multilingual": _LLAMA, "turbo": ("GPT2_medium", "n_layer", "tfmr.h.")}
 
 # Depths of a "small" checkpoint; every width is the published one. The multilingual model's alignment analyzer reads
 # layers 9, 12 and 13.
@@ -116,43 +107,41 @@ def built_with(depths: Depths, variant: str) -> Iterator[None]:
     def with_settings(cls: Any, **settings: Any) -> Any:
         return lambda **kwargs: cls(**{**kwargs, **settings})
 
-    estimator = with_settings(
-        s3gen_module.ConditionalDecoder, n_blocks=depths.estimator_blocks, num_mid_blocks=depths.estimator_mid
-    )
-    encoder = with_settings(s3gen_module.UpsampleConformerEncoder, num_blocks=depths.flow_encoder)
+    parts = {
+        "ConditionalDecoder": {"n_blocks": depths.estimator_blocks, "num_mid_blocks": depths.estimator_mid},
+        "UpsampleConformerEncoder": {"num_blocks": depths.flow_encoder},
+    }
     tokenizer_config = S3TokenizerV2.__init__.__defaults__[0]  # every instance uses this one object
     with contextlib.ExitStack() as stack:
         if depths.t3 is not None:
-            backbone = _BACKBONES[variant]
-            settings = {backbone.setting: depths.t3}
-            stack.enter_context(patched_items(llama_configs.LLAMA_CONFIGS[backbone.config], settings))
-        stack.enter_context(patched(s3gen_module, "ConditionalDecoder", estimator))
-        stack.enter_context(patched(s3gen_module, "UpsampleConformerEncoder", encoder))
+            config, setting, _ = _BACKBONES[variant]
+            stack.enter_context(patched_items(llama_configs.LLAMA_CONFIGS[config], {setting: depths.t3}))
+        for name, settings in parts.items():
+            stack.enter_context(patched(s3gen_module, name, with_settings(getattr(s3gen_module, name), **settings)))
         stack.enter_context(patched(tokenizer_config, "n_audio_layer", depths.speech_tokenizer))
         yield
 
 
 def _depths_of(directory: Path, family: Family, variant: str) -> Depths:
-    s3gen = directory / family.files.weights["s3gen"]
-    names = _tensor_names(s3gen)
-    found = {depth: _layers(s3gen, names, prefix) for depth, prefix in _S3GEN.items()}
-    if "t3" not in family.files.weights:
-        return Depths(t3=None, **found)
-    t3 = directory / family.files.weights["t3"]
-    return Depths(t3=_layers(t3, _tensor_names(t3), _BACKBONES[variant].layers), **found)
+    weights = family.files.weights
+    s3gen = _layers(directory / weights["s3gen"], _S3GEN)
+    t3 = _layers(directory / weights["t3"], {"t3": _BACKBONES[variant][2]}) if "t3" in weights else {"t3": None}
+    return Depths(**s3gen, **t3)
 
 
-def _tensor_names(file: Path) -> list[str]:
+def _layers(file: Path, prefixes: dict[str, str]) -> dict[str, Any]:
+    """Returns the number of layers for each prefix of tensor names."""
     from safetensors import safe_open
 
     if file.suffix == ".pt":
-        return list(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
-    with safe_open(file, framework="pt") as stored:
-        return list(stored.keys())
-
-
-def _layers(file: Path, names: list[str], prefix: str) -> int:
-    numbers = [int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)]
-    if not numbers:
-        raise InputError(f"{file} holds no tensor named {prefix}*")
-    return max(numbers) + 1
+        names = list(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    else:
+        with safe_open(file, framework="pt") as stored:
+            names = list(stored.keys())
+    found = {}
+    for depth, prefix in prefixes.items():
+        numbers = [int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)]
+        if not numbers:
+            raise InputError(f"{file} holds no tensor named {prefix}*")
+        found[depth] = max(numbers) + 1
+    return found

@@ -10,6 +10,13 @@ from torch import Tensor
 from .weights import END_GAIN, end_threshold, peak, without
 
 
+def configuration(multilingual: bool = False) -> Any:
+    """Returns the settings of T3 that the class's own ``from_local`` makes."""
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    return T3Config.multilingual() if multilingual else T3Config.english_only()
+
+
 def shape(t3: Any, speech_tokens: int) -> None:
     """Changes random weights to peaked next-token distributions and an end near ``speech_tokens``.
 

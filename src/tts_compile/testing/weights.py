@@ -76,7 +76,6 @@ def conditionals(seconds: int, speech_prompt: int) -> dict[str, Any]:
 def _residual_level(t3: Any, final_norm: Any) -> float:
     """Returns the root mean square of the input of the final norm, for inputs like speech embeddings."""
     seen: list[Tensor] = []
-    hook = final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    t3.tfmr(inputs_embeds=torch.randn(1, 64, t3.dim))
-    hook.remove()
+    with final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        t3.tfmr(inputs_embeds=torch.randn(1, 64, t3.dim))
     return float(seen[0].pow(2).mean().sqrt())

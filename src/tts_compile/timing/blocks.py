@@ -12,17 +12,16 @@ import inspect
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from typing_extensions import Self
 
 from ..errors import InputError, TTSCompileError
 from . import peak_memory
-from .summary import UNKNOWN, Moment, Path, Peaks, Stat, TimingRow, as_rows, table
+from .summary import UNKNOWN, Moment, Path, Stat, TimingRow, as_rows, table
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,9 +53,7 @@ class Stopwatch:
         self._started = read_clock()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped = read_clock()
 
     @property
@@ -95,11 +92,6 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
         TTSCompileError: when an open block is entered again.
     """
 
-    __slots__ = (
-        "_asked_phase", "_compiled", "_event", "_open_in", "_outer", "_path", "_phase", "_root", "_spans", "_started",
-        "_timings", "audio_seconds", "name",
-    )  # fmt: skip
-
     audio_seconds: float | None
     _open_in: Timings | None  # None while the block is not open
     _outer: timed | None
@@ -135,16 +127,14 @@ class timed:  # noqa: N801 - read as a word: with timed("flow")
             self._path, self._root = (self.name,), self
         self._phase: str = self._asked_phase or (outer._phase if outer is not None else "steady")
         self._compiled = self._phase == "compile"
-        self._spans = timings._memory.open() if timings._memory else None
+        self._spans = [peak.open() if peak else None for peak in timings._memory]
         self._event = timings._events.record() if timings._events else None
         self._open_in = timings
         _current.set(self)
         self._started = read_clock()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         timings = self._open_in
         if timings is None:
             return
@@ -225,8 +215,6 @@ class _Unread(NamedTuple):
     origin: Any  # the event at the start of the outermost block
     start: Any
     end: Any
-    audio: float | None
-    peaks: Peaks
 
 
 class Timings:
@@ -258,11 +246,12 @@ class Timings:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise InputError(f"keep must be a whole number from 1, got {keep!r}")
         self.device = "cpu" if device is None else str(device)
-        self._keep = keep
         on_cuda = self.device.partition(":")[0] == "cuda"
         self._events = CudaEvents(self.device) if on_cuda else None
-        self._memory = peak_memory.MemoryPeaks(self.device if on_cuda else None) if memory else None
-        self._stats: dict[_Key, Stat] = {}
+        self._memory: list[peak_memory.PeakOfSpans | None] = []  # resident and CUDA memory; None where not measured
+        if memory:
+            self._memory = [peak_memory.resident(), peak_memory.allocated(self.device) if on_cuda else None]
+        self._stats: defaultdict[_Key, Stat] = defaultdict(lambda: Stat(keep))
         self._unread: deque[_Unread] = deque()
         self._lock = threading.Lock()
 
@@ -325,29 +314,24 @@ class Timings:
 
     def _end(self, block: timed, phase: str, seconds: float) -> None:
         """Records a block that has just ended."""
-        peaks = self._memory.close(block._spans) if self._memory and block._spans else UNKNOWN
+        spans = zip(self._memory, block._spans)
+        peaks = tuple(peak.close(span) if peak and span else None for peak, span in spans) or UNKNOWN
         key = (phase, block._path)
-        moment = Moment(block._started, seconds, threading.get_ident(), block._root._started)
+        root = block._root
+        moment = Moment(block._started, seconds, threading.get_ident(), root._started, block.audio_seconds, peaks)
         # After an error of the device, recording an event would raise another error that hides the first.
         end = self._events.record() if self._events and block._event and phase != "failed" else None
         if end is None:
-            self._add(key, moment, block.audio_seconds, peaks)
+            self._add(key, moment)
             return
-        unread = _Unread(key, moment, block._root._event, block._event, end, block.audio_seconds, peaks)
         with self._lock:
-            self._unread.append(unread)
+            self._unread.append(_Unread(key, moment, root._event, block._event, end))
             if len(self._unread) > MAX_UNREAD:
                 self._read_ready()
 
-    def _add(self, key: _Key, moment: Moment, audio: float | None = None, peaks: Peaks = UNKNOWN) -> None:
+    def _add(self, key: _Key, moment: Moment) -> None:
         with self._lock:
-            self._stat(key).add(moment, audio, peaks)
-
-    def _stat(self, key: _Key) -> Stat:
-        stat = self._stats.get(key)
-        if stat is None:
-            stat = self._stats[key] = Stat(self._keep)
-        return stat
+            self._stats[key].add(moment)
 
     @contextlib.contextmanager
     def _settled(self) -> Iterator[None]:
@@ -363,7 +347,7 @@ class Timings:
     def _read_ready(self) -> None:
         """Reads the events that the device has passed, in order."""
         while self._unread and self._unread[0].end.query():
-            key, moment, origin, start, end, audio, peaks = self._unread.popleft()
+            key, moment, origin, start, end = self._unread.popleft()
             started = moment.root + origin.elapsed_time(start) / 1e3 if origin else moment.started
             seconds = start.elapsed_time(end) / 1e3
-            self._stat(key).add(moment._replace(started=started, seconds=seconds), audio, peaks)
+            self._stats[key].add(moment._replace(started=started, seconds=seconds))

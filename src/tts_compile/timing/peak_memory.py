@@ -43,19 +43,6 @@ def reset_peak() -> bool:
     return True
 
 
-class Span:
-    """A span of time whose highest memory is measured.
-
-    Attributes:
-        peak: bytes; the highest value that was read so far.
-    """
-
-    __slots__ = ("peak",)
-
-    def __init__(self) -> None:
-        self.peak = 0
-
-
 class PeakOfSpans:
     """The peak of each of several open spans, from one peak that the system keeps for the whole process.
 
@@ -76,30 +63,28 @@ class PeakOfSpans:
     def __init__(self, read: Callable[[], int], reset: Callable[[], object]) -> None:
         self._read = read
         self._reset = reset
-        self._open: set[Span] = set()
+        self._peaks: dict[object, int] = {}  # of each open span: the highest value that was read so far
         self._lock = threading.Lock()
 
-    def open(self) -> Span:
+    def open(self) -> object:
         """Begins a span."""
-        span = Span()
+        span = object()
         with self._lock:
-            if self._open:
+            if self._peaks:
                 self._update()
             self._reset()
-            self._open.add(span)
+            self._peaks[span] = 0
         return span
 
-    def close(self, span: Span) -> int:
+    def close(self, span: object) -> int:
         """Ends a span and returns its peak in bytes."""
         with self._lock:
             self._update()
-            self._open.discard(span)
-        return span.peak
+            return self._peaks.pop(span)
 
     def _update(self) -> None:
         peak = self._read()
-        for span in self._open:
-            span.peak = max(span.peak, peak)
+        self._peaks = {span: max(before, peak) for span, before in self._peaks.items()}
 
 
 @functools.cache
@@ -116,30 +101,3 @@ def allocated(device: str) -> PeakOfSpans:
     return PeakOfSpans(
         lambda: int(torch.cuda.max_memory_allocated(device)), lambda: torch.cuda.reset_peak_memory_stats(device)
     )
-
-
-class MemoryPeaks:
-    """The peaks of resident memory, where the system can reset its peak, and of a CUDA device's memory.
-
-    Args:
-        device: a CUDA device; None for resident memory alone.
-    """
-
-    def __init__(self, device: str | None) -> None:
-        self._resident = resident()
-        self._allocated = None if device is None else allocated(device)
-
-    def open(self) -> tuple[Span | None, Span | None]:
-        """Begins a span of both."""
-        return (
-            self._resident.open() if self._resident else None,
-            self._allocated.open() if self._allocated else None,
-        )
-
-    def close(self, spans: tuple[Span | None, Span | None]) -> tuple[int | None, int | None]:
-        """Ends both spans and returns their peaks in bytes: resident memory, memory of the device."""
-        of_process, of_device = spans
-        return (
-            self._resident.close(of_process) if self._resident and of_process else None,
-            self._allocated.close(of_device) if self._allocated and of_device else None,
-        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 Path = tuple[str, ...]  # names of blocks, from the outermost on
-Peaks = tuple[int | None, int | None]  # bytes: resident, CUDA
+Peaks = tuple[int | None, ...]  # bytes: resident, CUDA
 
 UNKNOWN: Peaks = (None, None)
 
@@ -49,6 +49,8 @@ class Moment(NamedTuple):
     seconds: float
     thread: int
     root: float  # start of its outermost block, which identifies that one
+    audio: float | None = None  # seconds of speech
+    peaks: Peaks = UNKNOWN
 
 
 class Stat:
@@ -65,17 +67,17 @@ class Stat:
         self.peaks = UNKNOWN
         self.moments: deque[Moment] = deque(maxlen=keep)
 
-    def add(self, moment: Moment, audio: float | None, peaks: Peaks) -> None:
+    def add(self, moment: Moment) -> None:
         """Adds one block."""
         self.count += 1
         self.total += moment.seconds
         self.first = min(self.first, moment.started)
         self.moments.append(moment)
-        if audio is not None:
-            self.audio = (self.audio or 0.0) + audio
+        if moment.audio is not None:
+            self.audio = (self.audio or 0.0) + moment.audio
             self.audio_time += moment.seconds
-        if peaks is not UNKNOWN:
-            self.peaks = (_higher(self.peaks[0], peaks[0]), _higher(self.peaks[1], peaks[1]))
+        if moment.peaks is not UNKNOWN:
+            self.peaks = tuple(map(_higher, self.peaks, moment.peaks))
 
 
 def _higher(one: int | None, other: int | None) -> int | None:

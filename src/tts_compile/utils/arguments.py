@@ -19,11 +19,6 @@ def is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
-    """Returns whether ``value`` is an int or a float and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def mistaken_choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
     """Returns one mistake, with the nearest choice, where ``value`` is none of ``choices``; otherwise an empty list."""
     if value in choices:
@@ -84,19 +79,6 @@ def finite_number(name: str, value: object) -> float:
     if not math.isfinite(number):
         raise InputError(f"{name} must be finite, got {number}")
     return number
-
-
-def checked_texts(texts: Iterable[str]) -> list[Any]:
-    """Returns the texts as a list; each text is checked later, when it is synthesized.
-
-    Raises:
-        InputError: for a single text, or anything that is not a list.
-    """
-    if isinstance(texts, (str, bytes)):
-        raise InputError("texts must be a list of texts, not a single one")
-    if not isinstance(texts, Iterable):
-        raise InputError(f"texts must be a list of texts, got {type(texts).__name__}")
-    return list(texts)
 
 
 def checked_seeds(seeds: Iterable[int] | None, count: int) -> list[int]:

@@ -48,7 +48,7 @@ class Proxy:
             ModelStateError: when the proxy itself is copied.
         """
         if id(self.wrapped) not in memo:
-            raise ModelStateError("a handle cannot be copied: copy the model, and compile the copy")
+            self.__copy__()
 
     def __copy__(self) -> None:
         """Refuses to copy a handle.

@@ -19,21 +19,16 @@ class RandomState:
     """The current state of the global generators that a model on ``device`` draws from."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.device = device
+        self._states = _global_states(device)
 
     def restore(self) -> None:
         """Sets the global generators back to this state."""
-        torch.set_rng_state(self._cpu)
-        if self._gpu is not None:
-            torch.cuda.set_rng_state(self._gpu, self._device)
+        _set_global_states(self.device, self._states)
 
     def same_as(self, other: RandomState) -> bool:
         """Returns whether both states are equal."""
-        if self._gpu is not None and other._gpu is not None and not torch.equal(self._gpu, other._gpu):
-            return False
-        return torch.equal(self._cpu, other._cpu)
+        return all(map(torch.equal, self._states, other._states))
 
 
 class RandomNumbers:
@@ -49,29 +44,36 @@ class RandomNumbers:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
-        self._cpu = torch.Generator().manual_seed(seed)
-        self.generator = torch.Generator(device).manual_seed(seed) if device.type == "cuda" else self._cpu
+        devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
+        self._generators = [torch.Generator(each).manual_seed(seed) for each in devices]
+        self.generator = self._generators[-1]
 
     def state(self) -> list[Tensor]:
         """Returns the current state, for :meth:`rewind`."""
-        return [generator.get_state() for generator in (self._cpu, self.generator)]
+        return [generator.get_state() for generator in self._generators]
 
     def rewind(self, state: list[Tensor]) -> None:
         """Sets the generators back to an earlier state."""
-        for generator, before in zip((self._cpu, self.generator), state):
+        for generator, before in zip(self._generators, state):
             generator.set_state(before)
 
     @contextlib.contextmanager
     def as_global(self) -> Iterator[None]:
         """Puts these generators in the place of the global ones for the duration of the block."""
-        on_gpu = self.generator is not self._cpu
         with generators_kept(self._device):
-            torch.set_rng_state(self._cpu.get_state())
-            if on_gpu:
-                torch.cuda.set_rng_state(self.generator.get_state(), self._device)
+            _set_global_states(self._device, self.state())
             try:
                 yield
             finally:
-                self._cpu.set_state(torch.get_rng_state())
-                if on_gpu:
-                    self.generator.set_state(torch.cuda.get_rng_state(self._device))
+                self.rewind(_global_states(self._device))
+
+
+def _global_states(device: torch.device) -> list[Tensor]:
+    """Returns the states of the CPU's generator and, for a GPU, of its own."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_global_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
