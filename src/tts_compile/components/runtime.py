@@ -14,11 +14,11 @@ from .. import _compat, cache
 from ..config import CompileConfig
 from ..errors import CompilationError
 from ..execution import CompileOptions, Region, cuda_graph
-from ..execution.compile_budget import CompileBudget
 from ..execution.cuda_graph import GraphCache, Replays
 from ..execution.memory_limit import MemoryLimit
-from ..execution.operators import NativeOperators, Operators, TorchOperators
+from ..execution.operators import NativeOperators, Operators
 from ..execution.process_lock import ProcessLock
+from ..execution.region import CompileBudget
 from ..fallback import FallbackManager
 from ..timing.blocks import Timings
 
@@ -179,4 +179,4 @@ class ComponentRuntime:
         fit = fit and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
         if fit and self.native(NativeOperators.load, "torch's own products and attention"):
             return NativeOperators()
-        return TorchOperators()
+        return Operators()

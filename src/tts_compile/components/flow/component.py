@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from ...execution.native import transformer_block
+from ...execution.operators import NativeOperators
 from ...fallback import reason
 from ...families.family import Family
 from ...timing.blocks import timed
@@ -54,4 +54,4 @@ class FlowComponent(CompiledComponent):
 def _native_fits(flow: Any) -> bool:
     attention, mlp = (part := flow.decoder.estimator.mid_blocks[0][1][0]).attn1, part.ff.net[0]
     heads, width = attention.heads, attention.to_q.in_features
-    return transformer_block.fits(width, heads, attention.to_q.out_features // heads, mlp.proj.out_features)
+    return NativeOperators.fits(width, heads, attention.to_q.out_features // heads, mlp.proj.out_features)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...execution.native.transformer_block import Block
-from ...execution.operators import Operators, PackedBlock, before
+from ...execution.operators import Block, Operators, PackedBlock, before
 from ..runtime import ComponentRuntime
 
 
