@@ -222,8 +222,8 @@ def test_one_graph_for_all_lengths() -> None:
 
 
 def test_shapes_without_values_are_the_operators_own() -> None:
-    packed = random_block().packed()
+    packed = NativeOperators.pack_block(random_block())
     x, lengths = torch.randn(2, 64, 9).transpose(1, 2), torch.tensor([9, 2])
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    arguments = (x, lengths, packed.addresses(), 1, 64, EPS)
+    arguments = (x, lengths, *packed.arguments, 1, 64, EPS)
     torch.library.opcheck(torch.ops.tts_compile.transformer_block.default, arguments, test_utils=tests)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import random_states, seed_everything
-from tts_compile.components.voice.lru import LRUCache
+from tts_compile.components.voice.reference import LRUCache
 from tts_compile.components.weight_watch import WeightWatch
 
 soundfile = pytest.importorskip("soundfile")

@@ -1,10 +1,10 @@
-"""Detection of changed weights, and copies of weights that follow the changes."""
+"""Whether an engine may read the weights of stock modules: changes since the last look, and other obstacles."""
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -230,3 +230,27 @@ def same_kind(module: nn.Module) -> Callable[[], str | None]:
 
     made_for = kinds()
     return lambda: None if kinds() == made_for else "the model was moved or cast after compile_model"
+
+
+def classes(**by_package: str) -> frozenset[str]:
+    """Returns names of classes with their top-level package in front: ``classes(torch="Linear SiLU")``."""
+    return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
+
+
+def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
+    """Returns which class of module an engine was not written for, or None.
+
+    Args:
+        kinds: of modules.
+        known: top-level package and name of classes, as in ``"torch.Linear"``.
+    """
+    for kind in kinds:
+        if f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" not in known:
+            return f"it holds a {kind.__module__}.{kind.__qualname__}"
+    return None
+
+
+def several_dtypes(module: nn.Module) -> str | None:
+    """Returns which dtypes the weights of a module have, where there are several; otherwise None."""
+    found = {parameter.dtype for parameter in module.parameters()}
+    return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None

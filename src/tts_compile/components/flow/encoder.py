@@ -119,6 +119,18 @@ class Encoder:
         return x
 
 
+def unsupported_encoder(encoder: Any) -> str | None:
+    """Returns why :class:`Encoder` would not compute what an encoder of known classes computes, or None."""
+    layers = [*encoder.encoders, *encoder.up_encoders]
+    if any(layer.conv_module or layer.feed_forward_macaron or not layer.normalize_before for layer in layers):
+        return "its encoder has layers of another kind"
+    if len({norm.eps for layer in layers for norm in (layer.norm_mha, layer.norm_ff)}) != 1:
+        return "the norms of its encoder's layers differ"
+    if encoder.static_chunk_size or encoder.use_dynamic_chunk or encoder.global_cmvn:
+        return "its encoder attends in chunks or normalises its input"
+    return None
+
+
 def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWeights, eps: float) -> Tensor:
     """Computes attention with relative positions (Transformer-XL, arXiv:1901.02860, appendix B), then a SiLU MLP.
 

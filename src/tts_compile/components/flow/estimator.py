@@ -1,4 +1,4 @@
-"""One evaluation of the estimator and one step of the solver, on (batch, frames, channels).
+"""The solver and the estimator that it evaluates at every step, on (batch, frames, channels).
 
 Stock's estimator is a U-net of one resolution: an entry stage, middle stages, and an exit stage that sees the entry
 stage's result again. A stage is a causal residual block followed by transformer blocks; its function is compiled once
@@ -8,6 +8,7 @@ that frames beyond it never reach those before it: padding needs no masks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -160,6 +161,42 @@ class Estimator:
         self._end = runtime.region("end of a solver step", end)
         self.regions = [*self._stages.values(), self._end]
 
+    def solve(
+        self,
+        weights: EstimatorWeights,
+        decoder: Any,
+        noise: Tensor,
+        condition: Tensor,
+        lengths: Tensor,
+        steps: int,
+        meanflow: bool,
+    ) -> Tensor:
+        """Runs the solver's loop; launches only, waits for nothing.
+
+        Args:
+            weights: of the estimator.
+            decoder: the stock module around the estimator.
+            noise: (batch, frames, 80), the first state.
+            condition: (batch, frames, 240).
+            lengths: int64 (batch,), frames that count.
+            steps: their number.
+            meanflow: no guidance, and every step knows where it ends.
+
+        Returns:
+            The last state, (batch, frames, 80).
+        """
+        times = torch.linspace(0, 1, steps + 1, device=noise.device, dtype=noise.dtype)
+        if not meanflow:
+            condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance
+            lengths = lengths.repeat(2)
+            if decoder.t_scheduler == "cosine":
+                times = 1 - torch.cos(times * 0.5 * torch.pi)
+        guidance = torch.full((), decoder.inference_cfg_rate, device=noise.device, dtype=noise.dtype)
+        state = noise
+        for shifts, length_of_step in zip(_shifts(weights, decoder.estimator, times), times.diff()):
+            state = self.step(weights, state, shifts, StepInputs(condition, lengths, length_of_step, guidance))
+        return state
+
     def step(self, weights: EstimatorWeights, state: Tensor, shifts: list[Tensor], inputs: StepInputs) -> Tensor:
         """Takes one Euler step.
 
@@ -191,8 +228,41 @@ class Estimator:
         return result
 
 
+def _shifts(weights: EstimatorWeights, estimator: Any, times: Tensor) -> Iterator[list[Tensor]]:
+    """Yields for each step what its time adds in each stage."""
+    start = estimator.time_mlp(estimator.time_embeddings(times[:-1]).to(times.dtype))
+    if estimator.meanflow:
+        end = estimator.time_mlp(estimator.time_embeddings(times[1:]).to(times.dtype))
+        start = estimator.time_embed_mixer(torch.cat([start, end], dim=1))
+    by_stage = [to_shift(start) for to_shift in weights.times]  # each (steps, channels)
+    return (list(shifts) for shifts in zip(*by_stage))
+
+
 def mish(x: Tensor) -> Tensor:
     """Returns ``x * tanh(softplus(x))`` with one exponential: tanh(log(1 + e)) is n / (n + 2) for n = e * (e + 2)."""
     e = torch.exp(x.float().clamp(max=20))  # beyond, the quotient is 1; squares do not fit half precision
     n = e * (e + 2)
     return x * (n / (n + 2)).to(x.dtype)
+
+
+def unsupported_estimator(estimator: Any) -> str | None:
+    """Returns why :class:`Estimator` would not compute what an estimator of known classes computes, or None."""
+    if len(estimator.down_blocks) != 1 or not estimator.causal or estimator.static_chunk_size:
+        return "its estimator has several resolutions, looks ahead or attends in chunks"
+    stages = [*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks]
+    blocks = [block for stage in stages for block in stage[1]]
+    for block in blocks:
+        attention, mlp = block.attn1, block.ff.net
+        if attention.to_q.bias is not None or block.attn2 is not None or block.norm1.weight is None:
+            return "its estimator's attention is of another kind"
+        if type(attention.processor).__name__ not in ("AttnProcessor", "AttnProcessor2_0"):
+            return f"its estimator attends by {type(attention.processor).__name__}"
+        if len(mlp) != 3 or mlp[0].approximate != "none":
+            return "its estimator's MLP is of another kind"
+    kinds = {
+        (block.attn1.heads, block.ff.net[0].proj.out_features, block.norm1.eps, block.norm3.eps) for block in blocks
+    }
+    convolved = [estimator.final_block, *(block for stage in stages for block in (stage[0].block1, stage[0].block2))]
+    if len(kinds) != 1 or len({block.block[2].eps for block in convolved}) != 1:
+        return "its estimator's blocks differ in their sizes"
+    return None

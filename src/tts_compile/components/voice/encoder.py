@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from ..component import EagerComponent
 from ..runtime import Runtime
 from ..seam import own_method
 from .spectrum import mel_spectrogram, plain, trim
+
+Floats = npt.NDArray[np.float32]
 
 
 class VoiceEncoderComponent(EagerComponent):
@@ -28,7 +30,7 @@ class VoiceEncoderComponent(EagerComponent):
         """Encodes a second of a tone."""
         rate = self._encoder.hp.sample_rate
         if plain(self._encoder.hp):
-            self._embed([tone(rate)], trim_top_db=20, rate=1.3)
+            self._embed([tone(rate)], rate)
 
     def _notes(self) -> list[str]:
         return ["eager by design: its LSTM would break a compiled graph", *super()._notes()]
@@ -41,44 +43,39 @@ class VoiceEncoderComponent(EagerComponent):
         batch_size: int = 32,
         trim_top_db: float | None = 20,
         **kwargs: Any,
-    ) -> npt.NDArray[np.float32]:
-        encoder = self._encoder
+    ) -> Floats:
+        hp = self._encoder.hp
         wavs = list(wavs)  # stock reads them once: they may come from a generator
-
-        def stock() -> npt.NDArray[np.float32]:
-            embeds: npt.NDArray[np.float32] = own_method(encoder, "embeds_from_wavs")(
-                wavs, sample_rate, as_spk, batch_size, trim_top_db, **kwargs
-            )
-            return embeds
-
-        ours = plain(encoder.hp) and sample_rate == encoder.hp.sample_rate and all(map(_is_plain_wave, wavs))
-        if not ours:
-            self.left_to_stock += 1
-            return stock()
+        stock: Callable[..., Floats] = own_method(self._encoder, "embeds_from_wavs")
+        given = (wavs, sample_rate, as_spk, batch_size, trim_top_db)
+        if not (plain(hp) and sample_rate == hp.sample_rate and all(map(_is_plain_wave, wavs))):
+            return self._leave(stock, *given, **kwargs)
         for wave in wavs:
             if not (wave.size and np.isfinite(wave).all()):
                 raise InputError("the voice encoder was given a wave that is empty or not finite")
+        return self._run(self._embed, stock, *given, **kwargs)
 
-        def embed() -> npt.NDArray[np.float32]:
-            settings = {"rate": 1.3, **kwargs}  # stock's default
-            embeds = self._embed(wavs, trim_top_db, as_spk=as_spk, batch_size=batch_size, **settings)
-            self.calls += 1
-            return embeds
-
-        return self._run(embed, stock)
-
-    def _embed(self, wavs: list[npt.NDArray[Any]], trim_top_db: float | None, **kwargs: Any) -> npt.NDArray[np.float32]:
+    def _embed(
+        self,
+        wavs: list[npt.NDArray[Any]],
+        sample_rate: float,  # noqa: ARG002 - the encoder's own
+        as_spk: bool = False,
+        batch_size: int = 32,
+        trim_top_db: float | None = 20,
+        rate: float = 1.3,  # stock's default
+        **kwargs: Any,
+    ) -> Floats:
         if trim_top_db:
             wavs = [trim(wave, trim_top_db) for wave in wavs]
         mels = [mel_spectrogram(wave, self._encoder.hp).T for wave in wavs]
-        embeds: npt.NDArray[np.float32] = self._encoder.embeds_from_mels(mels, **kwargs)
+        embeds: Floats = self._encoder.embeds_from_mels(mels, as_spk=as_spk, batch_size=batch_size, rate=rate, **kwargs)
         return embeds
 
 
-def tone(rate: int, seconds: float = 1.0) -> npt.NDArray[np.float32]:
+def tone(rate: int, seconds: float = 1.0) -> Floats:
     """Returns a quiet tone of 220 Hz, (samples,), for a warm-up."""
     times = np.arange(int(rate * seconds)) / rate
-    wave: npt.NDArray[np.float32] = (0.1 * np.sin(2 * np.pi * 220 * times)).astype(np.float32)
+    wave: Floats = (0.1 * np.sin(2 * np.pi * 220 * times)).astype(np.float32)
     return wave
 
 
