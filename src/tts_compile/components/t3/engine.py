@@ -15,7 +15,7 @@ from ...backbones.backbone import NativeDecoder, NativeWeights, Weights
 from ...errors import CompilationError, InputError, ModelStateError
 from ...execution.cuda_graph import Replays
 from ...families.family import SpeechCall, SpeechModel
-from ...families.sampling import SamplingSettings
+from ...families.sampling import NoiseStream, SamplingSettings
 from ...timing.blocks import timed
 from ..compiled_component import Engine
 from ..runtime import ComponentRuntime
@@ -24,7 +24,6 @@ from .cache import CAPACITY, KVCache
 from .decode_loop import DecodeLoop, DraftCounts, Passes, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
 from .graph_step import UTTERANCES, GraphedPass
-from .sampling import NoiseStream
 from .scheduler import Request, Scheduler
 from .step import Block, LayeredPass, NativePass
 

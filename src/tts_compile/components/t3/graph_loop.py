@@ -15,10 +15,9 @@ from torch import Tensor
 from ...bucketing import ChunkBucketer
 from ...errors import NonFiniteError
 from ...execution.cuda_graph import Replays
-from ...families.sampling import SamplingSettings
+from ...families.sampling import SamplingSettings, choose
 from .cache import KVCache, visible
 from .decode_loop import Utterance, Vocabulary
-from .sampling import choose, probabilities
 from .step import LayeredPass
 
 # Steps launched before a token is read: long enough for its way to the host, short against an utterance.
@@ -197,7 +196,7 @@ class GraphLoop:
         mask = visible(positions, rung)
         cfg_weight = cfg_weight.to(board.noise.dtype)
         logits = self._layered.logits(board.token[None], board.spoken, positions, mask, cache, cfg_weight)
-        chances = probabilities(logits[:, 0], board.history, settings, numbers)
+        chances = settings.probabilities(logits[:, 0], board.history, numbers)
         token, finite = choose(chances, board.noise)
         board.token.copy_(token)
         board.result.copy_(token.masked_fill(~finite, -1))

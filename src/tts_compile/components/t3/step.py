@@ -17,9 +17,9 @@ from ...backbones.backbone import (
     Weights,
     Where,
 )
+from ...families.sampling import guide
 from ..runtime import ComponentRuntime
 from .cache import KVCache, Part
-from .sampling import guide
 
 
 class Block(NamedTuple):
