@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import NonFiniteError
 from ...families.sampling import NoiseStream, SamplingSettings, choose, guide
 from ...timing.blocks import timed
-from .cache import KVCache, Part
+from .cache import KVCache
 from .step import Block, DecoderPass
 
 
@@ -77,7 +77,7 @@ class Passes:
         listener: called with the guided logits (vocabulary,) behind every token but draft tokens.
     """
 
-    prefill: Callable[[Tensor, int, Part], Tensor]
+    prefill: Callable[[Tensor, int, KVCache], Tensor]
     decode: DecoderPass
     draft: DecoderPass | None = None
     draft_tokens: int = 0

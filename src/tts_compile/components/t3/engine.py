@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import operator
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...backbones.backbone import NativeDecoder, NativeWeights, Weights
 from ...errors import CompilationError, InputError, ModelStateError
+from ...execution import Region
 from ...execution.cuda_graph import Replays
 from ...families.family import SpeechCall, SpeechModel
 from ...families.sampling import NoiseStream, SamplingSettings
@@ -99,10 +101,10 @@ class T3Engine(Engine):
             self._graphed = GraphedPass(self._layered, others, self._new_cache, runtime)
 
     @property
-    def parts(self) -> list[LayeredPass | NativePass | Replays]:
+    def parts(self) -> list[LayeredPass | Region | Replays]:
         """Returns every kind of step that the engine may use."""
         replays = [part.replays for part in (self._graph_loop, self._graphed) if part]
-        return [*replays, self._layered, *self._native_passes]
+        return [*replays, self._layered, *(native.region for native in self._native_passes)]
 
     def notes(self) -> list[str]:
         """Returns how many draft tokens were accepted."""
@@ -131,12 +133,16 @@ class T3Engine(Engine):
         passes = self._choose_passes()
         with timed("t3.prompt"):
             prompt = self._speech.prompt(self.model, call)
+        utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
         if self._graph_loop and passes.decode is self._graphed:
             try:
-                return self._speak_replayed(self._graph_loop, prompt, budget, call.settings)
+                return self._speak(utterance, *self._captured_steps(self._graph_loop, utterance, call.settings))
             except CompilationError as error:
                 self._runtime.fallback.fall("compile", error)
-        return self._speak(passes, prompt, budget, call.settings)
+                utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
+        cache = self._cache(1, len(prompt) == 2, prompt.shape[1] + budget)
+        loop = DecodeLoop(passes, cache, call.settings, self._vocabulary)
+        return self._speak(utterance, loop.begin, loop.advance)
 
     def schedule(self, requests: Sequence[Request], slots: int | None) -> Scheduler:
         """Returns a scheduler of requests that are to be spoken together, with the same voice and settings.
@@ -282,58 +288,35 @@ class T3Engine(Engine):
                 torch._dynamo.maybe_mark_dynamic(self._tables, 1)
         return self._tables
 
-    def _speak_replayed(self, loop: GraphLoop, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """Returns speech tokens, int64 (1, n), by captured graphs.
+    def _captured_steps(
+        self, loop: GraphLoop, utterance: Utterance, settings: SamplingSettings
+    ) -> tuple[Callable[[Utterance], None], Callable[[], None]]:
+        """Returns the functions that begin an utterance and advance it, by captured graphs."""
+        cache = loop.cache(len(utterance.prompt) == 2, utterance.prompt.shape[1] + 1)
+        passes = Passes(self._layered.prefill, self._layered, listener=self.listener)
+        first = DecodeLoop(passes, cache, settings, self._vocabulary)
+        return first.begin, functools.partial(next, loop.speak(utterance, cache, settings))
+
+    def _speak(self, utterance: Utterance, begin: Callable[[Utterance], None], advance: Callable[[], None]) -> Tensor:
+        """Returns speech tokens, int64 (1, n).
 
         Raises:
             CompilationError: with the generator as it was before.
         """
-        stop = self._vocabulary.stop
-        cache = loop.cache(len(prompt) == 2, prompt.shape[1] + 1)
-        utterance = Utterance(prompt, 1, NoiseStream(self._logits_like()))
-        decode_loop = DecodeLoop(
-            Passes(self._layered.prefill, self._layered, listener=self.listener), cache, settings, self._vocabulary
-        )
         tokens = utterance.tokens
         try:
-            with _bar(budget) as bar:
-                decode_loop.begin(utterance)
-                bar.update()
-                if utterance.error is None and tokens[0] != stop:
-                    with timed("t3.decode"):
-                        for token in loop.speak(utterance, budget, cache, settings):
-                            tokens.append(token)
-                            bar.update()
-                            if token == stop:
-                                break
+            with _bar(utterance.budget) as bar:
+                begin(utterance)
+                with timed("t3.decode"):
+                    while not utterance.ended:
+                        bar.update(len(tokens) - bar.n)
+                        advance()
+                bar.update(len(tokens) - bar.n)
         except CompilationError:
             utterance.noise.rewind()
             raise
-        except BaseException:
-            utterance.noise.settle(len(tokens))
-            raise
-        return self._spoken(utterance)
-
-    def _speak(self, passes: Passes, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """Returns speech tokens, int64 (1, n)."""
-        cache = self._cache(1, len(prompt) == 2, prompt.shape[1] + budget)
-        utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
-        loop = DecodeLoop(passes, cache, settings, self._vocabulary)
-        try:
-            with _bar(budget) as bar:
-                loop.begin(utterance)
-                with timed("t3.decode"):
-                    while not utterance.ended:
-                        bar.update(len(utterance.tokens) - bar.n)
-                        loop.advance()
-                bar.update(len(utterance.tokens) - bar.n)
         finally:
-            utterance.noise.settle(len(utterance.tokens))
-        return self._spoken(utterance)
-
-    def _spoken(self, utterance: Utterance) -> Tensor:
-        tokens = utterance.tokens
-        utterance.noise.settle(len(tokens))
+            utterance.noise.settle(len(tokens))
         if utterance.error:
             raise utterance.error
         logger.info("speech ended after %d tokens", len(tokens))

@@ -125,20 +125,18 @@ class GraphLoop:
         :meth:`speak` exchanges it for a larger one when an utterance goes on beyond its end.
         """
         cache = self._caches.get(guided)
-        if cache is not None and cache.capacity < length:
-            self._drop(cache)
-            cache = None
-        if cache is None:
+        if cache is None or cache.capacity < length:
+            if cache is not None:
+                drop_graphs(self.replays, cache)
             cache = self._caches[guided] = self._make_cache(1, guided, length)
         cache.clear()
         return cache
 
-    def speak(self, utterance: Utterance, budget: int, cache: KVCache, settings: SamplingSettings) -> Iterator[int]:
-        """Yields the tokens after the first, up to the budget; the caller decides when to stop.
+    def speak(self, utterance: Utterance, cache: KVCache, settings: SamplingSettings) -> Iterator[None]:
+        """Adds tokens to an utterance, one at a time, until it has ended.
 
         Args:
-            utterance: whose first token is sampled already.
-            budget: tokens at most, the first included.
+            utterance: whose first token is sampled when the first of the others is asked for.
             cache: of :meth:`cache`, with the prompt.
             settings: of the utterance.
 
@@ -150,8 +148,8 @@ class GraphLoop:
         seen = self._vocabulary.start if self._vocabulary.start_is_seen else first
         self._board.start(first, seen, position, settings)
         launched = 0
-        for index in range(1, budget):
-            while launched < min(index + AHEAD - 1, budget - 1):
+        for index in range(1, utterance.budget):
+            while launched < min(index + AHEAD - 1, utterance.budget - 1):
                 if position + launched == cache.capacity:
                     cache = self._grown(cache)
                 launched += 1
@@ -161,8 +159,10 @@ class GraphLoop:
             token = self._readback.receive(index)
             if token < 0:
                 raise NonFiniteError(f"T3 gave non-finite logits at token {index}; the utterance was given up")
+            utterance.tokens.append(token)
             noise.release(index)
-            yield token
+            utterance.ended = token == self._vocabulary.stop or index + 1 == utterance.budget
+            yield
 
     def warm_up(self, cache: KVCache) -> None:
         """Captures a step for every rung of a cache."""
@@ -178,11 +178,8 @@ class GraphLoop:
         larger = self._make_cache(1, cache.guided, cache.capacity + 1)
         larger.take(cache)
         self._caches[cache.guided] = larger
-        self._drop(cache)
+        drop_graphs(self.replays, cache)
         return larger
-
-    def _drop(self, cache: KVCache) -> None:
-        self.replays.recordings.drop(lambda key: key[:2] == address_of(cache))
 
     def _launch(self, position: int, cache: KVCache, settings: SamplingSettings) -> None:
         rung = min(RUNGS.capacity(position + 1), cache.capacity)
@@ -209,6 +206,12 @@ def address_of(cache: KVCache) -> tuple[str, tuple[int, ...]]:
     """Returns the part of a captured graph's key that stands for a cache: launches use its address and shape."""
     tables = 0 if cache.tables is None else cache.tables.data_ptr()
     return "t3", (cache.keys.data_ptr(), cache.values.data_ptr(), *cache.keys.shape, tables)
+
+
+def drop_graphs(replays: Replays, cache: KVCache) -> None:
+    """Drops the captured graphs that read a cache."""
+    address = address_of(cache)
+    replays.recordings.drop(lambda key: key[:2] == address)
 
 
 class _Readback:

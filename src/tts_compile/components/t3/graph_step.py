@@ -13,7 +13,7 @@ from ...errors import CompilationError
 from ...execution.cuda_graph import Replays
 from ..runtime import ComponentRuntime
 from .cache import KVCache, visible
-from .graph_loop import RUNGS, address_of
+from .graph_loop import RUNGS, address_of, drop_graphs
 from .step import Block, LayeredPass
 
 # Utterances of a captured graph; those beyond the ones that exist decode into free slots.
@@ -45,22 +45,15 @@ class GraphedPass:
 
     def cache(self, slots: int, guided: bool, length: int) -> KVCache:
         """Returns an empty cache for at least ``length`` positions: the last one, where it is of that kind."""
-        last, self._cache = self._cache, None
-        like = self._layered.weights.like
-        kind = slots, guided, like.dtype, like.device
-        if (
-            last is None
-            or (last.slots, last.guided, last.keys.dtype, last.keys.device) != kind
-            or last.capacity < length
-        ):
-            if last is not None:
-                address = address_of(last)
-                self.replays.recordings.drop(lambda key: key[:2] == address)
-            last = None  # gone before there is another
-            last = self._make_cache(slots, guided, length)
-        last.clear()
-        self._cache = last
-        return last
+        cache, self._cache = self._cache, None
+        if cache is None or (cache.slots, cache.guided) != (slots, guided) or cache.capacity < length:
+            if cache is not None:
+                drop_graphs(self.replays, cache)
+            cache = None  # gone before there is another
+            cache = self._make_cache(slots, guided, length)
+        cache.clear()
+        self._cache = cache
+        return cache
 
     @property
     def held(self) -> int:

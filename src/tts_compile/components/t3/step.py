@@ -19,7 +19,7 @@ from ...backbones.backbone import (
 )
 from ...families.sampling import guide
 from ..runtime import ComponentRuntime
-from .cache import KVCache, Part
+from .cache import KVCache
 
 
 class Block(NamedTuple):
@@ -98,7 +98,7 @@ class LayeredPass:
         x = self._through(self._layer, x, where, cache)
         return guide(self._head(x, weights.last), cfg_weight, cache.guided)
 
-    def prefill(self, prompt: Tensor, start: int, cache: Part) -> Tensor:
+    def prefill(self, prompt: Tensor, start: int, cache: KVCache) -> Tensor:
         """Writes a prompt's keys and values; returns the logits (sequences, 1, vocabulary) after its last position.
 
         Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
@@ -116,7 +116,7 @@ class LayeredPass:
         logits: Tensor = self._head_function(x[:, -1:], self.weights.last)
         return logits
 
-    def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache | Part) -> Tensor:
+    def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache) -> Tensor:
         for weights, (keys, values) in zip(self.weights.layers, self._backbone.caches(cache)):
             x = layer(_several(x), where, keys, values, weights)
         return x
@@ -145,12 +145,12 @@ class NativePass:
         decoder: the backbone's.
         constants: of the decoder, which are compiled into the graph.
         runtime: of the component.
+
+    Attributes:
+        region: the compiled graph.
     """
 
-    execution = "inductor"
-
     def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
-        self.calls = 0
         self._decoder = decoder
         self._embeddings: tuple[Tensor, ...] = ()
         self._addresses = torch.empty(0, dtype=torch.int64)
@@ -158,7 +158,7 @@ class NativePass:
         def native_step(inputs: NativeInputs, cfg_weight: Tensor, guided: bool) -> Tensor:
             return guide(decoder.step(constants, inputs, 2 if guided else 1), cfg_weight, guided)
 
-        self._step = runtime.region(name, native_step)
+        self.region = runtime.region(name, native_step)
 
     def ready(self, weights: Weights, native: NativeWeights) -> bool:
         """Looks up where the weights lie; returns False where the native decoder cannot read them."""
@@ -170,7 +170,6 @@ class NativePass:
 
     def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Runs the pass; see :class:`DecoderPass`."""
-        self.calls += 1
         starts = torch.tensor(by_sequence(block.starts, cache))
         inputs = NativeInputs(
             embeddings=self._embeddings,
@@ -182,23 +181,8 @@ class NativePass:
             values=cache.values,
             addresses=self._addresses,
         )
-        logits: Tensor = self._step(inputs, cfg_weight, cache.guided)
+        logits: Tensor = self.region(inputs, cfg_weight, cache.guided)
         return logits
-
-    @property
-    def compiled_calls(self) -> int:
-        """Returns the number of passes counted inside compiled code."""
-        return self._step.compiled_calls
-
-    @property
-    def graphs(self) -> int:
-        """Returns the number of graphs that torch compiled for it."""
-        return self._step.graphs
-
-    @property
-    def graph_breaks(self) -> int:
-        """Returns the number of graph breaks in these graphs."""
-        return self._step.graph_breaks
 
 
 def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
