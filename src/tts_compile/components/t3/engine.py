@@ -95,15 +95,16 @@ class T3Engine(Engine):
         ]
         self._graph_loop: GraphLoop | None = None
         self._graphed: GraphedPass | None = None
-        if (replays := runtime.replays()) and (others := runtime.replays()):
+        self._replays = runtime.replays()
+        if replays := self._replays:
             settings = SamplingSettings.checked(speech.processors, {})
             self._graph_loop = GraphLoop(self._layered, replays, self._new_cache, self._vocabulary, settings)
-            self._graphed = GraphedPass(self._layered, others, self._new_cache, runtime)
+            self._graphed = GraphedPass(self._layered, replays, self._new_cache, runtime)
 
     @property
     def parts(self) -> list[LayeredPass | Region | Replays]:
         """Returns every kind of step that the engine may use."""
-        replays = [part.replays for part in (self._graph_loop, self._graphed) if part]
+        replays = [self._replays] if self._replays else []
         return [*replays, self._layered, *(native.region for native in self._native_passes)]
 
     def notes(self) -> list[str]:
@@ -133,16 +134,14 @@ class T3Engine(Engine):
         passes = self._choose_passes()
         with timed("t3.prompt"):
             prompt = self._speech.prompt(self.model, call)
-        utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
+        guided, length = len(prompt) == 2, prompt.shape[1]
         if self._graph_loop and passes.decode is self._graphed:
+            cache = self._graph_loop.cache(guided, length + 1)
             try:
-                return self._speak(utterance, *self._captured_steps(self._graph_loop, utterance, call.settings))
+                return self._speak(passes, prompt, budget, call.settings, cache, self._graph_loop)
             except CompilationError as error:
                 self._runtime.fallback.fall("compile", error)
-                utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
-        cache = self._cache(1, len(prompt) == 2, prompt.shape[1] + budget)
-        loop = DecodeLoop(passes, cache, call.settings, self._vocabulary)
-        return self._speak(utterance, loop.begin, loop.advance)
+        return self._speak(passes, prompt, budget, call.settings, self._cache(1, guided, length + budget))
 
     def schedule(self, requests: Sequence[Request], slots: int | None) -> Scheduler:
         """Returns a scheduler of requests that are to be spoken together, with the same voice and settings.
@@ -288,25 +287,29 @@ class T3Engine(Engine):
                 torch._dynamo.maybe_mark_dynamic(self._tables, 1)
         return self._tables
 
-    def _captured_steps(
-        self, loop: GraphLoop, utterance: Utterance, settings: SamplingSettings
-    ) -> tuple[Callable[[Utterance], None], Callable[[], None]]:
-        """Returns the functions that begin an utterance and advance it, by captured graphs."""
-        cache = loop.cache(len(utterance.prompt) == 2, utterance.prompt.shape[1] + 1)
-        passes = Passes(self._layered.prefill, self._layered, listener=self.listener)
-        first = DecodeLoop(passes, cache, settings, self._vocabulary)
-        return first.begin, functools.partial(next, loop.speak(utterance, cache, settings))
-
-    def _speak(self, utterance: Utterance, begin: Callable[[Utterance], None], advance: Callable[[], None]) -> Tensor:
-        """Returns speech tokens, int64 (1, n).
+    def _speak(
+        self,
+        passes: Passes,
+        prompt: Tensor,
+        budget: int,
+        settings: SamplingSettings,
+        cache: KVCache,
+        captured: GraphLoop | None = None,
+    ) -> Tensor:
+        """Returns speech tokens, int64 (1, n), where ``captured`` is given, all but the first by captured graphs.
 
         Raises:
             CompilationError: with the generator as it was before.
         """
+        utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
+        loop = DecodeLoop(passes, cache, settings, self._vocabulary)
+        advance: Callable[[], None] = loop.advance
+        if captured:
+            advance = functools.partial(next, captured.speak(utterance, cache, settings))
         tokens = utterance.tokens
         try:
             with _bar(utterance.budget) as bar:
-                begin(utterance)
+                loop.begin(utterance)
                 with timed("t3.decode"):
                     while not utterance.ended:
                         bar.update(len(tokens) - bar.n)
@@ -330,7 +333,7 @@ class T3Engine(Engine):
 
 
 def _sizes(weights: Weights) -> tuple[Any, ...]:
-    return weights.constants, weights.cache, [tensor.shape for tensor in weights.tensors()]
+    return weights.constants, weights.cache, [tensor.shape for tensor in weights.tensors]
 
 
 def _bar(budget: int) -> Any:

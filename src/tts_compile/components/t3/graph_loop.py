@@ -83,9 +83,6 @@ class GraphLoop:
         make_cache: makes a cache for a number of slots, guided or not, of a length.
         vocabulary: start and stop.
         settings: any; their processors are those of every utterance.
-
-    Attributes:
-        replays: the steps, with their counts.
     """
 
     def __init__(
@@ -96,7 +93,7 @@ class GraphLoop:
         vocabulary: Vocabulary,
         settings: SamplingSettings,
     ) -> None:
-        self.replays = replays
+        self._replays = replays
         self._layered = layered
         self._make_cache = make_cache
         self._vocabulary = vocabulary
@@ -110,12 +107,12 @@ class GraphLoop:
 
     def ready(self) -> bool:
         """Looks up where the weights lie; returns False where their dtype or device has changed."""
-        noise, weights = self._board.noise, self._layered.weights.tensors()
+        noise, weights = self._board.noise, self._layered.weights.tensors
         if any((w.dtype, w.device) != (noise.dtype, noise.device) for w in weights):
             return False
         addresses = tuple(weight.data_ptr() for weight in weights)
         if addresses != self._addresses:
-            self.replays.recordings.drop(lambda key: key[0] == "t3")
+            self._replays.recordings.drop(lambda key: key[0] == "t3")
             self._addresses = addresses
         return True
 
@@ -127,7 +124,7 @@ class GraphLoop:
         cache = self._caches.get(guided)
         if cache is None or cache.capacity < length:
             if cache is not None:
-                drop_graphs(self.replays, cache)
+                drop_graphs(self._replays, cache)
             cache = self._caches[guided] = self._make_cache(1, guided, length)
         cache.clear()
         return cache
@@ -178,13 +175,13 @@ class GraphLoop:
         larger = self._make_cache(1, cache.guided, cache.capacity + 1)
         larger.take(cache)
         self._caches[cache.guided] = larger
-        drop_graphs(self.replays, cache)
+        drop_graphs(self._replays, cache)
         return larger
 
     def _launch(self, position: int, cache: KVCache, settings: SamplingSettings) -> None:
         rung = min(RUNGS.capacity(position + 1), cache.capacity)
         key = (*address_of(cache), rung, settings.keys())
-        self.replays(key, lambda: self._step(rung, cache, settings), changed=self._board.written())
+        self._replays(key, lambda: self._step(rung, cache, settings), changed=self._board.written())
 
     def _step(self, rung: int, cache: KVCache, settings: SamplingSettings) -> None:
         board = self._board

@@ -37,7 +37,7 @@ class GraphedPass:
         make_cache: Callable[[int, bool, int], KVCache],
         runtime: ComponentRuntime,
     ) -> None:
-        self.replays = replays
+        self._replays = replays
         self._layered = layered
         self._make_cache = make_cache
         self._runtime = runtime
@@ -48,7 +48,7 @@ class GraphedPass:
         cache, self._cache = self._cache, None
         if cache is None or (cache.slots, cache.guided) != (slots, guided) or cache.capacity < length:
             if cache is not None:
-                drop_graphs(self.replays, cache)
+                drop_graphs(self._replays, cache)
             cache = None  # gone before there is another
             cache = self._make_cache(slots, guided, length)
         cache.clear()
@@ -82,7 +82,9 @@ class GraphedPass:
         numbers = torch.tensor([[*block.spoken, *free], [*block.starts, *free]], device=tokens.device)
         rung = min(RUNGS.capacity(max(block.starts) + count), cache.capacity)
         key = (*address_of(cache), slots, count, rung)
-        return self.replays(key, functools.partial(self._step, rung, cache), (tokens, numbers, cfg_weight))[:utterances]
+        return self._replays(key, functools.partial(self._step, rung, cache), (tokens, numbers, cfg_weight))[
+            :utterances
+        ]
 
     def _step(self, rung: int, cache: KVCache, tokens: Tensor, numbers: Tensor, cfg_weight: Tensor) -> Tensor:
         spoken, starts = numbers

@@ -9,14 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ...backbones.backbone import (
-    Backbone,
-    NativeDecoder,
-    NativeInputs,
-    NativeWeights,
-    Weights,
-    Where,
-)
+from ...backbones.backbone import Backbone, NativeDecoder, NativeInputs, NativeWeights, Weights, Where
 from ...families.sampling import guide
 from ..runtime import ComponentRuntime
 from .cache import KVCache
@@ -164,7 +157,7 @@ class NativePass:
         """Looks up where the weights lie; returns False where the native decoder cannot read them."""
         if not native.fit:
             return False
-        self._embeddings = self._decoder.embeddings(weights)
+        self._embeddings = weights.embeddings
         self._addresses = native.addresses()
         return True
 
