@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -29,24 +29,13 @@ class CacheShape(NamedTuple):
         return 2 * self.layers * self.heads * self.head_dim
 
 
-class Cache(Protocol):
-    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same tensors layer by layer."""
-
-    @property
-    def keys(self) -> Tensor: ...
-    @property
-    def values(self) -> Tensor: ...
-    @property
-    def layer_keys(self) -> Sequence[Tensor]: ...
-    @property
-    def layer_values(self) -> Sequence[Tensor]: ...
-
-
 class Weights(NamedTuple):
     """Everything that a backbone's functions read of a model, where it is.
 
     Attributes:
         layers: what one call of :meth:`Backbone.layer` reads, for each call of a pass.
+        by_layer: whether each call computes one layer, with that layer's keys and values; otherwise one call computes
+            all layers, with those of all.
         last: what :meth:`Backbone.head` reads.
         embeddings: what :meth:`Backbone.embed` reads: tensors, for a native decoder.
         constants: numbers that are compiled into the functions of layers and head.
@@ -57,6 +46,7 @@ class Weights(NamedTuple):
     """
 
     layers: Sequence[Any]
+    by_layer: bool
     last: Any
     embeddings: tuple[Any, ...]
     constants: Any
@@ -170,9 +160,6 @@ class Backbone(Protocol):
 
     def tables(self, model: Any, length: int) -> Tensor | None:
         """Returns tables (n, length, head_dim) by position, such as cosines and sines, or None."""
-
-    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns the keys and values of each call of :meth:`layer` in a pass."""
 
     def layer(self, constants: Any, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:
         """Computes one layer, or all, over a block (sequences, count, width); writes keys and values in place."""

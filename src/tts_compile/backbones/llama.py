@@ -5,7 +5,6 @@ A block may be a whole prompt, a single token or a few; an utterance with classi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..execution.native import llama_decoder
 from ..execution.native.llama_decoder import Int8Matrix
-from .backbone import Cache, CacheShape, NativeInputs, Weights, Where
+from .backbone import CacheShape, NativeInputs, Weights, Where
 
 # The classes that the functions below were written for, with their top-level packages in front.
 _CLASSES = {
@@ -75,6 +74,7 @@ class Llama:
         embeddings = model.speech_emb.weight, model.speech_pos_emb.emb.weight
         return Weights(
             layers=layers,
+            by_layer=True,
             last=last,
             embeddings=embeddings,
             constants=config.rms_norm_eps,
@@ -114,10 +114,6 @@ class Llama:
         like = model.tfmr.norm.weight
         cos, sin = model.tfmr.rotary_emb(like, torch.arange(length, device=like.device)[None])
         return torch.cat([cos, sin])
-
-    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns keys and values layer by layer."""
-        return zip(cache.layer_keys, cache.layer_values)
 
     def layer(
         self, constants: float, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: LayerWeights

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import Cache, CacheShape, Weights, Where
+from .backbone import CacheShape, Weights, Where
 
 
 class StockForward:
@@ -44,7 +43,8 @@ class StockForward:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return Weights(
-            layers=[_Undecorated(transformer)],  # which computes all layers in one call
+            layers=[_Undecorated(transformer)],
+            by_layer=False,
             last=head,
             embeddings=(embedding,),
             constants=None,
@@ -82,10 +82,6 @@ class StockForward:
     def tables(self, model: Any, length: int) -> None:  # noqa: ARG002 - a backbone's signature
         """Returns None: the transformer has its own tables of positions."""
         return
-
-    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns the keys and values of all layers at once."""
-        return [(cache.keys, cache.values)]
 
     def layer(self, constants: None, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:  # noqa: ARG002 - a backbone's signature
         """Runs the transformer over a block (sequences, count, width); returns its last hidden states.

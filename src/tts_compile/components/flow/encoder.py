@@ -16,44 +16,36 @@ from torch.nn import functional as F
 from ...execution.operators import before
 from ..runtime import ComponentRuntime
 
+Linear = tuple[Tensor, Tensor]  # weight and bias of a linear layer, (out, in) and (out,), or of a norm
+
 
 class LayerWeights(NamedTuple):
-    """A conformer layer without convolution module; matrices are (out, in)."""
+    """A conformer layer without convolution module."""
 
-    attention_norm: Tensor
-    attention_norm_bias: Tensor
-    query: Tensor
-    query_bias: Tensor
-    key: Tensor
-    key_bias: Tensor
-    value: Tensor
-    value_bias: Tensor
-    position: Tensor
+    attention_norm: Linear
+    query: Linear
+    key: Linear
+    value: Linear
+    position: Tensor  # (out, in)
     content_bias: Tensor  # (heads, features)
     position_bias: Tensor  # (heads, features)
-    output: Tensor
-    output_bias: Tensor
-    mlp_norm: Tensor
-    mlp_norm_bias: Tensor
-    up: Tensor
-    up_bias: Tensor
-    down: Tensor
-    down_bias: Tensor
+    output: Linear
+    mlp_norm: Linear
+    up: Linear
+    down: Linear
 
     @classmethod
     def of(cls, layer: Any) -> LayerWeights:
         """Returns a stock layer's tensors where they are."""
         attention, mlp = layer.self_attn, layer.feed_forward
-        parts = [
-            *_parameters(layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v),
-            *(attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v),
-            *_parameters(attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2),
-        ]
-        return cls(*parts)
+        norm, *inputs = map(_linear, (layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v))
+        position = attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v
+        outputs = map(_linear, (attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2))
+        return cls(norm, *inputs, *position, *outputs)
 
 
-def _parameters(*modules: Any) -> list[Tensor]:
-    return [tensor for module in modules for tensor in (module.weight, module.bias)]
+def _linear(module: Any) -> Linear:
+    return module.weight, module.bias
 
 
 class PositionEncodings(NamedTuple):
@@ -143,18 +135,18 @@ def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWe
     """
     w = weights
     heads = w.content_bias.shape[0]
-    normed = F.layer_norm(x, x.shape[2:], w.attention_norm, w.attention_norm_bias, eps)
-    query = F.linear(normed, w.query, w.query_bias).unflatten(2, (heads, -1))  # (batch, n, heads, features)
-    key = F.linear(normed, w.key, w.key_bias).unflatten(2, (heads, -1)).transpose(1, 2)
-    value = F.linear(normed, w.value, w.value_bias).unflatten(2, (heads, -1)).transpose(1, 2)
+    normed = F.layer_norm(x, x.shape[2:], *w.attention_norm, eps)
+    query = F.linear(normed, *w.query).unflatten(2, (heads, -1))  # (batch, n, heads, features)
+    key = F.linear(normed, *w.key).unflatten(2, (heads, -1)).transpose(1, 2)
+    value = F.linear(normed, *w.value).unflatten(2, (heads, -1)).transpose(1, 2)
     distance = F.linear(positions, w.position).unflatten(2, (heads, -1)).transpose(1, 2)
     by_distance = (query + w.position_bias).transpose(1, 2) @ distance.transpose(2, 3)
     bias = (shifted(by_distance) * query.shape[3] ** -0.5).masked_fill(~seen[:, None, None], -torch.inf)
     by_content = (query + w.content_bias).transpose(1, 2)
     attended = F.scaled_dot_product_attention(by_content, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-    x = x + F.linear(attended, w.output, w.output_bias)
-    normed = F.layer_norm(x, x.shape[2:], w.mlp_norm, w.mlp_norm_bias, eps)
-    return x + F.linear(F.silu(F.linear(normed, w.up, w.up_bias)), w.down, w.down_bias)
+    x = x + F.linear(attended, *w.output)
+    normed = F.layer_norm(x, x.shape[2:], *w.mlp_norm, eps)
+    return x + F.linear(F.silu(F.linear(normed, *w.up)), *w.down)
 
 
 def shifted(by_distance: Tensor) -> Tensor:

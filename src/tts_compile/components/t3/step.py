@@ -110,7 +110,9 @@ class LayeredPass:
         return logits
 
     def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache) -> Tensor:
-        for weights, (keys, values) in zip(self.weights.layers, self._backbone.caches(cache)):
+        by_layer = zip(cache.layer_keys, cache.layer_values)
+        caches = by_layer if self.weights.by_layer else [(cache.keys, cache.values)]
+        for weights, (keys, values) in zip(self.weights.layers, caches):
             x = layer(_several(x), where, keys, values, weights)
         return x
 
