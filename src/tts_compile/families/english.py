@@ -16,9 +16,8 @@ from ..errors import InputError
 from ..utils.arguments import finite_number
 from . import s3gen
 from .checkpoint_files import checkpoint_files
-from .family import Family, SpeechCall, SpeechModel, Synthesis
+from .family import Family, SpeechCall, SpeechModel, Synthesis, VoiceSlot
 from .sampling import MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_P, SamplingSettings
-from .voice_slot import VoiceSlot
 
 _PROCESSORS = (REPETITION_PENALTY, TEMPERATURE, MIN_P, TOP_P)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -32,7 +31,7 @@ class ReferenceComponent(EagerComponent):
         super().__init__("reference", runtime, "a reference is read once: compiling would cost more than it saves")
         self._tts = tts
         self._family = family
-        self._cache = LRUCache(_KEPT)
+        self._kept: dict[Hashable, Any] = {}  # results by what was asked for, the last used one last
         self._cached_answers = 0
         self._not_kept = ""
         self._watch = WeightWatch(self._modules)
@@ -45,7 +44,7 @@ class ReferenceComponent(EagerComponent):
 
     def release(self) -> None:
         """Forgets the voices."""
-        self._cache.clear()
+        self._kept.clear()
 
     def embedded(self, recording: Recording) -> tuple[Any, dict[str, Any]]:
         """Returns the recording at S3Gen's rate, float32 (samples,), and S3Gen's embedding of its beginning."""
@@ -56,19 +55,21 @@ class ReferenceComponent(EagerComponent):
         """Returns ``compute()``, or its result for an equal key and equal weights; kept results have no gradients."""
         unchanged, reason = self._watch.look()
         if not unchanged:
-            self._cache.clear()
+            self._kept.clear()
         if reason:
             self._not_kept = reason
             return compute()
         key = (key, *s3gen.voice_settings(self._s3gen), environment(device))
-        found = self._cache.get(key)
+        found = self._kept.pop(key, None)
         if found is None:
             with torch.no_grad():
                 found = compute()
-            self._cache.put(key, found)
         else:
             self._cached_answers += 1
-        return found
+        self._kept[key] = found
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        return copied(found)  # the caller may write to it
 
     def _load(self) -> None:
         """Embeds a second of a tone."""
@@ -115,40 +116,6 @@ class ReferenceComponent(EagerComponent):
             return found
 
         return self._run(embed, self._stock, *given)
-
-
-class LRUCache:
-    """A cache of the most recently used results: dicts and tuples of tensors and plain values.
-
-    Results are copied on the way in and on the way out, so that a caller's writes do not reach the cache.
-
-    >>> cache = LRUCache(size=1)
-    >>> cache.put("a", (1, 2))
-    >>> cache.get("a"), cache.get("b")
-    ((1, 2), None)
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._results: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable) -> Any:
-        """Returns a copy of the result, or None."""
-        if key not in self._results:
-            return None
-        self._results.move_to_end(key)
-        return copied(self._results[key])
-
-    def put(self, key: Hashable, result: Any) -> None:
-        """Keeps a copy; drops the least recently used result where there are too many."""
-        self._results[key] = copied(result)
-        self._results.move_to_end(key)
-        while len(self._results) > self._size:
-            self._results.popitem(last=False)
-
-    def clear(self) -> None:
-        """Drops every result."""
-        self._results.clear()
 
 
 def copied(result: Any) -> Any:
