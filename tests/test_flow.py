@@ -15,7 +15,7 @@ from test_flow_and_vocoder import chunks
 from tts_compile.components.flow.encoder import shifted
 from tts_compile.components.flow.engine import FlowEngine
 from tts_compile.components.flow.estimator import mish
-from tts_compile.components.runtime import Runtime
+from tts_compile.components.runtime import ComponentRuntime, Runtime
 from tts_compile.execution.operators import Operators
 from tts_compile.families.english import ENGLISH
 from tts_compile.testing.depth import SMALL, built_with
@@ -71,7 +71,8 @@ def meanflow() -> Iterator[Any]:
 
 def test_mean_flow_solver(meanflow: Any) -> None:
     runtime = Runtime(torch.device("cpu"), FLOW.eager, Timings())
-    engine = FlowEngine(meanflow, ENGLISH.synthesis, Operators(), runtime.component("flow", False, lambda: None))
+    view = ComponentRuntime(runtime, "flow", False, lambda: None)
+    engine = FlowEngine(meanflow, ENGLISH.synthesis, Operators(), view)
     given = {**FLOW.arguments(20), "n_timesteps": 2, "meanflow": True, "noised_mels": torch.randn(1, 80, 40)}
 
     def solved(inference: Callable[..., Any], **changes: Any) -> Made:

@@ -126,7 +126,7 @@ class CompiledComponent(Component):
     def __init__(
         self, name: str, runtime: Runtime, owner: Any, method: str, package: str, captures: bool = True
     ) -> None:
-        self.runtime = runtime.component(name, captures, self.release)
+        self.runtime = ComponentRuntime(runtime, name, captures, self.release)
         super().__init__(name, runtime, self.runtime.fallback)
         self._owner = owner
         self._method = method

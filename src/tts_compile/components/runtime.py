@@ -55,16 +55,6 @@ class Runtime:
     def _folder(self) -> str:
         return str(cache.folder(self.config.cache_dir))
 
-    def component(self, name: str, captures: bool, release: Callable[[], object]) -> ComponentRuntime:
-        """Returns one component's view.
-
-        Args:
-            name: of the component.
-            captures: whether it captures CUDA graphs where there are some.
-            release: gives back memory that can be spared.
-        """
-        return ComponentRuntime(self, name, self.graphs if captures else None, release)
-
     def note_dtype(self, name: str, fallback: FallbackManager) -> None:
         """Records that a component was asked for weights of a dtype that this version does not have."""
         dtype = getattr(self.config, name).dtype
@@ -88,7 +78,7 @@ class ComponentRuntime:
     Args:
         runtime: of the model.
         name: of the component.
-        graphs: for its captured graphs; None where it captures none.
+        captures: whether the component captures CUDA graphs where there are some.
         release: gives back memory that can be spared.
 
     Attributes:
@@ -96,13 +86,12 @@ class ComponentRuntime:
         backend: of ``torch.compile``.
     """
 
-    def __init__(self, runtime: Runtime, name: str, graphs: GraphCache | None, release: Callable[[], object]) -> None:
-        config = runtime.config
+    def __init__(self, runtime: Runtime, name: str, captures: bool, release: Callable[[], object]) -> None:
+        config, graphs = runtime.config, runtime.graphs if captures else None
         policy = getattr(config, name)
         fuse = graphs is not None and (_compat.has_triton() if policy.fuse is None else policy.fuse)
         self.name = name
         self.device = runtime.device
-        self.config = config
         self.timings = runtime.timings
         self.memory = runtime.memory
         self.graphs = graphs
@@ -137,7 +126,7 @@ class ComponentRuntime:
     def entered(self) -> Iterator[None]:
         """Prepares torch for a call; see :meth:`Runtime.entered`."""
         if self._compiles_cpp and self.fallback.level == "inductor":
-            cache.reuse_cpu_isa(self.config.cache_dir)  # before inductor generates C++ for the first time
+            cache.reuse_cpu_isa(self._runtime.config.cache_dir)  # before inductor generates C++ for the first time
             self._compiles_cpp = False
         with self._runtime.entered():
             yield
@@ -150,10 +139,10 @@ class ComponentRuntime:
         """Returns the component's captured graphs; None where it captures none."""
         return Replays(self.graphs, self.device) if self.graphs is not None else None
 
-    def drop_graphs(self, condition: Callable[[Any], bool] = lambda _: True) -> None:
-        """Gives back captured graphs of the component, whose names come first in their keys."""
+    def drop_graphs(self) -> None:
+        """Gives back the component's captured graphs, whose keys begin with its name."""
         if self.graphs is not None:
-            self.graphs.drop(lambda key: key[0] == self.name and condition(key))
+            self.graphs.drop(lambda key: key[0] == self.name)
 
     def native(self, load: Callable[[str | None], object], instead: str) -> bool:
         """Loads a native operator where the component compiles; records an event where it cannot be built.
@@ -168,7 +157,7 @@ class ComponentRuntime:
         if self.fallback.level != "inductor":
             return False
         try:
-            load(self.config.cache_dir)
+            load(self._runtime.config.cache_dir)
         except CompilationError as error:
             self.fallback.note("compile", str(error), instead)
             return False

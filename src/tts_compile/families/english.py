@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..audio.reading import Recording, resample
-from ..backbones.llama import LLAMA, embedded
+from ..backbones.llama import LLAMA
 from ..errors import InputError
 from ..utils.arguments import finite_number
 from . import s3gen
@@ -122,9 +122,8 @@ def _prompt(t3: Any, call: SpeechCall) -> Tensor:
     )
     # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
     token = torch.tensor([[t3.hp.start_speech_token]], device=embeddings.device)
-    tables = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight
-    start = embedded(*tables, token, token.new_zeros(1), len(embeddings))
-    return torch.cat([embeddings, start], dim=1)
+    start = t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(0)
+    return torch.cat([embeddings, start.expand(len(embeddings), -1, -1)], dim=1)
 
 
 def _check(tts: Any, given: Mapping[str, Any]) -> None:  # noqa: ARG001 - a family's signature
