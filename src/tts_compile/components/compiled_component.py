@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from ..errors import NonFiniteError
@@ -19,7 +20,7 @@ from .component import Component
 from .cpu_fallback import on_cpu
 from .runtime import ComponentRuntime, Runtime
 from .seam import Seam, not_its_own
-from .weight_watch import PackedWeights, WeightWatch, same_kind
+from .weight_watch import WeightWatch
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -78,29 +79,63 @@ class Engine:
 
 
 class PackedEngine(Engine, Generic[W]):
-    """An engine that reads copies of a stock module's weights, which are made anew when the weights change.
+    """An engine that keeps a stock module's weights in its own form, made anew with an event when the weights change.
 
     Args:
-        module: the stock module; the engine is made for its device and dtype.
-        make: makes the copies.
-        unsupported: returns why the engine would not compute what the module computes, or None.
+        module: the stock module, in evaluation mode.
+        watch: over the modules that are read.
         runtime: of the component.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        make: Callable[[], W],
-        unsupported: Callable[[Any], str | None],
-        runtime: ComponentRuntime,
-    ) -> None:
-        moved = same_kind(module)
-        watch = WeightWatch(lambda: [module])
-        self._packed = PackedWeights(module, watch, make, lambda part: unsupported(part) or moved(), runtime.fallback)
+    def __init__(self, module: nn.Module, watch: WeightWatch, runtime: ComponentRuntime) -> None:
+        self._module = module
+        self._watch = watch
+        self._runtime = runtime
+        self._made_for = _kinds(module)
+        self._generation = 0  # how often the weights were made
+        self._made: W | None = None
+        watch.look()
+        self._mismatch = self._checked()
 
     def unfit(self) -> str | None:
-        """Returns why the engine would not compute what the module computes now, or None."""
-        return self._packed.unfit()
+        """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
+        unchanged, obstacle = self._watch.look()
+        if not unchanged:
+            self._made = None
+            self._mismatch = self._checked()
+        device = next(self._module.parameters()).device
+        autocast = "autocast is on" if torch.is_autocast_enabled(device.type) else None
+        return obstacle or self._mismatch or autocast
+
+    def weights(self) -> W:
+        """Returns the weights, made now if there are none."""
+        if self._made is None:
+            self._made = self._make()
+            if self._generation:
+                self._runtime.fallback.record("reuse", "weights or modules have changed", "copies are made anew")
+            self._generation += 1
+        return self._made
+
+    def _make(self) -> W:
+        raise NotImplementedError
+
+    def _unsupported(self) -> str | None:
+        """Returns why the engine would not compute what the module computes, or None."""
+        raise NotImplementedError
+
+    def _moved(self) -> str | None:
+        """Returns that the module has another device or dtype than the engine was made for, or None."""
+        return None if _kinds(self._module) == self._made_for else "the model was moved or cast after compile_model"
+
+    def _checked(self) -> str | None:
+        try:
+            return self._unsupported()
+        except Exception as error:  # a part that was exchanged may lack whatever is looked for
+            return f"its parts are of another make: {reason(error)}"
+
+
+def _kinds(module: nn.Module) -> set[tuple[torch.device, torch.dtype]]:
+    return {(parameter.device, parameter.dtype) for parameter in module.parameters()}
 
 
 class CompiledComponent(Component):

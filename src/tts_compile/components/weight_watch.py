@@ -5,18 +5,14 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _compat
-from ..fallback import FallbackManager
-from ..fallback import reason as reason_of
 from .seam import Replacement, is_its_classes
-
-T = TypeVar("T")
 
 # Attributes that stock's own calls set: transformers' mark of its hooks, and the table of position encodings that S3Gen
 # moves to the input's device and enlarges.
@@ -162,74 +158,6 @@ def environment(device: Any) -> tuple[Any, ...]:
     kind = torch.device(device).type
     autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return torch.get_num_threads(), torch.get_float32_matmul_precision(), autocast_dtype
-
-
-class PackedWeights(Generic[T]):
-    """A module's weights in the form that an engine reads, made anew with an event whenever the weights change.
-
-    Args:
-        module: the stock module, in evaluation mode.
-        watch: over the modules that are read.
-        make: makes the weights.
-        unsupported: returns why the engine would not compute what the module computes, or None.
-        fallback: of the component.
-
-    Attributes:
-        generation: how often the weights were made.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        watch: WeightWatch,
-        make: Callable[[], T],
-        unsupported: Callable[[Any], str | None],
-        fallback: FallbackManager,
-    ) -> None:
-        self._module = module
-        self._watch = watch
-        self._make = make
-        self._unsupported = unsupported
-        self._fallback = fallback
-        self.generation = 0
-        self._made: T | None = None
-        watch.look()
-        self._mismatch = self._checked()
-
-    def unfit(self) -> str | None:
-        """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
-        unchanged, reason = self._watch.look()
-        if not unchanged:
-            self._made = None
-            self._mismatch = self._checked()
-        device = next(self._module.parameters()).device
-        autocast = "autocast is on" if torch.is_autocast_enabled(device.type) else None
-        return reason or self._mismatch or autocast
-
-    def _checked(self) -> str | None:
-        try:
-            return self._unsupported(self._module)
-        except Exception as error:  # a part that was exchanged may lack whatever is looked for
-            return f"its parts are of another make: {reason_of(error)}"
-
-    def current(self) -> T:
-        """Returns the weights, made now if there are none."""
-        if self._made is None:
-            self._made = self._make()
-            if self.generation:
-                self._fallback.record("reuse", "weights or modules have changed", "copies are made anew")
-            self.generation += 1
-        return self._made
-
-
-def same_kind(module: nn.Module) -> Callable[[], str | None]:
-    """Returns a check that a module is still on its device and of its dtype, which a component was made for."""
-
-    def kinds() -> set[tuple[torch.device, torch.dtype]]:
-        return {(parameter.device, parameter.dtype) for parameter in module.parameters()}
-
-    made_for = kinds()
-    return lambda: None if kinds() == made_for else "the model was moved or cast after compile_model"
 
 
 def classes(**by_package: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ from ...timing.blocks import timed
 from ...utils.random_state import generators_kept
 from ..compiled_component import CompiledComponent, PackedEngine
 from ..runtime import ComponentRuntime, Runtime
-from ..weight_watch import classes, several_dtypes, unknown_class
+from ..weight_watch import WeightWatch, classes, several_dtypes, unknown_class
 from .encoder import Encoder, PositionEncodings, unsupported_encoder
 from .estimator import Estimator, EstimatorWeights, Sizes, unsupported_estimator
 
@@ -107,19 +107,14 @@ class FlowEngine(PackedEngine[FlowWeights]):
 
     def __init__(self, flow: Any, synthesis: Synthesis, operators: Operators, runtime: ComponentRuntime) -> None:
         self.flow = flow
+        self._operators = operators
         self._solver_steps = synthesis.solver_steps
-        self._runtime = runtime
         self._captured_for = 0
         self._sizes = Sizes.of(flow)
+        super().__init__(flow, WeightWatch(lambda: [flow]), runtime)
         self._encoder = Encoder(self._sizes.encoder_eps, runtime)
         self._estimator = Estimator(self._sizes, operators, runtime)
         self._replays = runtime.replays()
-
-        def make() -> FlowWeights:  # read from the flow each time: its parts may be exchanged
-            estimator = EstimatorWeights.of(flow.decoder.estimator, operators)
-            return FlowWeights(estimator, PositionEncodings.of(flow.encoder))
-
-        super().__init__(flow, make, self._unsupported, runtime)
 
     @property
     def parts(self) -> list[Region | Replays]:
@@ -231,9 +226,14 @@ class FlowEngine(PackedEngine[FlowWeights]):
                 n = torch.full_like(length, count)
                 self.inference(token, n, prompt, length, feat, None, embedding, True, steps, meanflow=meanflow)
 
-    def _unsupported(self, flow: Any) -> str | None:
-        reason = unsupported(flow)
-        return reason or (None if Sizes.of(flow) == self._sizes else "its sizes have changed")
+    def _make(self) -> FlowWeights:
+        estimator = EstimatorWeights.of(self.flow.decoder.estimator, self._operators)
+        return FlowWeights(estimator, PositionEncodings.of(self.flow.encoder))
+
+    def _unsupported(self) -> str | None:
+        if why := unsupported(self.flow):
+            return why
+        return self._moved() if Sizes.of(self.flow) == self._sizes else "its sizes have changed"
 
     def _drawn(self, batch: int, frames: int) -> Tensor:
         like = self.flow.spk_embed_affine_layer.weight
@@ -265,11 +265,11 @@ class FlowEngine(PackedEngine[FlowWeights]):
 
     def _replayed(self, steps: int, meanflow: bool, conditions: Conditions) -> Tensor:
         """Encodes and solves, by a captured graph where there are some; the next call may overwrite the result."""
-        weights = self._packed.current()
+        weights = self.weights()
         if self._replays and self._runtime.captures:
-            if self._captured_for != self._packed.generation:
+            if self._captured_for != self._generation:
                 self._runtime.drop_graphs()
-                self._captured_for = self._packed.generation
+                self._captured_for = self._generation
             key = (self._runtime.name, steps, meanflow, *(tuple(value.shape) for value in conditions))
             try:
                 return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), conditions)

@@ -19,9 +19,9 @@ from ...execution.cuda_graph import Replays
 from ...families.family import SpeechCall, SpeechModel
 from ...families.sampling import NoiseStream, SamplingSettings
 from ...timing.blocks import timed
-from ..compiled_component import Engine
+from ..compiled_component import PackedEngine
 from ..runtime import ComponentRuntime
-from ..weight_watch import PackedWeights, WeightWatch
+from ..weight_watch import WeightWatch
 from .cache import CAPACITY, KVCache
 from .decode_loop import DecodeLoop, DraftCounts, Passes, Utterance, Vocabulary
 from .graph_loop import RUNGS, GraphLoop
@@ -42,7 +42,7 @@ class EngineWeights(NamedTuple):
     native: tuple[NativeWeights, ...]  # the same for the native decoder, and the int8 copy; empty without one
 
 
-class T3Engine(Engine):
+class T3Engine(PackedEngine[EngineWeights]):
     """The token loop of one stock speech model: the prompt, then token after token over a static cache.
 
     With ``draft_tokens`` above 0, an int8 copy of the model drafts that many tokens ahead and the model verifies them
@@ -75,7 +75,6 @@ class T3Engine(Engine):
         self.draft_counts = DraftCounts()
         self._speech = speech
         self._backbone = backbone = speech.backbone
-        self._runtime = runtime
         self._native = native
         self._draft_tokens = draft_tokens
         self._signature = inspect.signature(getattr(type(model), speech.method))
@@ -85,8 +84,8 @@ class T3Engine(Engine):
 
         # The tensors are read where they are: without a count of writes, only the draft can be out of date.
         watch = WeightWatch(lambda: backbone.modules(model), backbone.harmless_hook, counted=False)
-        self._packed = PackedWeights(model, watch, self._read_weights, self._unsupported, runtime.fallback)
-        weights = self._packed.current()
+        super().__init__(model, watch, runtime)
+        weights = self.weights()
         self._layered = LayeredPass("layered decode", backbone, weights.stock, runtime)
         self._native_passes = [
             NativePass(name, native, native.constants(weights.stock, part), runtime)
@@ -114,7 +113,7 @@ class T3Engine(Engine):
 
     def unfit(self) -> str | None:
         """Returns why the engine would not compute what the model computes now, or None."""
-        return None if self.model.training else self._packed.unfit()  # a call raises in training mode
+        return None if self.model.training else super().unfit()  # a call raises in training mode
 
     def inference(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns speech tokens, int64 (1, n), as the stock method does for the same arguments and generator state.
@@ -224,7 +223,7 @@ class T3Engine(Engine):
             raise InputError(f"{name} must be at least 1, got {budget}")
         return budget if limit is None else min(budget, limit)
 
-    def _read_weights(self) -> EngineWeights:
+    def _make(self) -> EngineWeights:
         self._tables = None  # made of modules that may have changed too
         weights = self._backbone.weights(self.model)
         if self._native is None or not self._native.applies(self.model):
@@ -234,14 +233,14 @@ class T3Engine(Engine):
             native.append(self._native.int8_copy(weights))
         return EngineWeights(weights, tuple(native))
 
-    def _unsupported(self, model: Any) -> str | None:
-        if reason := self._backbone.unsupported(model):
-            return reason
-        return None if _sizes(self._backbone.weights(model)) == self._sizes else "its sizes have changed"
+    def _unsupported(self) -> str | None:
+        if why := self._backbone.unsupported(self.model):
+            return why
+        return None if _sizes(self._backbone.weights(self.model)) == self._sizes else "its sizes have changed"
 
     def _choose_passes(self) -> Passes:
         """Returns the native passes where they can read the weights: a module can be cast or moved at any time."""
-        weights = self._packed.current()
+        weights = self.weights()
         self._layered.weights = weights.stock
         passes = Passes(self._layered.prefill, self._layered, counts=self.draft_counts, listener=self.listener)
         pairs = zip(self._native_passes, weights.native)

@@ -17,7 +17,7 @@ from ...timing.blocks import timed
 from ...utils.random_state import generators_kept
 from ..compiled_component import CompiledComponent, PackedEngine
 from ..runtime import ComponentRuntime, Runtime
-from ..weight_watch import classes, several_dtypes, unknown_class
+from ..weight_watch import WeightWatch, classes, several_dtypes, unknown_class
 from .weights import Kernel, UnitWeights, Upsampling, VocoderWeights
 
 # The classes whose weights the engine reads, to compute what they compute.
@@ -64,7 +64,7 @@ class VocoderEngine(PackedEngine[VocoderWeights]):
     def __init__(self, vocoder: Any, operators: Operators, runtime: ComponentRuntime) -> None:
         self.vocoder = vocoder
         self._operators = operators
-        super().__init__(vocoder, lambda: VocoderWeights.of(vocoder, operators), unsupported, runtime)
+        super().__init__(vocoder, WeightWatch(lambda: [vocoder]), runtime)
 
         def region(name: str, function: Any) -> Region:
             return runtime.region(name, functools.partial(function, operators))
@@ -94,7 +94,7 @@ class VocoderEngine(PackedEngine[VocoderWeights]):
         if speech_feat.shape[2] == 0:
             raise InputError("there are no mel frames to make a wave from")
         vocoder = self.vocoder
-        weights = self._packed.current()
+        weights = self.weights()
         mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
         with timed("vocoder.pitch"):
             frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
@@ -118,6 +118,12 @@ class VocoderEngine(PackedEngine[VocoderWeights]):
         mel = torch.zeros(1, self.vocoder.conv_pre.in_channels, 8, dtype=like.dtype, device=like.device)
         with generators_kept(like.device):
             self.inference(mel)
+
+    def _make(self) -> VocoderWeights:
+        return VocoderWeights.of(self.vocoder, self._operators)
+
+    def _unsupported(self) -> str | None:
+        return unsupported(self.vocoder) or self._moved()
 
     def _trunk(self, weights: VocoderWeights, mel: Tensor, source_spectrum: Tensor) -> tuple[Tensor, Tensor]:
         operators = self._operators
