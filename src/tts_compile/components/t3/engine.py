@@ -24,8 +24,7 @@ from ..runtime import ComponentRuntime
 from ..weight_watch import WeightWatch
 from .cache import CAPACITY, KVCache
 from .decode_loop import DecodeLoop, DraftCounts, Passes, Utterance, Vocabulary
-from .graph_loop import RUNGS, GraphLoop
-from .graph_step import UTTERANCES, GraphedPass
+from .graph_loop import RUNGS, UTTERANCES, CapturedSteps
 from .scheduler import Request, Scheduler
 from .step import Block, LayeredPass, NativePass
 
@@ -92,13 +91,13 @@ class T3Engine(PackedEngine[EngineWeights]):
             for name, part in zip(("decode", "draft"), weights.native)
             if native
         ]
-        self._graph_loop: GraphLoop | None = None
-        self._graphed: GraphedPass | None = None
+        self._captured: CapturedSteps | None = None
         self._replays = runtime.replays()
-        if replays := self._replays:
+        if self._replays:
             settings = SamplingSettings.checked(speech.processors, {})
-            self._graph_loop = GraphLoop(self._layered, replays, self._new_cache, self._vocabulary, settings)
-            self._graphed = GraphedPass(self._layered, replays, self._new_cache, runtime)
+            self._captured = CapturedSteps(
+                self._layered, self._replays, self._new_cache, self._vocabulary, settings, runtime
+            )
 
     @property
     def parts(self) -> list[LayeredPass | Region | Replays]:
@@ -134,10 +133,10 @@ class T3Engine(PackedEngine[EngineWeights]):
         with timed("t3.prompt"):
             prompt = self._speech.prompt(self.model, call)
         guided, length = len(prompt) == 2, prompt.shape[1]
-        if self._graph_loop and passes.decode is self._graphed:
-            cache = self._graph_loop.cache(guided, length + 1)
+        if self._captured and passes.decode is self._captured:
+            cache = self._captured.cache(guided, length + 1)
             try:
-                return self._speak(passes, prompt, budget, call.settings, cache, self._graph_loop)
+                return self._speak(passes, prompt, budget, call.settings, cache, self._captured)
             except CompilationError as error:
                 self._runtime.fallback.fall("compile", error)
         return self._speak(passes, prompt, budget, call.settings, self._cache(1, guided, length + budget))
@@ -167,8 +166,8 @@ class T3Engine(PackedEngine[EngineWeights]):
         guided, length = len(longest) == 2, longest.shape[1] + budget
 
         def decode_loop(slots: int) -> DecodeLoop:
-            if self._graphed and passes.decode is self._graphed:
-                cache = self._graphed.cache(slots, guided, length)
+            if self._captured and passes.decode is self._captured:
+                cache = self._captured.shared_cache(slots, guided, length)
             else:
                 cache = self._cache(slots, guided, length)
             return DecodeLoop(passes, cache, settings, self._vocabulary)
@@ -181,9 +180,8 @@ class T3Engine(PackedEngine[EngineWeights]):
 
     def release(self) -> None:
         """Gives the caches of captured graphs back; the graphs must not be used any more."""
-        for part in (self._graph_loop, self._graphed):
-            if part:
-                part.release()
+        if self._captured:
+            self._captured.release()
 
     def warm_up(self) -> None:
         """Compiles every pass; speaks nothing and draws no random number."""
@@ -192,9 +190,9 @@ class T3Engine(PackedEngine[EngineWeights]):
 
     def _warm_up(self, guided: bool) -> None:
         passes = self._choose_passes()
-        if self._graph_loop and passes.decode is self._graphed:
+        if self._captured and passes.decode is self._captured:
             try:
-                self._graph_loop.warm_up(self._graph_loop.cache(guided, length=1))
+                self._captured.warm_up(self._captured.cache(guided, length=1))
                 return
             except CompilationError as error:
                 self._runtime.fallback.fall("compile", error)
@@ -248,8 +246,8 @@ class T3Engine(PackedEngine[EngineWeights]):
             passes.decode, *drafts = self._native_passes
             if drafts:
                 passes.draft, passes.draft_tokens = drafts[0], self._draft_tokens
-        elif self._graph_loop and self._graphed and self._runtime.captures and self._graph_loop.ready():
-            passes.decode = self._graphed
+        elif self._captured and self._runtime.captures and self._captured.ready():
+            passes.decode = self._captured
         return passes
 
     def _slots_in_memory(self, guided: bool, length: int) -> int:
@@ -258,7 +256,7 @@ class T3Engine(PackedEngine[EngineWeights]):
         if weights.like.is_cuda:  # where memory is taken at once, and not as it is reached
             length = CAPACITY.capacity(length)
         position = weights.cache.numbers * weights.like.element_size()
-        held = self._graphed.held if self._graphed else 0
+        held = self._captured.held if self._captured else 0
         free = int(_MEMORY_SHARE * (self._runtime.memory.room() + held))
         return max(1, free // (position * (2 if guided else 1) * length))
 
@@ -293,7 +291,7 @@ class T3Engine(PackedEngine[EngineWeights]):
         budget: int,
         settings: SamplingSettings,
         cache: KVCache,
-        captured: GraphLoop | None = None,
+        captured: CapturedSteps | None = None,
     ) -> Tensor:
         """Returns speech tokens, int64 (1, n), where ``captured`` is given, all but the first by captured graphs.
 
