@@ -24,7 +24,7 @@ from ..compiled_component import CompiledComponent, PackedEngine
 from ..runtime import ComponentRuntime, Runtime
 from ..weight_watch import WeightWatch, classes, several_dtypes, unknown_class
 from .encoder import Encoder, PositionEncodings, unsupported_encoder
-from .estimator import Estimator, EstimatorWeights, Sizes, unsupported_estimator
+from .estimator import Conditions, Estimator, EstimatorWeights, Sizes, unsupported_estimator
 
 # Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
 TOKENS = ChunkBucketer.regular(step=64, last=32_768)
@@ -82,17 +82,6 @@ class FlowWeights(NamedTuple):
 
     estimator: EstimatorWeights
     encodings: PositionEncodings
-
-
-class Conditions(NamedTuple):
-    """The inputs of encoder and solver, padded to a rung."""
-
-    speech: Tensor  # int64 (batch, rung), tokens
-    lengths: Tensor  # int64 (batch,), tokens that count
-    frame_lengths: Tensor  # int64 (batch,), frames that count
-    speaker: Tensor  # (batch, 80)
-    known: Tensor  # (batch, frames, 80), mel frames of the reference; 0 beyond
-    noise: Tensor  # (batch, frames, 80)
 
 
 class FlowEngine(PackedEngine[FlowWeights]):
@@ -278,12 +267,13 @@ class FlowEngine(PackedEngine[FlowWeights]):
         with timed("flow.encoder"):
             mu = self._encoded(weights, conditions)
         with timed("flow.solver"):
-            return self._solved(weights, steps, meanflow, mu, conditions)
+            return self._estimator.solve(weights.estimator, self.flow.decoder, mu, conditions, steps, meanflow)
 
     def _frames(self, weights: FlowWeights, steps: int, meanflow: bool, *inputs: Tensor) -> Tensor:
         """Encodes and solves, as captured; ``inputs`` are those of :class:`Conditions`."""
         conditions = Conditions(*inputs)
-        return self._solved(weights, steps, meanflow, self._encoded(weights, conditions), conditions)
+        mu = self._encoded(weights, conditions)
+        return self._estimator.solve(weights.estimator, self.flow.decoder, mu, conditions, steps, meanflow)
 
     def _encoded(self, weights: FlowWeights, conditions: Conditions) -> Tensor:
         """Returns what the solver aims at, (batch, frames, 80); launches only, waits for nothing."""
@@ -293,20 +283,6 @@ class FlowEngine(PackedEngine[FlowWeights]):
             self._encoder(flow.encoder, weights.encodings, embedded, conditions.lengths)
         )
         return encoded
-
-    def _solved(self, weights: FlowWeights, steps: int, meanflow: bool, mu: Tensor, conditions: Conditions) -> Tensor:
-        """Returns the mel frames (batch, frames, 80) of :meth:`_encoded`; launches only, waits for nothing."""
-        speaker = conditions.speaker[:, None].expand_as(mu)
-        condition = torch.cat([mu, speaker, conditions.known], dim=2)
-        return self._estimator.solve(
-            weights.estimator,
-            self.flow.decoder,
-            conditions.noise,
-            condition,
-            conditions.frame_lengths,
-            steps,
-            meanflow,
-        )
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:

@@ -18,20 +18,22 @@ from torch.nn import functional as F
 from ...execution.operators import Block, Operators, PackedBlock, before
 from ..runtime import ComponentRuntime
 
+Tensors = tuple[Tensor, ...]
+
 
 class StageWeights(NamedTuple):
     """One stage: ten tensors of the residual block, the transformer blocks, and a last convolution or nothing."""
 
-    resnet: tuple[Tensor, ...]
+    resnet: Tensors
     blocks: tuple[PackedBlock, ...]
-    last: tuple[Tensor, ...]
+    last: Tensors
 
 
 class EstimatorWeights(NamedTuple):
     """The estimator as the step reads it."""
 
     stages: list[StageWeights]
-    final: tuple[Tensor, ...]  # convolution, norm, projection
+    final: Tensors  # convolution, norm, projection
     times: list[Any]  # stock's modules: from the embedding of time to each residual block's shift
 
     @classmethod
@@ -96,6 +98,17 @@ class Sizes(NamedTuple):
         )
 
 
+class Conditions(NamedTuple):
+    """The inputs of encoder and solver, padded to a rung."""
+
+    speech: Tensor  # int64 (batch, rung), tokens
+    lengths: Tensor  # int64 (batch,), tokens that count
+    frame_lengths: Tensor  # int64 (batch,), frames that count
+    speaker: Tensor  # (batch, 80)
+    known: Tensor  # (batch, frames, 80), mel frames of the reference; 0 beyond
+    noise: Tensor  # (batch, frames, 80)
+
+
 class StepInputs(NamedTuple):
     """The inputs of a solver step beside the state."""
 
@@ -123,12 +136,7 @@ class Estimator:
             return mish(F.layer_norm(x, x.shape[2:], weight, bias, sizes.norm_eps))
 
         def stage(
-            x: Tensor,
-            shift: Tensor,
-            lengths: Tensor,
-            resnet: tuple[Tensor, ...],
-            blocks: list[tuple[Tensor, ...]],
-            last: tuple[Tensor, ...],
+            x: Tensor, shift: Tensor, lengths: Tensor, resnet: Tensors, blocks: list[Tensors], last: Tensors
         ) -> tuple[Tensor, Tensor]:
             conv1, bias1, norm1, norm_bias1, conv2, bias2, norm2, norm_bias2, across, across_bias = resnet
             h = activated(convolve(x, conv1, bias1), norm1, norm_bias1) + shift
@@ -139,12 +147,7 @@ class Estimator:
             return x, convolve(x, *last) if last else x
 
         def end(
-            x: Tensor,
-            state: Tensor,
-            lengths: Tensor,
-            length_of_step: Tensor,
-            guidance: Tensor,
-            final: tuple[Tensor, ...],
+            x: Tensor, state: Tensor, lengths: Tensor, length_of_step: Tensor, guidance: Tensor, final: Tensors
         ) -> Tensor:
             conv, bias, norm, norm_bias, projection, projection_bias = final
             change = convolve(activated(convolve(x, conv, bias), norm, norm_bias), projection, projection_bias)
@@ -162,37 +165,30 @@ class Estimator:
         self.regions = [*self._stages.values(), self._end]
 
     def solve(
-        self,
-        weights: EstimatorWeights,
-        decoder: Any,
-        noise: Tensor,
-        condition: Tensor,
-        lengths: Tensor,
-        steps: int,
-        meanflow: bool,
+        self, weights: EstimatorWeights, decoder: Any, mu: Tensor, conditions: Conditions, steps: int, meanflow: bool
     ) -> Tensor:
         """Runs the solver's loop; launches only, waits for nothing.
 
         Args:
             weights: of the estimator.
             decoder: the stock module around the estimator.
-            noise: (batch, frames, 80), the first state.
-            condition: (batch, frames, 240).
-            lengths: int64 (batch,), frames that count.
+            mu: (batch, frames, 80), from the encoder.
+            conditions: of the call.
             steps: their number.
             meanflow: no guidance, and every step knows where it ends.
 
         Returns:
-            The last state, (batch, frames, 80).
+            (batch, frames, 80).
         """
-        times = torch.linspace(0, 1, steps + 1, device=noise.device, dtype=noise.dtype)
+        speaker, lengths, state = conditions.speaker, conditions.frame_lengths, conditions.noise
+        condition = torch.cat([mu, speaker[:, None].expand_as(mu), conditions.known], dim=2)
+        times = torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype)
         if not meanflow:
             condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance
             lengths = lengths.repeat(2)
             if decoder.t_scheduler == "cosine":
                 times = 1 - torch.cos(times * 0.5 * torch.pi)
-        guidance = torch.full((), decoder.inference_cfg_rate, device=noise.device, dtype=noise.dtype)
-        state = noise
+        guidance = torch.full((), decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
         for shifts, length_of_step in zip(_shifts(weights, decoder.estimator, times), times.diff()):
             state = self.step(weights, state, shifts, StepInputs(condition, lengths, length_of_step, guidance))
         return state

@@ -24,7 +24,7 @@ from ..runtime import ComponentRuntime
 from ..weight_watch import WeightWatch
 from .cache import CAPACITY, KVCache
 from .decode_loop import DecodeLoop, DraftCounts, Passes, Utterance, Vocabulary
-from .graph_loop import RUNGS, UTTERANCES, CapturedSteps
+from .graph_loop import UTTERANCES, CapturedSteps
 from .scheduler import Request, Scheduler
 from .step import Block, LayeredPass, NativePass
 
@@ -78,7 +78,6 @@ class T3Engine(PackedEngine[EngineWeights]):
         self._draft_tokens = draft_tokens
         self._signature = inspect.signature(getattr(type(model), speech.method))
         self._vocabulary = Vocabulary(speech.start(model), speech.stop(model), speech.start_counts_as_seen)
-        self._tables: Tensor | None = None
         self._sizes = _sizes(backbone.weights(model))
 
         # The tensors are read where they are: without a count of writes, only the draft can be out of date.
@@ -222,7 +221,6 @@ class T3Engine(PackedEngine[EngineWeights]):
         return budget if limit is None else min(budget, limit)
 
     def _make(self) -> EngineWeights:
-        self._tables = None  # made of modules that may have changed too
         weights = self._backbone.weights(self.model)
         if self._native is None or not self._native.applies(self.model):
             return EngineWeights(weights, ())
@@ -268,21 +266,10 @@ class T3Engine(PackedEngine[EngineWeights]):
     def _new_cache(self, slots: int, guided: bool, length: int) -> KVCache:
         weights = self._layered.weights
         cache = KVCache(weights.cache, slots, guided, length, weights.like)
-        # For good where graphs are captured, which identify a table by its address.
-        cache.tables = self._fitting_tables(RUNGS.rungs[-1] if self._runtime.captures else cache.capacity)
+        cache.tables = self._backbone.tables(self.model, cache.capacity)
+        if cache.tables is not None:
+            torch._dynamo.maybe_mark_dynamic(cache.tables, 1)
         return cache
-
-    def _fitting_tables(self, length: int) -> Tensor | None:
-        like, tables = self._layered.weights.like, self._tables
-        if (
-            tables is None
-            or (tables.dtype, tables.device) != (like.dtype, like.device)
-            or tables.shape[1] < CAPACITY.capacity(length)
-        ):
-            self._tables = self._backbone.tables(self.model, CAPACITY.capacity(length))
-            if self._tables is not None:
-                torch._dynamo.maybe_mark_dynamic(self._tables, 1)
-        return self._tables
 
     def _speak(
         self,
