@@ -180,16 +180,12 @@ class CompiledComponent(Component):
             return
         with self.runtime.lock():
             self._run(self.engine.warm_up, lambda: None, phase="warm-up")
-        self.mark_warm()
-
-    def mark_warm(self) -> None:
-        """Counts every graph from now on as a recompilation."""
-        self._warm_graphs = self._graphs
+        self._warm_graphs = self._graphs  # every later one is a recompilation
 
     def mark_warm_once(self) -> None:
         """Counts every graph after the first utterance as a recompilation, where there was no warm-up."""
         if self._warm_graphs is None:
-            self.mark_warm()
+            self._warm_graphs = self._graphs
 
     @property
     def recompiled(self) -> int:

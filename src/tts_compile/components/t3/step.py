@@ -146,7 +146,6 @@ class NativePass:
     """
 
     def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
-        self._decoder = decoder
         self._embeddings: tuple[Tensor, ...] = ()
         self._addresses = torch.empty(0, dtype=torch.int64)
 
