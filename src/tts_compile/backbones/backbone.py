@@ -138,9 +138,6 @@ class Backbone(Protocol):
     def modules(self, model: Any) -> Sequence[nn.Module]:
         """Returns the modules whose tensors the functions read instead of calling them."""
 
-    def harmless_hook(self, hook: Any) -> bool:
-        """Returns whether a forward hook of these modules changes nothing."""
-
     def unsupported(self, model: Any) -> str | None:
         """Returns why these functions would not compute what the model's modules compute, or None."""
 

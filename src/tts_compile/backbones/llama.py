@@ -88,10 +88,6 @@ class Llama:
         """Returns backbone, head and embeddings."""
         return [model.tfmr, model.speech_head, model.speech_emb, model.speech_pos_emb]
 
-    def harmless_hook(self, hook: Any) -> bool:
-        """Returns whether transformers registered the hook: it collects hidden states and changes nothing."""
-        return str(getattr(hook, "__module__", "")).startswith("transformers.")
-
     def unsupported(self, model: Any) -> str | None:
         """Returns which module computes something else than the functions here, or None."""
         for part in ("tfmr", "speech_head", "speech_emb", "speech_pos_emb"):

@@ -58,10 +58,6 @@ class StockForward:
         """Returns transformer, head and embedding: compiled code does not follow their hooks."""
         return [getattr(model, name) for name in (self._transformer, self._head, self._embedding)]
 
-    def harmless_hook(self, hook: Any) -> bool:
-        """Returns whether transformers registered the hook: it collects hidden states and changes nothing."""
-        return str(getattr(hook, "__module__", "")).startswith("transformers.")
-
     def unsupported(self, model: Any) -> str | None:
         """Returns why the transformer cannot run over a static cache that attends to all positions, or None."""
         transformer = getattr(model, self._transformer)

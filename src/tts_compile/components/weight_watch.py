@@ -30,18 +30,11 @@ class WeightWatch:
 
     Args:
         modules: returns the modules; called at each look, since a module may be exchanged.
-        harmless: returns whether a forward hook changes nothing.
         counted: whether weights whose writes torch does not count, those made in inference mode, are an obstacle.
     """
 
-    def __init__(
-        self,
-        modules: Callable[[], Sequence[nn.Module]],
-        harmless: Callable[[Any], bool] = lambda _: False,
-        counted: bool = True,
-    ) -> None:
+    def __init__(self, modules: Callable[[], Sequence[nn.Module]], counted: bool = True) -> None:
         self._modules = modules
-        self._harmless = harmless
         self._counted = counted
         self._tree: _Tree | None = None
         self._seen: list[list[int]] | None = None
@@ -53,7 +46,7 @@ class WeightWatch:
         tree = self._tree
         same = tree is not None and tree.unchanged(modules)
         if tree is None or not same:
-            tree = self._tree = _Tree(modules, self._harmless, self._counted)
+            tree = self._tree = _Tree(modules, self._counted)
         reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else tree.reason
         if reason:
             self._tree = self._seen = None  # the obstacle may be taken away again
@@ -75,27 +68,25 @@ class WeightWatch:
 class _Tree:
     """Modules and all that they keep, at one time; cheap to compare, since every call does."""
 
-    def __init__(self, roots: list[nn.Module], harmless: Callable[[Any], bool], counted: bool) -> None:
+    def __init__(self, roots: list[nn.Module], counted: bool) -> None:
         self._roots = roots
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._kinds = list(map(type, self._modules))
         self._parts = list(map(vars, self._modules))
         self._contents = [parts[name] for parts in self._parts for name in ("_parameters", "_buffers", "_modules")]
         self._hooks = [parts[name] for parts in self._parts for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._harmless = harmless
         self._named = list(map(dict, self._parts))
         self._attributes = list(_values(self._named))
         self._kept = list(_values(self._contents))
         self.weights = [value for value in self._kept if isinstance(value, Tensor)]
-        reasons = (_altered(module, harmless) for module in self._modules)
-        self.reason = next(filter(None, reasons), None) or _strange(self.weights, counted)
+        self.reason = next(filter(None, map(_altered, self._modules)), None) or _strange(self.weights, counted)
 
     def unchanged(self, roots: list[nn.Module]) -> bool:
         """Returns whether nothing has been exchanged, added or taken away."""
         return (
             roots == self._roots
             and list(map(type, self._modules)) == self._kinds
-            and all(map(self._harmless, _values(self._hooks)))
+            and all(map(_harmless, _values(self._hooks)))
             and self._same_attributes()
             and _equal(self._kept, self._contents)
         )
@@ -133,16 +124,21 @@ def _same_essentials(before: dict[str, Any], now: dict[str, Any]) -> bool:
         return False
 
 
-def _altered(module: nn.Module, harmless: Callable[[Any], bool]) -> str | None:
+def _altered(module: nn.Module) -> str | None:
     if module.training:
         return "a module is in training mode"
-    if not all(map(harmless, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
+    if not all(map(_harmless, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
         return f"a {type(module).__name__} has a forward hook"
     for name, value in vars(module).items():
         method = callable(getattr(type(module), name, None))
         if method and not isinstance(value, Replacement) and not is_its_classes(module, name):
             return f"{type(module).__name__}.{name} has been replaced"
     return None
+
+
+def _harmless(hook: Any) -> bool:
+    """Returns whether transformers registered a forward hook: it collects hidden states and changes nothing."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _strange(weights: list[Tensor], counted: bool) -> str | None:

@@ -81,7 +81,7 @@ class T3Engine(PackedEngine[EngineWeights]):
         self._sizes = _sizes(backbone.weights(model))
 
         # The tensors are read where they are: without a count of writes, only the draft can be out of date.
-        watch = WeightWatch(lambda: backbone.modules(model), backbone.harmless_hook, counted=False)
+        watch = WeightWatch(lambda: backbone.modules(model), counted=False)
         super().__init__(model, watch, runtime)
         weights = self.weights()
         self._layered = LayeredPass("layered decode", backbone, weights.stock, runtime)
