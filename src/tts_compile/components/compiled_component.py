@@ -92,8 +92,8 @@ class PackedEngine(Engine, Generic[W]):
         self._watch = watch
         self._runtime = runtime
         self._made_for = _kinds(module)
-        self._generation = 0  # how often the weights were made
         self._made: W | None = None
+        self._made_before = False
         watch.look()
         self._mismatch = self._checked()
 
@@ -111,9 +111,9 @@ class PackedEngine(Engine, Generic[W]):
         """Returns the weights, made now if there are none."""
         if self._made is None:
             self._made = self._make()
-            if self._generation:
+            if self._made_before:
                 self._runtime.fallback.record("reuse", "weights or modules have changed", "copies are made anew")
-            self._generation += 1
+            self._made_before = True
         return self._made
 
     def _make(self) -> W:

@@ -98,7 +98,6 @@ class FlowEngine(PackedEngine[FlowWeights]):
         self.flow = flow
         self._operators = operators
         self._solver_steps = synthesis.solver_steps
-        self._captured_for = 0
         self._sizes = Sizes.of(flow)
         super().__init__(flow, WeightWatch(lambda: [flow]), runtime)
         self._encoder = Encoder(self._sizes.encoder_eps, runtime)
@@ -216,6 +215,7 @@ class FlowEngine(PackedEngine[FlowWeights]):
                 self.inference(token, n, prompt, length, feat, None, embedding, True, steps, meanflow=meanflow)
 
     def _make(self) -> FlowWeights:
+        self._runtime.drop_graphs()  # which read the copies before these
         estimator = EstimatorWeights.of(self.flow.decoder.estimator, self._operators)
         return FlowWeights(estimator, PositionEncodings.of(self.flow.encoder))
 
@@ -256,9 +256,6 @@ class FlowEngine(PackedEngine[FlowWeights]):
         """Encodes and solves, by a captured graph where there are some; the next call may overwrite the result."""
         weights = self.weights()
         if self._replays and self._runtime.captures:
-            if self._captured_for != self._generation:
-                self._runtime.drop_graphs()
-                self._captured_for = self._generation
             key = (self._runtime.name, steps, meanflow, *(tuple(value.shape) for value in conditions))
             try:
                 return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), conditions)

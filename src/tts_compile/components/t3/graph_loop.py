@@ -121,7 +121,7 @@ class CapturedSteps:
             return False
         addresses = tuple(weight.data_ptr() for weight in weights)
         if addresses != self._addresses:
-            self._replays.recordings.drop(lambda key: key[0] == "t3")
+            self._runtime.drop_graphs()
             self._addresses = addresses
         return True
 
