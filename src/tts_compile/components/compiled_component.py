@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -272,18 +273,14 @@ class CompiledComponent(Component):
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         with self.runtime.lock(), timed(self._name, self.runtime.timings):
             if self.left_to_stock():
-                return self._stock_call(*args, **kwargs)
-            result = self._run(self.engine.inference, self._stock_call, *args, **kwargs)
+                return self._by_stock(self._stock, *args, **kwargs)
+            stock = functools.partial(self._by_stock, self._stock)
+            result = self._run(self.engine.inference, stock, *args, **kwargs)
             self.mark_warm_once()
             return result
 
-    def _stock_call(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._stock(*args, **kwargs)
-        self.stock_calls += 1
-        return result
-
-    def _cpu_call(self, *args: Any, **kwargs: Any) -> Any:
-        result = on_cpu(self._owner, self._method, *args, **kwargs)
+    def _by_stock(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
         self.stock_calls += 1
         return result
 
@@ -297,7 +294,8 @@ class CompiledComponent(Component):
                 return ours(*args, **kwargs)
 
         ways: dict[str, Callable[..., T]]
-        ways = {**dict.fromkeys(self.fallback.chain, entered), "stock": stock, "cpu": self._cpu_call}
+        cpu = functools.partial(self._by_stock, on_cpu, self._owner, self._method)
+        ways = {**dict.fromkeys(self.fallback.chain, entered), "stock": stock, "cpu": cpu}
         again = RandomState(self.runtime.device)
         compiles = self._warm_graphs is None
         with gc_paused() if compiles else contextlib.nullcontext():  # compiling makes very many objects

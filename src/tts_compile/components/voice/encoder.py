@@ -36,7 +36,7 @@ class VoiceEncoderComponent(EagerComponent):
         """Encodes a second of a tone."""
         rate = self._encoder.hp.sample_rate
         if plain(self._encoder.hp):
-            self._embed([tone(rate)], rate)
+            self._embed([tone(rate)], 20, {"rate": 1.3})
 
     def _notes(self) -> list[str]:
         return ["eager by design: its LSTM would break a compiled graph", *super()._notes()]
@@ -51,30 +51,22 @@ class VoiceEncoderComponent(EagerComponent):
         **kwargs: Any,
     ) -> Floats:
         hp = self._encoder.hp
-        wavs = list(wavs)  # stock reads them once: they may come from a generator
+        waves = list(wavs)  # stock reads them once: they may come from a generator
         stock: Callable[..., Floats] = own_method(self._encoder, "embeds_from_wavs")
-        given = (wavs, sample_rate, as_spk, batch_size, trim_top_db)
-        if not (plain(hp) and sample_rate == hp.sample_rate and all(map(_is_plain_wave, wavs))):
+        given = (waves, sample_rate, as_spk, batch_size, trim_top_db)
+        if not (plain(hp) and sample_rate == hp.sample_rate and all(map(_is_plain_wave, waves))):
             return self._leave(stock, *given, **kwargs)
-        for wave in wavs:
+        for wave in waves:
             if not (wave.size and np.isfinite(wave).all()):
                 raise InputError("the voice encoder was given a wave that is empty or not finite")
-        return self._run(self._embed, stock, *given, **kwargs)
+        settings = {"rate": 1.3, "as_spk": as_spk, "batch_size": batch_size, **kwargs}  # stock's rate
+        return self._run(lambda *_, **__: self._embed(waves, trim_top_db, settings), stock, *given, **kwargs)
 
-    def _embed(
-        self,
-        wavs: list[npt.NDArray[Any]],
-        sample_rate: float,  # noqa: ARG002 - the encoder's own
-        as_spk: bool = False,
-        batch_size: int = 32,
-        trim_top_db: float | None = 20,
-        rate: float = 1.3,  # stock's default
-        **kwargs: Any,
-    ) -> Floats:
+    def _embed(self, wavs: list[npt.NDArray[Any]], trim_top_db: float | None, settings: dict[str, Any]) -> Floats:
         if trim_top_db:
             wavs = [trim(wave, trim_top_db) for wave in wavs]
         mels = [mel_spectrogram(wave, self._encoder.hp).T for wave in wavs]
-        embeds: Floats = self._encoder.embeds_from_mels(mels, as_spk=as_spk, batch_size=batch_size, rate=rate, **kwargs)
+        embeds: Floats = self._encoder.embeds_from_mels(mels, **settings)
         return embeds
 
 
