@@ -51,36 +51,10 @@ class Counted(Protocol):
         """Returns the number of graph breaks in these graphs."""
 
 
-class Engine:
-    """The library's own version of one stock method."""
+class Engine(Generic[W]):
+    """The library's own version of one stock method.
 
-    @property
-    def parts(self) -> Sequence[Counted]:
-        """Returns every function that is compiled or captured."""
-        raise NotImplementedError
-
-    def inference(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes what the stock method computes."""
-        raise NotImplementedError
-
-    def warm_up(self) -> None:
-        """Compiles every function; leaves the global generators as they were."""
-        raise NotImplementedError
-
-    def unfit(self) -> str | None:
-        """Returns why the engine would not compute what the stock modules compute now, or None."""
-        raise NotImplementedError
-
-    def notes(self) -> list[str]:
-        """Returns sentences for the report."""
-        return []
-
-    def release(self) -> None:
-        """Gives back memory that can be spared; copies of weights stay, since the next call needs them."""
-
-
-class PackedEngine(Engine, Generic[W]):
-    """An engine that keeps a stock module's weights in its own form, made anew with an event when the weights change.
+    It keeps the stock module's weights in its own form, made anew with an event when they change.
 
     Args:
         module: the stock module, in evaluation mode.
@@ -97,6 +71,26 @@ class PackedEngine(Engine, Generic[W]):
         self._made_before = False
         watch.look()
         self._mismatch = self._checked()
+
+    @property
+    def parts(self) -> Sequence[Counted]:
+        """Returns every function that is compiled or captured."""
+        raise NotImplementedError
+
+    def inference(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes what the stock method computes."""
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """Compiles every function; leaves the global generators as they were."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """Returns sentences for the report."""
+        return []
+
+    def release(self) -> None:
+        """Gives back memory that can be spared; the weights stay, since the next call needs them."""
 
     def unfit(self) -> str | None:
         """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
@@ -157,7 +151,7 @@ class CompiledComponent(Component):
         runtime: the component's view of it.
     """
 
-    engine: Engine
+    engine: Engine[Any]
 
     def __init__(
         self, name: str, runtime: Runtime, owner: Any, method: str, package: str, captures: bool = True

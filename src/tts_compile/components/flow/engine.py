@@ -20,7 +20,7 @@ from ...fallback import reason
 from ...families.family import Family, Synthesis
 from ...timing.blocks import timed
 from ...utils.random_state import generators_kept
-from ..compiled_component import CompiledComponent, PackedEngine
+from ..compiled_component import CompiledComponent, Engine
 from ..runtime import ComponentRuntime, Runtime
 from ..weight_watch import WeightWatch, classes, several_dtypes, unknown_class
 from .encoder import Encoder, PositionEncodings, unsupported_encoder
@@ -84,7 +84,7 @@ class FlowWeights(NamedTuple):
     encodings: PositionEncodings
 
 
-class FlowEngine(PackedEngine[FlowWeights]):
+class FlowEngine(Engine[FlowWeights]):
     """Speech tokens to mel frames, as a stock ``CausalMaskedDiffWithXvec`` computes them.
 
     Args:

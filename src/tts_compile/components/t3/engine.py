@@ -19,7 +19,7 @@ from ...execution.cuda_graph import Replays
 from ...families.family import SpeechCall, SpeechModel
 from ...families.sampling import NoiseStream, SamplingSettings
 from ...timing.blocks import timed
-from ..compiled_component import PackedEngine
+from ..compiled_component import Engine
 from ..runtime import ComponentRuntime
 from ..weight_watch import WeightWatch
 from .cache import CAPACITY, KVCache
@@ -41,7 +41,7 @@ class EngineWeights(NamedTuple):
     native: tuple[NativeWeights, ...]  # the same for the native decoder, and the int8 copy; empty without one
 
 
-class T3Engine(PackedEngine[EngineWeights]):
+class T3Engine(Engine[EngineWeights]):
     """The token loop of one stock speech model: the prompt, then token after token over a static cache.
 
     With ``draft_tokens`` above 0, an int8 copy of the model drafts that many tokens ahead and the model verifies them

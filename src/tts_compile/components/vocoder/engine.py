@@ -15,7 +15,7 @@ from ...execution.operators import Operators
 from ...families.family import Family
 from ...timing.blocks import timed
 from ...utils.random_state import generators_kept
-from ..compiled_component import CompiledComponent, PackedEngine
+from ..compiled_component import CompiledComponent, Engine
 from ..runtime import ComponentRuntime, Runtime
 from ..weight_watch import WeightWatch, classes, several_dtypes, unknown_class
 from .weights import Kernel, UnitWeights, Upsampling, VocoderWeights
@@ -49,7 +49,7 @@ class VocoderComponent(CompiledComponent):
         self.engine = VocoderEngine(vocoder, self.runtime.operators(vocoder.parameters(), True), self.runtime)
 
 
-class VocoderEngine(PackedEngine[VocoderWeights]):
+class VocoderEngine(Engine[VocoderWeights]):
     """Mel frames to a wave, as a stock ``HiFTGenerator`` computes it.
 
     The convolutions are compiled for every length at once, and nothing is padded: they see both ways, so that padding

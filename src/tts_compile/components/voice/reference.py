@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ...audio.reading import Recording, digest, resample
 from ...families import s3gen
@@ -69,7 +70,7 @@ class ReferenceComponent(EagerComponent):
         self._kept[key] = found
         if len(self._kept) > _KEPT:
             del self._kept[next(iter(self._kept))]
-        return copied(found)  # the caller may write to it
+        return tree_map_only(Tensor, Tensor.clone, found)  # the caller may write to it
 
     def _load(self) -> None:
         """Embeds a second of a tone."""
@@ -116,17 +117,6 @@ class ReferenceComponent(EagerComponent):
             return found
 
         return self._run(embed, self._stock, *given)
-
-
-def copied(result: Any) -> Any:
-    """Returns the same structure with copied tensors."""
-    if isinstance(result, Tensor):
-        return result.clone()
-    if isinstance(result, tuple):
-        return tuple(copied(part) for part in result)
-    if isinstance(result, dict):
-        return {key: copied(part) for key, part in result.items()}
-    return result
 
 
 def _digest(wave: Any) -> str:
