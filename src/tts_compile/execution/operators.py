@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .native import build
+from .region import dynamic
 
 PANEL = 64  # rows of a matrix that lie together
 HEAD_DIM = 64  # of the native transformer block
@@ -152,9 +153,7 @@ class NativeOperators(Operators):
 
         The number of taps is marked dynamic, so that one compiled graph serves kernels of several sizes.
         """
-        packed = panels(weight.detach().transpose(1, 2).flatten(1))
-        torch._dynamo.maybe_mark_dynamic(packed, 1)
-        return packed
+        return dynamic(panels(weight.detach().transpose(1, 2).flatten(1)), 1)
 
     @staticmethod
     def taps(weight: Tensor, inputs: int) -> int:

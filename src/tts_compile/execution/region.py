@@ -189,6 +189,13 @@ class Region:
         return torch.compile(self._eager, **self._options.arguments())
 
 
+def dynamic(x: torch.Tensor, *dims: int) -> torch.Tensor:
+    """Makes compiled code serve any size of some dimensions of a tensor; returns the tensor."""
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(x, dim)
+    return x
+
+
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the same closure with a code object of its own.
 

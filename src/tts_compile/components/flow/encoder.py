@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...execution import dynamic
 from ...execution.operators import before
 from ..runtime import ComponentRuntime
 
@@ -105,9 +106,8 @@ class Encoder:
     def _run(self, layers: Any, x: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
         positions = positions.clone()  # a slice of a table that grows: its own storage keeps guards the same
         for layer in layers:
-            for tensor in (x, positions, seen):
-                torch._dynamo.maybe_mark_dynamic(tensor, 1)
-            x = self._layer(x, positions, seen, tuple(LayerWeights.of(layer)))
+            inputs = (dynamic(tensor, 1) for tensor in (x, positions, seen))
+            x = self._layer(*inputs, tuple(LayerWeights.of(layer)))
         return x
 
 

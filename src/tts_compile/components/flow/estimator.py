@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...execution import dynamic
 from ...execution.operators import Block, Operators, PackedBlock, before
 from ..runtime import ComponentRuntime
 
@@ -213,14 +214,11 @@ class Estimator:
             if number == len(weights.stages) - 1:
                 kind = "exit"
                 x = torch.cat([x, entered], dim=2)
-            torch._dynamo.maybe_mark_dynamic(x, 1)
             blocks = [block.arguments for block in stage.blocks]
-            before_last, x = self._stages[kind](x, shift, lengths, stage.resnet, blocks, stage.last)
+            before_last, x = self._stages[kind](dynamic(x, 1), shift, lengths, stage.resnet, blocks, stage.last)
             if kind == "entry":
                 entered = before_last
-        for tensor in (x, state):
-            torch._dynamo.maybe_mark_dynamic(tensor, 1)
-        result: Tensor = self._end(x, state, lengths, length_of_step, guidance, weights.final)
+        result: Tensor = self._end(dynamic(x, 1), dynamic(state, 1), lengths, length_of_step, guidance, weights.final)
         return result
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...backbones.backbone import CacheShape
 from ...bucketing import ChunkBucketer
+from ...execution import dynamic
 
 # Attention reads whole rungs: 16 positions of waste cost under 1% of a step, and a compiled step serves any rung.
 _STEP = 16
@@ -54,8 +55,7 @@ class KVCache:
         self._first = 0  # the sequence of the whole cache that is the first one here
         self._whole = False
         for tensor in (self.keys, self.values, *self.layer_keys, *self.layer_values):
-            torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2)
-            torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 4)
+            dynamic(tensor, tensor.ndim - 2, tensor.ndim - 4)
 
     @property
     def per_slot(self) -> int:
@@ -133,6 +133,4 @@ class KVCache:
 def visible(positions: Tensor, rung: int) -> Tensor:
     """Returns the mask (sequences, 1, count, rung) of the positions up to each of ``positions`` (sequences, count)."""
     mask = torch.arange(rung, device=positions.device) <= positions[:, None, :, None]
-    torch._dynamo.maybe_mark_dynamic(mask, 0)
-    torch._dynamo.maybe_mark_dynamic(mask, 3)
-    return mask
+    return dynamic(mask, 0, 3)

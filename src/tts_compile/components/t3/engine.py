@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...backbones.backbone import NativeDecoder, NativeWeights, Weights
 from ...errors import CompilationError, InputError, ModelStateError
-from ...execution import Region
+from ...execution import Region, dynamic
 from ...execution.cuda_graph import Replays
 from ...families.family import SpeechCall, SpeechModel
 from ...families.sampling import NoiseStream, SamplingSettings
@@ -268,7 +268,7 @@ class T3Engine(Engine[EngineWeights]):
         cache = KVCache(weights.cache, slots, guided, length, weights.like)
         cache.tables = self._backbone.tables(self.model, cache.capacity)
         if cache.tables is not None:
-            torch._dynamo.maybe_mark_dynamic(cache.tables, 1)
+            dynamic(cache.tables, 1)
         return cache
 
     def _speak(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.backbone import Backbone, NativeDecoder, NativeInputs, NativeWeights, Weights, Where
+from ...execution import dynamic
 from ...families.sampling import guide
 from ..runtime import ComponentRuntime
 from .cache import KVCache
@@ -113,7 +114,7 @@ class LayeredPass:
         by_layer = zip(cache.layer_keys, cache.layer_values)
         caches = by_layer if self.weights.by_layer else [(cache.keys, cache.values)]
         for weights, (keys, values) in zip(self.weights.layers, caches):
-            x = layer(_several(x), where, keys, values, weights)
+            x = layer(dynamic(x, 0), where, keys, values, weights)
         return x
 
     @property
@@ -167,10 +168,10 @@ class NativePass:
         starts = torch.tensor(by_sequence(block.starts, cache))
         inputs = NativeInputs(
             embeddings=self._embeddings,
-            tokens=_several(block.tokens),
-            spoken=_several(torch.tensor(block.spoken)),
+            tokens=dynamic(block.tokens, 0),
+            spoken=dynamic(torch.tensor(block.spoken), 0),
             tables=cache.tables,
-            positions=_several(starts[:, None] + torch.arange(block.tokens.shape[1])),
+            positions=dynamic(starts[:, None] + torch.arange(block.tokens.shape[1]), 0),
             keys=cache.keys,
             values=cache.values,
             addresses=self._addresses,
@@ -187,9 +188,3 @@ def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
 def _at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
     """Returns the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
     return () if tables is None else tables[:, positions][:, :, None].unbind()
-
-
-def _several(x: Tensor) -> Tensor:
-    """Makes compiled code serve any number of sequences or utterances."""
-    torch._dynamo.maybe_mark_dynamic(x, 0)
-    return x

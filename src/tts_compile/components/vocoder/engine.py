@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import InputError, UnsupportedModelError
-from ...execution import Region
+from ...execution import Region, dynamic
 from ...execution.operators import Operators
 from ...families.family import Family
 from ...timing.blocks import timed
@@ -95,7 +95,7 @@ class VocoderEngine(Engine[VocoderWeights]):
             raise InputError("there are no mel frames to make a wave from")
         vocoder = self.vocoder
         weights = self.weights()
-        mel = _dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format))
+        mel = dynamic(speech_feat.transpose(1, 2).clone(memory_format=torch.contiguous_format), 1)
         with timed("vocoder.pitch"):
             frequency = self._pitch(mel, weights.pitch, weights.pitch_classifier)
         with timed("vocoder.source"):
@@ -127,7 +127,7 @@ class VocoderEngine(Engine[VocoderWeights]):
 
     def _trunk(self, weights: VocoderWeights, mel: Tensor, source_spectrum: Tensor) -> tuple[Tensor, Tensor]:
         operators = self._operators
-        parts: tuple[Tensor, ...] = (_dynamic(centred(operators, mel, weights.before)),)
+        parts: tuple[Tensor, ...] = (dynamic(centred(operators, mel, weights.before), 1),)
         slope = self.vocoder.lrelu_slope
         for stage, unit, enter in zip(weights.stages, self._units, self._entered):
             rows = parts[0].shape[1] * stage.up.rate + (stage is weights.stages[-1])
@@ -135,20 +135,15 @@ class VocoderEngine(Engine[VocoderWeights]):
                 source_spectrum, *stage.down, rows=rows, left=stage.down_padding, stride=stage.down_stride
             )
             source = self._block(unit, source, stage.source)
-            x = enter(parts, _dynamic(source), stage.up, slope)
-            parts = tuple(_dynamic(self._block(unit, x, block)) for block in stage.residuals)
+            x = enter(parts, dynamic(source, 1), stage.up, slope)
+            parts = tuple(dynamic(self._block(unit, x, block), 1) for block in stage.residuals)
         magnitude, phase = self._spectrum(parts, weights.after)
         return magnitude, phase
 
     def _block(self, unit: Region, x: Tensor, units: tuple[UnitWeights, ...]) -> Tensor:
         for weights in units:
-            x = unit(_dynamic(x), weights)
+            x = unit(dynamic(x, 1), weights)
         return x
-
-
-def _dynamic(x: Tensor) -> Tensor:
-    torch._dynamo.maybe_mark_dynamic(x, 1)
-    return x
 
 
 # The functions below take (batch, time, channels); most are compiled, for every length at once.
