@@ -137,11 +137,8 @@ def _set_voice(tts: Any, given: Mapping[str, Any]) -> None:
         tts.prepare_conditionals(given["audio_prompt_path"], exaggeration=exaggeration)
     voice = tts.conds.t3
     if float(exaggeration) != float(voice.emotion_adv[0, 0, 0]):
-        tts.conds.t3 = type(voice)(
-            speaker_emb=voice.speaker_emb,
-            cond_prompt_speech_tokens=voice.cond_prompt_speech_tokens,
-            emotion_adv=exaggeration * torch.ones(1, 1, 1),
-        ).to(device=tts.device)
+        given = voice.speaker_emb, voice.cond_prompt_speech_tokens
+        tts.conds.t3 = _condition(type(voice), *given, exaggeration).to(device=tts.device)
 
 
 def _neutral(tts: Any) -> Mapping[str, Any]:
@@ -170,12 +167,14 @@ def _read_voice(reference: Any, tts: Any, wav_fpath: Any, exaggeration: float = 
         return speaker.mean(dim=0, keepdim=True).to(tts.device), tokens, generator
 
     speaker, tokens, generator = reference.answer(("prepare", recording.digest, settings), tts.device, compute)
-    t3_cond = stock.T3Cond(
-        speaker_emb=speaker,
-        cond_prompt_speech_tokens=tokens,
-        emotion_adv=exaggeration * torch.ones(1, 1, 1),
-    ).to(device=tts.device)
+    t3_cond = _condition(stock.T3Cond, speaker, tokens, exaggeration).to(device=tts.device)
     tts.conds = stock.Conditionals(t3_cond, generator)
+
+
+def _condition(kind: Any, speaker: Tensor, tokens: Tensor | None, exaggeration: float) -> Any:
+    """Returns what T3 is conditioned on, as stock makes it."""
+    emotion = exaggeration * torch.ones(1, 1, 1)
+    return kind(speaker_emb=speaker, cond_prompt_speech_tokens=tokens, emotion_adv=emotion)
 
 
 CHATTERBOX_VOICE = VoiceSlot(
