@@ -44,13 +44,62 @@ class LastWeights(NamedTuple):
     head: Tensor
 
 
+class LlamaDecoder:
+    """The native decoder of a T3 with a Llama backbone."""
+
+    max_rows = llama_decoder.MAX_ROWS
+
+    def applies(self, model: Any) -> bool:
+        """Returns whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
+        weight, head_dim = model.speech_head.weight, model.cfg.hidden_size // model.cfg.num_attention_heads
+        here = weight.device.type == "cpu" and weight.dtype == torch.float32
+        return bool(here and head_dim == llama_decoder.HEAD_DIM)
+
+    load = staticmethod(llama_decoder.load)
+
+    def weights(self, weights: Weights) -> llama_decoder.Weights:
+        """Returns the same tensors in the decoder's order."""
+        return llama_decoder.Weights(weights.layers, *weights.last)
+
+    def int8_copy(self, weights: Weights) -> llama_decoder.Weights:
+        """Returns a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
+        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
+        return llama_decoder.Weights(layers, weights.last.norm, Int8Matrix.of(weights.last.head))
+
+    def int8_bytes(self, weights: Weights) -> int:
+        """Returns the size of the int8 copy, up to its scales."""
+        matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
+        return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
+
+    def constants(self, weights: Weights, native: llama_decoder.Weights) -> tuple[int, int, float]:
+        """Returns the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
+        return native.inner, native.vocabulary, weights.constants
+
+    def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
+        """Embeds tokens and feeds them through the native decoder: logits (utterances * rows, count, vocabulary)."""
+        x = embedded(*inputs.embeddings, inputs.tokens, inputs.spoken, rows)
+        assert inputs.tables is not None  # a Llama has some
+        cos, sin = inputs.tables[:, inputs.positions]
+        inner, vocabulary, eps = constants
+        logits: Tensor = torch.ops.tts_compile.llama_decoder(
+            x,
+            cos,
+            sin,
+            inputs.positions,
+            inputs.keys,
+            inputs.values,
+            addresses=inputs.addresses,
+            inner=inner,
+            vocabulary=vocabulary,
+            eps=eps,
+        )
+        return logits
+
+
 class Llama:
     """The step of a T3 with a Llama backbone."""
 
-    @property
-    def native(self) -> LlamaDecoder:
-        """Returns the native decoder."""
-        return LlamaDecoder()
+    native = LlamaDecoder()
 
     def weights(self, model: Any) -> Weights:
         """Returns the parameters of a stock ``T3`` where they are: no memory is taken."""
@@ -155,58 +204,6 @@ class Llama:
     def head(self, constants: float, x: Tensor, weights: LastWeights) -> Tensor:
         """Applies the final norm and the projection: (sequences, count, width) to (sequences, count, vocabulary)."""
         return F.linear(rms_norm(x, weights.norm, constants), weights.head)
-
-
-class LlamaDecoder:
-    """The native decoder of a T3 with a Llama backbone."""
-
-    max_rows = llama_decoder.MAX_ROWS
-
-    def applies(self, model: Any) -> bool:
-        """Returns whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
-        weight, head_dim = model.speech_head.weight, model.cfg.hidden_size // model.cfg.num_attention_heads
-        here = weight.device.type == "cpu" and weight.dtype == torch.float32
-        return bool(here and head_dim == llama_decoder.HEAD_DIM)
-
-    load = staticmethod(llama_decoder.load)
-
-    def weights(self, weights: Weights) -> llama_decoder.Weights:
-        """Returns the same tensors in the decoder's order."""
-        return llama_decoder.Weights(weights.layers, *weights.last)
-
-    def int8_copy(self, weights: Weights) -> llama_decoder.Weights:
-        """Returns a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
-        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
-        return llama_decoder.Weights(layers, weights.last.norm, Int8Matrix.of(weights.last.head))
-
-    def int8_bytes(self, weights: Weights) -> int:
-        """Returns the size of the int8 copy, up to its scales."""
-        matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
-        return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
-
-    def constants(self, weights: Weights, native: llama_decoder.Weights) -> tuple[int, int, float]:
-        """Returns the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
-        return native.inner, native.vocabulary, weights.constants
-
-    def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
-        """Embeds tokens and feeds them through the native decoder: logits (utterances * rows, count, vocabulary)."""
-        x = embedded(*inputs.embeddings, inputs.tokens, inputs.spoken, rows)
-        assert inputs.tables is not None  # a Llama has some
-        cos, sin = inputs.tables[:, inputs.positions]
-        inner, vocabulary, eps = constants
-        logits: Tensor = torch.ops.tts_compile.llama_decoder(
-            x,
-            cos,
-            sin,
-            inputs.positions,
-            inputs.keys,
-            inputs.values,
-            addresses=inputs.addresses,
-            inner=inner,
-            vocabulary=vocabulary,
-            eps=eps,
-        )
-        return logits
 
 
 def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:

@@ -35,7 +35,10 @@ class Component:
         self.seams: list[Seam] = []
         self.stock_calls = 0
         self._name = name
-        self._asked: str = getattr(runtime.config, name).execution
+        policy = getattr(runtime.config, name)
+        self._asked: str = policy.execution
+        if policy.dtype != "model" and fallback.level != "stock":
+            fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
 
     def attach(self) -> None:
         """Replaces the methods on the model's instances."""
@@ -99,7 +102,6 @@ class EagerComponent(Component):
         self._timed = timed(name, runtime.timings)
         if self._asked in ("inductor", "cuda_graph"):
             self.fallback.note("attach", nothing_to_compile, "eager instead")
-        runtime.note_dtype(name, self.fallback)
 
     def warm_up(self) -> None:
         """Loads what the first call would load."""

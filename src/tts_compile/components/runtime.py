@@ -55,12 +55,6 @@ class Runtime:
     def _folder(self) -> str:
         return str(cache.folder(self.config.cache_dir))
 
-    def note_dtype(self, name: str, fallback: FallbackManager) -> None:
-        """Records that a component was asked for weights of a dtype that this version does not have."""
-        dtype = getattr(self.config, name).dtype
-        if dtype != "model":
-            fallback.note("attach", f"this version has no {dtype} weights for {name}", "the model's dtype")
-
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Prepares torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
@@ -115,7 +109,6 @@ class ComponentRuntime:
                     self.fallback.fall("compile", error)
         if policy.execution == "cuda_graph" and graphs is None:
             self.fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
-        runtime.note_dtype(name, self.fallback)
 
     @property
     def captures(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -161,20 +161,15 @@ def classes(**by_package: str) -> frozenset[str]:
     return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
 
 
-def unknown_class(kinds: Iterable[type], known: Container[str]) -> str | None:
-    """Returns which class of module an engine was not written for, or None.
+def unlike(module: nn.Module, known: Container[str]) -> str | None:
+    """Returns which class of module an engine was not written for, or that the weights have several dtypes, or None.
 
     Args:
-        kinds: of modules.
+        module: with all that it holds.
         known: top-level package and name of classes, as in ``"torch.Linear"``.
     """
-    for kind in kinds:
+    for kind in map(type, module.modules()):
         if f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" not in known:
             return f"it holds a {kind.__module__}.{kind.__qualname__}"
-    return None
-
-
-def several_dtypes(module: nn.Module) -> str | None:
-    """Returns which dtypes the weights of a module have, where there are several; otherwise None."""
     found = {parameter.dtype for parameter in module.parameters()}
     return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None
