@@ -81,7 +81,7 @@ def test_mean_flow_solver(meanflow: Any) -> None:
         return Made((mel.clone(),), torch.get_rng_state())
 
     expected = solved(meanflow.inference)
-    with runtime.entered():
+    with view.entered():
         assert_alike(solved(engine.inference), expected)
         engine.warm_up()
         one = solved(engine.inference, n_timesteps=1)

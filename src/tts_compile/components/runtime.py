@@ -52,18 +52,9 @@ class Runtime:
         self.lock = self.graphs.turn if self.graphs else process_lock
 
     @functools.cached_property
-    def _folder(self) -> str:
+    def cache_folder(self) -> str:
+        """Returns the folder for compiled code."""
         return str(cache.folder(self.config.cache_dir))
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Prepares torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
-
-        Torch cannot compile views of an operator's result in inference mode
-        (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
-        """
-        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._folder):
-            yield
 
 
 class ComponentRuntime:
@@ -117,11 +108,15 @@ class ComponentRuntime:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Prepares torch for a call; see :meth:`Runtime.entered`."""
+        """Prepares torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
+
+        Torch cannot compile views of an operator's result in inference mode
+        (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
+        """
         if self._compiles_cpp and self.fallback.level == "inductor":
             cache.reuse_cpu_isa(self._runtime.config.cache_dir)  # before inductor generates C++ for the first time
             self._compiles_cpp = False
-        with self._runtime.entered():
+        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._runtime.cache_folder):
             yield
 
     def region(self, name: str, function: Callable[..., Any]) -> Region:
