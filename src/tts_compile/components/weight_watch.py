@@ -161,7 +161,7 @@ def classes(**by_package: str) -> frozenset[str]:
     return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
 
 
-def unlike(module: nn.Module, known: Container[str]) -> str | None:
+def unknown_part(module: nn.Module, known: Container[str]) -> str | None:
     """Returns which class of module an engine was not written for, or that the weights have several dtypes, or None.
 
     Args:

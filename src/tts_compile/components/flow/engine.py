@@ -22,7 +22,7 @@ from ...timing.blocks import timed
 from ...utils.random_state import generators_kept
 from ..compiled_component import CompiledComponent, Engine
 from ..runtime import ComponentRuntime, Runtime
-from ..weight_watch import WeightWatch, classes, unlike
+from ..weight_watch import WeightWatch, classes, unknown_part
 from .encoder import Encoder, PositionEncodings, unsupported_encoder
 from .estimator import Conditions, Estimator, EstimatorWeights, Sizes, unsupported_estimator
 
@@ -289,7 +289,7 @@ def _rows(tensor: Tensor, batch: int) -> Tensor:
 
 def unsupported(flow: Any) -> str | None:
     """Returns why the engine would not compute what this flow computes, or None."""
-    why = unlike(flow, _CLASSES) or unsupported_encoder(flow.encoder)
+    why = unknown_part(flow, _CLASSES) or unsupported_encoder(flow.encoder)
     return why or unsupported_estimator(flow.decoder.estimator)
 
 

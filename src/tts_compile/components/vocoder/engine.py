@@ -17,7 +17,7 @@ from ...timing.blocks import timed
 from ...utils.random_state import generators_kept
 from ..compiled_component import CompiledComponent, Engine
 from ..runtime import ComponentRuntime, Runtime
-from ..weight_watch import WeightWatch, classes, unlike
+from ..weight_watch import WeightWatch, classes, unknown_part
 from .weights import Kernel, UnitWeights, Upsampling, VocoderWeights
 
 # The classes whose weights the engine reads, to compute what they compute.
@@ -213,7 +213,7 @@ def mean(parts: tuple[Tensor, ...]) -> Tensor:
 
 def unsupported(vocoder: Any) -> str | None:
     """Returns why the engine would not compute what this vocoder computes, or None."""
-    if why := unlike(vocoder, _CLASSES):
+    if why := unknown_part(vocoder, _CLASSES):
         return why
     blocks = [*vocoder.source_resblocks, *vocoder.resblocks]
     if any(snake.alpha_logscale for block in blocks for snake in (*block.activations1, *block.activations2)):
