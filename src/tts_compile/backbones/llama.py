@@ -77,7 +77,8 @@ class LlamaDecoder:
 
     def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
         """Embeds tokens and feeds them through the native decoder: logits (utterances * rows, count, vocabulary)."""
-        x = embedded(*inputs.embeddings, inputs.tokens, inputs.spoken, rows)
+        embedding, speech_positions = inputs.embeddings
+        x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
         assert inputs.tables is not None  # a Llama has some
         cos, sin = inputs.tables[:, inputs.positions]
         inner, vocabulary, eps = constants
@@ -152,7 +153,8 @@ class Llama:
 
     def embed(self, weights: Weights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - rotary positions enter in the layers
         """Embeds speech tokens (utterances, count) at learned speech positions; (utterances * rows, count, width)."""
-        return embedded(*weights.embeddings, tokens, spoken, rows)
+        embedding, speech_positions = weights.embeddings
+        return embedded(embedding, speech_positions, tokens, spoken, rows)
 
     def tables(self, model: Any, length: int) -> Tensor:
         """Returns cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""

@@ -137,8 +137,8 @@ def _set_voice(tts: Any, given: Mapping[str, Any]) -> None:
         tts.prepare_conditionals(given["audio_prompt_path"], exaggeration=exaggeration)
     voice = tts.conds.t3
     if float(exaggeration) != float(voice.emotion_adv[0, 0, 0]):
-        given = voice.speaker_emb, voice.cond_prompt_speech_tokens
-        tts.conds.t3 = _condition(type(voice), *given, exaggeration).to(device=tts.device)
+        speaker, tokens = voice.speaker_emb, voice.cond_prompt_speech_tokens
+        tts.conds.t3 = _condition(type(voice), speaker, tokens, exaggeration).to(device=tts.device)
 
 
 def _neutral(tts: Any) -> Mapping[str, Any]:

@@ -39,10 +39,11 @@ class LayerWeights(NamedTuple):
     def of(cls, layer: Any) -> LayerWeights:
         """Returns a stock layer's tensors where they are."""
         attention, mlp = layer.self_attn, layer.feed_forward
-        norm, *inputs = map(_linear, (layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v))
+        inputs = layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v
         position = attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v
-        outputs = map(_linear, (attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2))
-        return cls(norm, *inputs, *position, *outputs)
+        outputs = attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2
+        parts: list[Any] = [*map(_linear, inputs), *position, *map(_linear, outputs)]
+        return cls(*parts)
 
 
 def _linear(module: Any) -> Linear:
@@ -73,7 +74,7 @@ class Encoder:
     """
 
     def __init__(self, eps: float, runtime: ComponentRuntime) -> None:
-        def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Any, ...]) -> Tensor:
             return conformer_layer(x, positions, seen, LayerWeights(*weights), eps)
 
         self._layer = runtime.region("encoder layer", layer)
