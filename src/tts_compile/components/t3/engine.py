@@ -280,7 +280,7 @@ class T3Engine(Engine[EngineWeights]):
         cache: KVCache,
         captured: CapturedSteps | None = None,
     ) -> Tensor:
-        """Returns speech tokens, int64 (1, n), where ``captured`` is given, all but the first by captured graphs.
+        """Returns speech tokens, int64 (1, n); all but the first by captured graphs where ``captured`` is given.
 
         Raises:
             CompilationError: with the generator as it was before.

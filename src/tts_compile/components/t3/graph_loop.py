@@ -202,9 +202,8 @@ class CapturedSteps:
         numbers = torch.tensor([[*block.spoken, *free], [*block.starts, *free]], device=tokens.device)
         rung = min(RUNGS.capacity(max(block.starts) + count), cache.capacity)
         key = (*_address(cache), slots, count, rung)
-        return self._replays(key, functools.partial(self._pass, rung, cache), (tokens, numbers, cfg_weight))[
-            :utterances
-        ]
+        run = functools.partial(self._pass, rung, cache)
+        return self._replays(key, run, (tokens, numbers, cfg_weight))[:utterances]
 
     def _kept(self, kind: str, slots: int, guided: bool, length: int) -> KVCache:
         """Returns an empty cache: the last one of its kind, or another where that one does not fit."""
