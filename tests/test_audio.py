@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import tts_compile as tc
 from tts_compile.audio.reading import Recording, digest, resample
-from tts_compile.components.voice.spectrum import mel_spectrogram, plain, trim
+from tts_compile.components.voice.encoder import mel_spectrogram, plain, trim
 
 librosa = pytest.importorskip("librosa")
 soundfile = pytest.importorskip("soundfile")

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tts_compile import _compat
-from tts_compile.execution.native import convolution
-from tts_compile.execution.operators import NativeOperators, TorchOperators
+from tts_compile.execution.operators import NativeOperators, Operators
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded() -> None:
-    convolution.load()
+    NativeOperators.load()
 
 
 def run(operators: Any, x: Tensor, weight: Tensor, bias: Tensor, **arguments: Any) -> Tensor:
@@ -76,10 +75,10 @@ def test_is_what_it_is_defined_to_be(
     arguments = {"rows": rows, "left": left, "dilation": dilation, "stride": stride, "residual": residual}
     expected = defined(x, weight, bias, **arguments)
     in_reach = left <= (rows - 1) * stride + (taps - 1) * dilation + 1  # torch cannot pad where nothing is left of x
-    for operators in (NativeOperators(), TorchOperators())[: 1 + in_reach]:
+    for operators in (NativeOperators(), Operators())[: 1 + in_reach]:
         found = run(operators, x, weight, bias, **arguments)
         assert found.shape == (batch, rows, outputs)
-        assert found.is_contiguous() or isinstance(operators, TorchOperators)
+        assert found.is_contiguous() or not isinstance(operators, NativeOperators)
         assert relative_error(found, expected) < 1e-5
 
 
@@ -130,7 +129,7 @@ def test_residual_is_left_as_it_is() -> None:
 
 
 def test_packed_kernel_is_a_copy_and_knows_its_taps() -> None:
-    for operators in (NativeOperators(), TorchOperators()):
+    for operators in (NativeOperators(), Operators()):
         weight = torch.randn(70, 18, 7)
         packed = operators.pack(weight)
         before = packed.clone()
@@ -162,8 +161,8 @@ def test_what_does_not_fit_is_refused(other: dict[str, Tensor], message: str) ->
 
 def test_one_graph_for_all_lengths_and_taps() -> None:
     def halves(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        taps = NativeOperators.taps(None, weight, x.shape[2])  # type: ignore[arg-type]
-        return convolution.convolve(x, weight, bias, rows=x.shape[1], left=(taps - 1) // 2, residual=x) / 2
+        taps = NativeOperators.taps(weight, x.shape[2])
+        return NativeOperators.convolve(x, weight, bias, rows=x.shape[1], left=(taps - 1) // 2, residual=x) / 2
 
     compiled = torch.compile(halves, fullgraph=True, backend="aot_eager")
     bias = torch.randn(18)
@@ -172,12 +171,12 @@ def test_one_graph_for_all_lengths_and_taps() -> None:
         x, weight = torch.randn(2, time, 18), torch.randn(18, 18, taps)
         torch._dynamo.mark_dynamic(x, 1)
         expected = defined(x, weight, bias, time, (taps - 1) // 2, 1, 1, x) / 2
-        assert relative_error(compiled(x, convolution.pack(weight), bias), expected) < 1e-5
+        assert relative_error(compiled(x, NativeOperators.pack(weight), bias), expected) < 1e-5
     assert _compat.graph_counts()[0] == before + 1
 
 
 def test_shapes_without_values_are_the_operators_own() -> None:
-    x, packed = torch.randn(2, 4, 9).transpose(1, 2), convolution.pack(torch.randn(5, 4, 3))
+    x, packed = torch.randn(2, 4, 9).transpose(1, 2), NativeOperators.pack(torch.randn(5, 4, 3))
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for residual in (None, torch.randn(2, 3, 5)):
         settings = {"rows": 3, "left": 1, "dilation": 2, "stride": 3, "residual": residual}

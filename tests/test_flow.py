@@ -15,8 +15,8 @@ from test_flow_and_vocoder import chunks
 from tts_compile.components.flow.encoder import shifted
 from tts_compile.components.flow.engine import FlowEngine
 from tts_compile.components.flow.estimator import mish
-from tts_compile.components.runtime import Runtime
-from tts_compile.execution.operators import TorchOperators
+from tts_compile.components.runtime import ComponentRuntime, Runtime
+from tts_compile.execution.operators import Operators
 from tts_compile.families.english import ENGLISH
 from tts_compile.testing.depth import SMALL, built_with
 from tts_compile.timing.blocks import Timings
@@ -71,7 +71,8 @@ def meanflow() -> Iterator[Any]:
 
 def test_mean_flow_solver(meanflow: Any) -> None:
     runtime = Runtime(torch.device("cpu"), FLOW.eager, Timings())
-    engine = FlowEngine(meanflow, ENGLISH.synthesis, TorchOperators(), runtime.component("flow", False, lambda: None))
+    view = ComponentRuntime(runtime, "flow", False, lambda: None)
+    engine = FlowEngine(meanflow, ENGLISH.synthesis, Operators(), view)
     given = {**FLOW.arguments(20), "n_timesteps": 2, "meanflow": True, "noised_mels": torch.randn(1, 80, 40)}
 
     def solved(inference: Callable[..., Any], **changes: Any) -> Made:
@@ -80,7 +81,7 @@ def test_mean_flow_solver(meanflow: Any) -> None:
         return Made((mel.clone(),), torch.get_rng_state())
 
     expected = solved(meanflow.inference)
-    with runtime.entered():
+    with view.entered():
         assert_alike(solved(engine.inference), expected)
         engine.warm_up()
         one = solved(engine.inference, n_timesteps=1)

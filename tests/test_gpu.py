@@ -16,9 +16,9 @@ from torch import Tensor
 import tts_compile as tc
 from sameness import same
 from speech import SHORT, TEXTS, signal_to_error_db, text_tokens
-from tts_compile.components.t3.sampling import NoiseStream
 from tts_compile.execution.cuda_graph import CudaRecorder, GraphCache
 from tts_compile.execution.process_lock import ProcessLock
+from tts_compile.families.sampling import NoiseStream
 
 pytestmark = [
     pytest.mark.gpu,

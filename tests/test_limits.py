@@ -29,8 +29,8 @@ from tts_compile.components.t3 import T3Component
 from tts_compile.components.t3.decode_loop import DecodeLoop
 from tts_compile.components.vocoder import VocoderComponent
 from tts_compile.execution import CompileOptions, Region
-from tts_compile.execution.compile_budget import CompileBudget
 from tts_compile.execution.memory_limit import MemoryLimit
+from tts_compile.execution.region import CompileBudget
 from tts_compile.families.english import ENGLISH
 
 GIB = 2**30

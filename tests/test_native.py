@@ -85,7 +85,7 @@ class Decoder(NamedTuple):
         """Runs the native decoder from one position for all sequences, or from one position for each."""
         weights = weights or native.Weights(self.layers, self.norm, self.head)
         positions = positions_of(x, starts)
-        return native.decode(
+        logits: Tensor = torch.ops.tts_compile.llama_decoder(
             x,
             *rotary(positions),
             positions,
@@ -96,6 +96,7 @@ class Decoder(NamedTuple):
             vocabulary=weights.vocabulary,
             eps=EPS,
         )
+        return logits
 
     def run_in_torch(self, x: Tensor, *starts: int) -> Tensor:
         positions = positions_of(x, starts)

@@ -90,7 +90,7 @@ def test_a_tape_is_played_from_stocks_own_inputs_and_random_numbers(tape: list[C
 
 def _bias(traced: Any, name: str) -> Tensor:
     """Returns a bias of a block in the middle of the component, as the engine reads it."""
-    weights = components(traced)[name].engine._packed.current()
+    weights = components(traced)[name].engine.weights()
     if name == "vocoder":
         bias: Tensor = weights.stages[1].residuals[0][0].kernel1[1]
         return bias

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tts_compile import InputError
-from tts_compile.components.t3.sampling import NoiseStream, choose, guide, probabilities
 from tts_compile.families.english import ENGLISH
-from tts_compile.families.sampling import SamplingSettings
+from tts_compile.families.sampling import NoiseStream, SamplingSettings, choose, guide
 
 quick = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
@@ -70,7 +69,7 @@ def test_same_token_and_generator_as_stock(
     expected = stock_probabilities(logits.clone(), seen, sampling)
     assume(not expected.isnan().any())
 
-    found = probabilities(logits.clone(), seen, sampling)
+    found = sampling.probabilities(logits.clone(), seen)
     assert torch.equal(found, expected)
 
     torch.manual_seed(seed)
@@ -129,14 +128,14 @@ def test_without_guidance_rows_stay_as_they_are() -> None:
 def test_non_finite_logits_are_not_trusted(bad: float, sampling: SamplingSettings) -> None:
     logits = torch.zeros(1, 20)
     logits[0, 3] = bad
-    weights = probabilities(logits, torch.tensor([[0]]), sampling)
+    weights = sampling.probabilities(logits, torch.tensor([[0]]))
     assert choose(weights, NoiseStream(logits)[0])[1].tolist() == [False]
 
 
 def test_inputs_are_left_alone() -> None:
     logits, seen = torch.randn(1, 30), torch.tensor([[1, 2, 2]])
     before = logits.clone()
-    probabilities(logits, seen, sampling_of(top_p=0.5))
+    sampling_of(top_p=0.5).probabilities(logits, seen)
     assert torch.equal(logits, before)
 
 

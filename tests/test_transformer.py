@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tts_compile import _compat
-from tts_compile.execution.native import transformer_block as transformer
-from tts_compile.execution.native.transformer_block import Block
-from tts_compile.execution.operators import NativeOperators, TorchOperators
+from tts_compile.execution.operators import Block, NativeOperators, Operators
 
 EPS = 1e-5
 EDGES = [1, 5, 6, 7, 16, 17, 63, 64, 65, 95, 96, 97, 192, 193, 255, 256, 257, 300]  # of tiles, panels and blocks
@@ -22,7 +20,7 @@ EDGES = [1, 5, 6, 7, 16, 17, 63, 64, 65, 95, 96, 97, 192, 193, 255, 256, 257, 30
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded() -> None:
-    transformer.load()
+    NativeOperators.load()
 
 
 def random_block(width: int = 64, heads: int = 1, inner: int = 64) -> Block:
@@ -53,7 +51,7 @@ def native(x: Tensor, lengths: Tensor, block: Block) -> Tensor:
 
 def in_double(x: Tensor, lengths: Tensor, block: Block) -> Tensor:
     arguments = tuple(part.double() for part in block)
-    return TorchOperators().transform(x.double(), lengths, arguments, len(block.query) // 64, len(block.up), EPS)
+    return Operators().transform(x.double(), lengths, arguments, len(block.query) // 64, len(block.up), EPS)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -190,11 +188,11 @@ def test_what_it_is_not_made_for_is_refused(x: Tensor, lengths: Tensor, message:
 
 
 def test_fits_only_what_it_is_made_for() -> None:
-    assert transformer.fits(width=256, heads=8, head_dim=64, inner=1024)
-    assert not transformer.fits(width=256, heads=8, head_dim=32, inner=1024)
-    assert not transformer.fits(width=250, heads=8, head_dim=64, inner=1024)
-    assert not transformer.fits(width=256, heads=8, head_dim=64, inner=1000)
-    assert not transformer.fits(width=256, heads=0, head_dim=64, inner=1024)
+    assert NativeOperators.fits(width=256, heads=8, head_dim=64, inner=1024)
+    assert not NativeOperators.fits(width=256, heads=8, head_dim=32, inner=1024)
+    assert not NativeOperators.fits(width=250, heads=8, head_dim=64, inner=1024)
+    assert not NativeOperators.fits(width=256, heads=8, head_dim=64, inner=1000)
+    assert not NativeOperators.fits(width=256, heads=0, head_dim=64, inner=1024)
 
 
 def test_packed_block_is_a_copy() -> None:
@@ -209,11 +207,10 @@ def test_packed_block_is_a_copy() -> None:
 
 def test_one_graph_for_all_lengths() -> None:
     block = random_block()
-    packed = block.packed()
-    addresses = packed.addresses()
+    packed = NativeOperators.pack_block(block)
 
     def twice(x: Tensor, lengths: Tensor) -> Tensor:
-        return transformer.transform(x + 0, lengths, addresses, 1, 64, EPS) * 2
+        return NativeOperators.transform(x + 0, lengths, packed.arguments, 1, 64, EPS) * 2
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
     before, _ = _compat.graph_counts()
@@ -225,8 +222,8 @@ def test_one_graph_for_all_lengths() -> None:
 
 
 def test_shapes_without_values_are_the_operators_own() -> None:
-    packed = random_block().packed()
+    packed = NativeOperators.pack_block(random_block())
     x, lengths = torch.randn(2, 64, 9).transpose(1, 2), torch.tensor([9, 2])
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    arguments = (x, lengths, packed.addresses(), 1, 64, EPS)
+    arguments = (x, lengths, *packed.arguments, 1, 64, EPS)
     torch.library.opcheck(torch.ops.tts_compile.transformer_block.default, arguments, test_utils=tests)

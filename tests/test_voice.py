@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tts_compile as tc
 from speech import random_states, seed_everything
-from tts_compile.components.voice.lru import LRUCache
+from tts_compile.components.voice import reference
 from tts_compile.components.weight_watch import WeightWatch
 
 soundfile = pytest.importorskip("soundfile")
@@ -432,13 +432,11 @@ def test_voice_conversion(tts: Any, wavs: dict[str, Path]) -> None:
     assert "embed_ref" not in vars(tts.s3gen)
 
 
-def test_memory_keeps_what_was_used_last() -> None:
-    memory = LRUCache(size=2)
-    for key in ("a", "b"):
-        memory.put(key, {"value": torch.ones(1)})
-    memory.get("a")
-    memory.put("c", {"value": torch.ones(1)})
-    assert memory.get("b") is None
-    assert memory.get("a") is not None
-    memory.clear()
-    assert memory.get("a") is None
+def test_the_voices_that_were_used_last_are_kept(voiced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_KEPT", 2)
+    first, second, third = (LOUD + number * 1e-3 for number in range(3))
+    for wave in (first, second, first, third, first):
+        voiced.s3gen.embed_ref(wave, 24_000)
+    assert "2 of 5 references" in row(voiced).note
+    voiced.s3gen.embed_ref(second, 24_000)
+    assert "2 of 6 references" in row(voiced).note

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -29,46 +29,31 @@ class CacheShape(NamedTuple):
         return 2 * self.layers * self.heads * self.head_dim
 
 
-class Cache(Protocol):
-    """Keys and values, (layers, sequences, heads, capacity, head_dim) each, and the same tensors layer by layer."""
-
-    @property
-    def keys(self) -> Tensor: ...
-    @property
-    def values(self) -> Tensor: ...
-    @property
-    def layer_keys(self) -> Sequence[Tensor]: ...
-    @property
-    def layer_values(self) -> Sequence[Tensor]: ...
-
-
-class Weights(Protocol):
-    """Tensors that a backbone's functions read.
+class Weights(NamedTuple):
+    """Everything that a backbone's functions read of a model, where it is.
 
     Attributes:
         layers: what one call of :meth:`Backbone.layer` reads, for each call of a pass.
+        by_layer: whether each call computes one layer, with that layer's keys and values; otherwise one call computes
+            all layers, with those of all.
         last: what :meth:`Backbone.head` reads.
-        constants: numbers that are compiled into both functions.
+        embeddings: what :meth:`Backbone.embed` reads: tensors, for a native decoder.
+        constants: numbers that are compiled into the functions of layers and head.
         cache: the shape of the cache.
         like: a tensor (vocabulary, width) with the dtype and the device of the logits.
+        tensors: every tensor, in a fixed order.
         speech_positions: speech tokens at most; None for no limit of the model's.
     """
 
-    @property
-    def layers(self) -> Sequence[Any]: ...
-    @property
-    def last(self) -> Any: ...
-    @property
-    def constants(self) -> Any: ...
-    @property
-    def cache(self) -> CacheShape: ...
-    @property
-    def like(self) -> Tensor: ...
-    @property
-    def speech_positions(self) -> int | None: ...
-
-    def tensors(self) -> list[Tensor]:
-        """Returns every tensor, in a fixed order."""
+    layers: Sequence[Any]
+    by_layer: bool
+    last: Any
+    embeddings: tuple[Any, ...]
+    constants: Any
+    cache: CacheShape
+    like: Tensor
+    tensors: Sequence[Tensor]
+    speech_positions: int | None
 
 
 class NativeWeights(Protocol):
@@ -85,7 +70,7 @@ class NativeWeights(Protocol):
 class NativeInputs(NamedTuple):
     """The tensors of a native decoder's step."""
 
-    embeddings: tuple[Tensor, ...]  # of :meth:`NativeDecoder.embeddings`
+    embeddings: tuple[Tensor, ...]  # of :class:`Weights`
     tokens: Tensor  # int64 (utterances, count)
     spoken: Tensor  # int64 (utterances,), as :meth:`Backbone.embed` takes it
     tables: Tensor | None  # of :meth:`Backbone.tables`
@@ -115,19 +100,16 @@ class NativeDecoder(Protocol):
             CompilationError: when it cannot be built.
         """
 
-    def weights(self, weights: Any) -> NativeWeights:
+    def weights(self, weights: Weights) -> NativeWeights:
         """Returns the model's own tensors."""
 
-    def int8_copy(self, weights: Any) -> NativeWeights:
+    def int8_copy(self, weights: Weights) -> NativeWeights:
         """Returns a copy with every matrix in 8 bits, which drafts tokens."""
 
-    def int8_bytes(self, weights: Any) -> int:
+    def int8_bytes(self, weights: Weights) -> int:
         """Returns the size of that copy, up to its scales."""
 
-    def embeddings(self, weights: Any) -> tuple[Tensor, ...]:
-        """Returns the tables that embed speech tokens."""
-
-    def constants(self, weights: Any, native: Any) -> Any:
+    def constants(self, weights: Weights, native: Any) -> Any:
         """Returns the numbers that are compiled into :meth:`step`."""
 
     def step(self, constants: Any, inputs: NativeInputs, rows: int) -> Tensor:
@@ -150,19 +132,16 @@ class Backbone(Protocol):
     @property
     def native(self) -> NativeDecoder | None: ...
 
-    def weights(self, model: Any) -> Any:
-        """Returns the tensors of a speech model where they are; see :class:`Weights`."""
+    def weights(self, model: Any) -> Weights:
+        """Returns the tensors of a speech model where they are."""
 
     def modules(self, model: Any) -> Sequence[nn.Module]:
         """Returns the modules whose tensors the functions read instead of calling them."""
 
-    def harmless_hook(self, hook: Any) -> bool:
-        """Returns whether a forward hook of these modules changes nothing."""
-
     def unsupported(self, model: Any) -> str | None:
         """Returns why these functions would not compute what the model's modules compute, or None."""
 
-    def embed(self, weights: Any, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:
+    def embed(self, weights: Weights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:
         """Embeds speech tokens.
 
         Args:
@@ -178,9 +157,6 @@ class Backbone(Protocol):
 
     def tables(self, model: Any, length: int) -> Tensor | None:
         """Returns tables (n, length, head_dim) by position, such as cosines and sines, or None."""
-
-    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns the keys and values of each call of :meth:`layer` in a pass."""
 
     def layer(self, constants: Any, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:
         """Computes one layer, or all, over a block (sequences, count, width); writes keys and values in place."""

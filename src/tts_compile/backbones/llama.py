@@ -5,7 +5,6 @@ A block may be a whole prompt, a single token or a few; an utterance with classi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..execution.native import llama_decoder
 from ..execution.native.llama_decoder import Int8Matrix
-from .backbone import Cache, CacheShape, NativeInputs, Where
+from .backbone import CacheShape, NativeInputs, Weights, Where
 
 # The classes that the functions below were written for, with their top-level packages in front.
 _CLASSES = {
@@ -45,40 +44,65 @@ class LastWeights(NamedTuple):
     head: Tensor
 
 
-class LlamaWeights(NamedTuple):
-    """Everything between a block of embeddings and its logits, and the embeddings of speech tokens."""
+class LlamaDecoder:
+    """The native decoder of a T3 with a Llama backbone."""
 
-    layers: list[LayerWeights]
-    last: LastWeights
-    embedding: Tensor  # (vocabulary, width)
-    positions: Tensor  # (speech positions, width)
-    cache: CacheShape
-    constants: float  # epsilon of the norms
+    max_rows = llama_decoder.MAX_ROWS
 
-    @property
-    def like(self) -> Tensor:
-        """Returns the head."""
-        return self.last.head
+    def applies(self, model: Any) -> bool:
+        """Returns whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
+        weight, head_dim = model.speech_head.weight, model.cfg.hidden_size // model.cfg.num_attention_heads
+        here = weight.device.type == "cpu" and weight.dtype == torch.float32
+        return bool(here and head_dim == llama_decoder.HEAD_DIM)
 
-    @property
-    def speech_positions(self) -> int:
-        """Returns the number of learned positions."""
-        return len(self.positions)
+    load = staticmethod(llama_decoder.load)
 
-    def tensors(self) -> list[Tensor]:
-        """Returns every tensor, in a fixed order."""
-        return [*(part for layer in self.layers for part in layer), *self.last, self.embedding, self.positions]
+    def weights(self, weights: Weights) -> llama_decoder.Weights:
+        """Returns the same tensors in the decoder's order."""
+        return llama_decoder.Weights(weights.layers, *weights.last)
+
+    def int8_copy(self, weights: Weights) -> llama_decoder.Weights:
+        """Returns a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
+        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
+        return llama_decoder.Weights(layers, weights.last.norm, Int8Matrix.of(weights.last.head))
+
+    def int8_bytes(self, weights: Weights) -> int:
+        """Returns the size of the int8 copy, up to its scales."""
+        matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
+        return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
+
+    def constants(self, weights: Weights, native: llama_decoder.Weights) -> tuple[int, int, float]:
+        """Returns the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
+        return native.inner, native.vocabulary, weights.constants
+
+    def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
+        """Embeds tokens and feeds them through the native decoder: logits (utterances * rows, count, vocabulary)."""
+        embedding, speech_positions = inputs.embeddings
+        x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
+        assert inputs.tables is not None  # a Llama has some
+        cos, sin = inputs.tables[:, inputs.positions]
+        inner, vocabulary, eps = constants
+        logits: Tensor = torch.ops.tts_compile.llama_decoder(
+            x,
+            cos,
+            sin,
+            inputs.positions,
+            inputs.keys,
+            inputs.values,
+            addresses=inputs.addresses,
+            inner=inner,
+            vocabulary=vocabulary,
+            eps=eps,
+        )
+        return logits
 
 
 class Llama:
     """The step of a T3 with a Llama backbone."""
 
-    @property
-    def native(self) -> LlamaDecoder:
-        """Returns the native decoder."""
-        return LlamaDecoder()
+    native = LlamaDecoder()
 
-    def weights(self, model: Any) -> LlamaWeights:
+    def weights(self, model: Any) -> Weights:
         """Returns the parameters of a stock ``T3`` where they are: no memory is taken."""
         config = model.cfg
         layers = [
@@ -96,22 +120,23 @@ class Llama:
             for layer in model.tfmr.layers
         ]
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return LlamaWeights(
+        last = LastWeights(model.tfmr.norm.weight, model.speech_head.weight)
+        embeddings = model.speech_emb.weight, model.speech_pos_emb.emb.weight
+        return Weights(
             layers=layers,
-            last=LastWeights(model.tfmr.norm.weight, model.speech_head.weight),
-            embedding=model.speech_emb.weight,
-            positions=model.speech_pos_emb.emb.weight,
-            cache=CacheShape(len(layers), config.num_attention_heads, head_dim),
+            by_layer=True,
+            last=last,
+            embeddings=embeddings,
             constants=config.rms_norm_eps,
+            cache=CacheShape(len(layers), config.num_attention_heads, head_dim),
+            like=last.head,
+            tensors=[*(part for layer in layers for part in layer), *last, *embeddings],
+            speech_positions=len(embeddings[1]),
         )
 
     def modules(self, model: Any) -> list[torch.nn.Module]:
         """Returns backbone, head and embeddings."""
         return [model.tfmr, model.speech_head, model.speech_emb, model.speech_pos_emb]
-
-    def harmless_hook(self, hook: Any) -> bool:
-        """Returns whether transformers registered the hook: it collects hidden states and changes nothing."""
-        return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
         """Returns which module computes something else than the functions here, or None."""
@@ -126,19 +151,16 @@ class Llama:
                     return f"{name} has an epsilon of its own"
         return None
 
-    def embed(self, weights: LlamaWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - rotary positions enter in the layers
+    def embed(self, weights: Weights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - rotary positions enter in the layers
         """Embeds speech tokens (utterances, count) at learned speech positions; (utterances * rows, count, width)."""
-        return embedded(weights.embedding, weights.positions, tokens, spoken, rows)
+        embedding, speech_positions = weights.embeddings
+        return embedded(embedding, speech_positions, tokens, spoken, rows)
 
     def tables(self, model: Any, length: int) -> Tensor:
         """Returns cosines and sines (2, length, head_dim) for positions from 0, from the stock module itself."""
         like = model.tfmr.norm.weight
         cos, sin = model.tfmr.rotary_emb(like, torch.arange(length, device=like.device)[None])
         return torch.cat([cos, sin])
-
-    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns keys and values layer by layer."""
-        return zip(cache.layer_keys, cache.layer_values)
 
     def layer(
         self, constants: float, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: LayerWeights
@@ -184,62 +206,6 @@ class Llama:
     def head(self, constants: float, x: Tensor, weights: LastWeights) -> Tensor:
         """Applies the final norm and the projection: (sequences, count, width) to (sequences, count, vocabulary)."""
         return F.linear(rms_norm(x, weights.norm, constants), weights.head)
-
-
-class LlamaDecoder:
-    """The native decoder of a T3 with a Llama backbone."""
-
-    max_rows = llama_decoder.MAX_ROWS
-
-    def applies(self, model: Any) -> bool:
-        """Returns whether the weights are fp32 on a CPU, with heads of the size that the C++ is written for."""
-        weight, head_dim = model.speech_head.weight, model.cfg.hidden_size // model.cfg.num_attention_heads
-        here = weight.device.type == "cpu" and weight.dtype == torch.float32
-        return bool(here and head_dim == llama_decoder.HEAD_DIM)
-
-    load = staticmethod(llama_decoder.load)
-
-    def weights(self, weights: LlamaWeights) -> llama_decoder.Weights:
-        """Returns the same tensors in the decoder's order."""
-        return llama_decoder.Weights(weights.layers, *weights.last)
-
-    def int8_copy(self, weights: LlamaWeights) -> llama_decoder.Weights:
-        """Returns a copy with every matrix in 8 bits, a quarter of the bytes; norms are shared."""
-        layers = [[Int8Matrix.of(part) if part.ndim == 2 else part for part in layer] for layer in weights.layers]
-        return llama_decoder.Weights(layers, weights.last.norm, Int8Matrix.of(weights.last.head))
-
-    def int8_bytes(self, weights: LlamaWeights) -> int:
-        """Returns the size of the int8 copy, up to its scales."""
-        matrices = [*(part for layer in weights.layers for part in layer), weights.last.head]
-        return sum(matrix.numel() for matrix in matrices if matrix.ndim == 2)
-
-    def embeddings(self, weights: LlamaWeights) -> tuple[Tensor, Tensor]:
-        """Returns the tables of speech tokens and speech positions."""
-        return weights.embedding, weights.positions
-
-    def constants(self, weights: LlamaWeights, native: llama_decoder.Weights) -> tuple[int, int, float]:
-        """Returns the MLP's width, the vocabulary and the norms' epsilon, which are compiled into the step."""
-        return native.inner, native.vocabulary, weights.constants
-
-    def step(self, constants: tuple[int, int, float], inputs: NativeInputs, rows: int) -> Tensor:
-        """Embeds tokens and feeds them through the native decoder: logits (utterances * rows, count, vocabulary)."""
-        embedding, speech_positions = inputs.embeddings
-        x = embedded(embedding, speech_positions, inputs.tokens, inputs.spoken, rows)
-        assert inputs.tables is not None  # a Llama has some
-        cos, sin = inputs.tables[:, inputs.positions]
-        inner, vocabulary, eps = constants
-        return llama_decoder.decode(
-            x,
-            cos,
-            sin,
-            inputs.positions,
-            inputs.keys,
-            inputs.values,
-            addresses=inputs.addresses,
-            inner=inner,
-            vocabulary=vocabulary,
-            eps=eps,
-        )
 
 
 def embedded(embedding: Tensor, positions: Tensor, tokens: Tensor, spoken: Tensor, rows: int) -> Tensor:

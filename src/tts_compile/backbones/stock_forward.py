@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import Cache, CacheShape, Where
-
-
-class StockWeights(NamedTuple):
-    """The modules that a pass calls, and their sizes."""
-
-    layers: list[nn.Module]  # the transformer, which computes all layers in one call
-    last: nn.Module  # from hidden states to logits
-    embedding: nn.Embedding
-    cache: CacheShape
-    like: Tensor
-    speech_positions: int | None
-    constants: None = None
-
-    def tensors(self) -> list[Tensor]:
-        """Returns every parameter, in a fixed order."""
-        return [tensor for part in (*self.layers, self.last, self.embedding) for tensor in part.parameters()]
+from .backbone import CacheShape, Weights, Where
 
 
 class StockForward:
@@ -53,28 +36,27 @@ class StockForward:
         self._head = head
         self._speech_positions = speech_positions
 
-    def weights(self, model: Any) -> StockWeights:
+    def weights(self, model: Any) -> Weights:
         """Returns the modules of a speech model."""
-        transformer, head = getattr(model, self._transformer), getattr(model, self._head)
-        config = transformer.config
+        transformer, head, embedding = self.modules(model)
+        config: Any = transformer.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return StockWeights(
+        return Weights(
             layers=[_Undecorated(transformer)],
+            by_layer=False,
             last=head,
-            embedding=getattr(model, self._embedding),
+            embeddings=(embedding,),
+            constants=None,
             cache=CacheShape(config.num_hidden_layers, heads, head_dim),
-            like=head.weight,
+            like=cast(Tensor, head.weight),
+            tensors=[tensor for part in (transformer, head, embedding) for tensor in part.parameters()],
             speech_positions=self._speech_positions,
         )
 
     def modules(self, model: Any) -> list[nn.Module]:
         """Returns transformer, head and embedding: compiled code does not follow their hooks."""
         return [getattr(model, name) for name in (self._transformer, self._head, self._embedding)]
-
-    def harmless_hook(self, hook: Any) -> bool:
-        """Returns whether transformers registered the hook: it collects hidden states and changes nothing."""
-        return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
     def unsupported(self, model: Any) -> str | None:
         """Returns why the transformer cannot run over a static cache that attends to all positions, or None."""
@@ -87,18 +69,15 @@ class StockForward:
             return f"{name} attends to a window, or keeps something else than keys and values"
         return None
 
-    def embed(self, weights: StockWeights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - the transformer adds positions itself
+    def embed(self, weights: Weights, tokens: Tensor, spoken: Tensor, positions: Tensor, rows: int) -> Tensor:  # noqa: ARG002 - the transformer adds positions itself
         """Embeds speech tokens (utterances, count); returns (utterances * rows, count, width)."""
-        embedded: Tensor = weights.embedding(tokens)
+        (embedding,) = weights.embeddings
+        embedded: Tensor = embedding(tokens)
         return embedded.repeat_interleave(rows, 0)
 
     def tables(self, model: Any, length: int) -> None:  # noqa: ARG002 - a backbone's signature
         """Returns None: the transformer has its own tables of positions."""
         return
-
-    def caches(self, cache: Cache) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns the keys and values of all layers at once."""
-        return [(cache.keys, cache.values)]
 
     def layer(self, constants: None, x: Tensor, where: Where, keys: Tensor, values: Tensor, weights: Any) -> Tensor:  # noqa: ARG002 - a backbone's signature
         """Runs the transformer over a block (sequences, count, width); returns its last hidden states.

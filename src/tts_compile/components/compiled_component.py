@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from ..config import CompileConfig
+import torch
+from torch import nn
+
 from ..errors import NonFiniteError
 from ..fallback import reason
 from ..report import ComponentReport
@@ -14,11 +17,14 @@ from ..timing.blocks import timed
 from ..utils.device import is_out_of_memory
 from ..utils.gc_pause import gc_paused
 from ..utils.random_state import RandomState
+from .component import Component
 from .cpu_fallback import on_cpu
 from .runtime import ComponentRuntime, Runtime
 from .seam import Seam, not_its_own
+from .weight_watch import WeightWatch
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 
 class Counted(Protocol):
@@ -45,30 +51,89 @@ class Counted(Protocol):
         """Returns the number of graph breaks in these graphs."""
 
 
-class Engine(Protocol):
-    """The library's own version of one stock method."""
+class Engine(Generic[W]):
+    """The library's own version of one stock method.
+
+    It keeps the stock module's weights in its own form, made anew with an event when they change.
+
+    Args:
+        module: the stock module, in evaluation mode.
+        watch: over the modules that are read.
+        runtime: of the component.
+    """
+
+    def __init__(self, module: nn.Module, watch: WeightWatch, runtime: ComponentRuntime) -> None:
+        self._module = module
+        self._watch = watch
+        self._runtime = runtime
+        self._made_for = _kinds(module)
+        self._made: W | None = None
+        self._made_before = False
+        watch.look()
+        self._mismatch = self._checked()
 
     @property
     def parts(self) -> Sequence[Counted]:
         """Returns every function that is compiled or captured."""
+        raise NotImplementedError
 
     def inference(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the stock method computes."""
+        raise NotImplementedError
 
     def warm_up(self) -> None:
         """Compiles every function; leaves the global generators as they were."""
-
-    def unfit(self) -> str | None:
-        """Returns why the engine would not compute what the stock modules compute now, or None."""
+        raise NotImplementedError
 
     def notes(self) -> list[str]:
         """Returns sentences for the report."""
+        return []
 
     def release(self) -> None:
-        """Gives back memory that can be spared."""
+        """Gives back memory that can be spared; the weights stay, since the next call needs them."""
+
+    def unfit(self) -> str | None:
+        """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
+        unchanged, obstacle = self._watch.look()
+        if not unchanged:
+            self._made = None
+            self._mismatch = self._checked()
+        device = next(self._module.parameters()).device
+        autocast = "autocast is on" if torch.is_autocast_enabled(device.type) else None
+        return obstacle or self._mismatch or autocast
+
+    def weights(self) -> W:
+        """Returns the weights, made now if there are none."""
+        if self._made is None:
+            self._made = self._make()
+            if self._made_before:
+                self._runtime.fallback.record("reuse", "weights or modules have changed", "copies are made anew")
+            self._made_before = True
+        return self._made
+
+    def _make(self) -> W:
+        raise NotImplementedError
+
+    def _unsupported(self) -> str | None:
+        """Returns why the engine would not compute what the module computes, or None."""
+        raise NotImplementedError
+
+    def _moved(self) -> str | None:
+        """Returns that the module has another device or dtype than the engine was made for, or None."""
+        return None if _kinds(self._module) == self._made_for else "the model was moved or cast after compile_model"
+
+    def _checked(self) -> str | None:
+        try:
+            return self._unsupported()
+        except Exception as error:  # a part that was exchanged may lack whatever is looked for
+            return f"its parts are of another make: {reason(error)}"
 
 
-class CompiledComponent:
+def _kinds(module: nn.Module) -> set[tuple[torch.device, torch.dtype]]:
+    return {(parameter.device, parameter.dtype) for parameter in module.parameters()}
+
+
+class CompiledComponent(Component):
     """A component that replaces one stock method by an engine's, or leaves the call to stock.
 
     A subclass makes the engine.
@@ -83,72 +148,51 @@ class CompiledComponent:
 
     Attributes:
         engine: made by the subclass.
-        fallback: the component's levels and events.
-        dtype: of the weights that the engine reads: this version has no other than the model's.
+        runtime: the component's view of it.
     """
 
-    engine: Engine
-    dtype = "model"
+    engine: Engine[Any]
 
     def __init__(
         self, name: str, runtime: Runtime, owner: Any, method: str, package: str, captures: bool = True
     ) -> None:
-        self.runtime: ComponentRuntime = runtime.component(name, captures, self.release)
-        self.fallback = self.runtime.fallback
-        self._config: CompileConfig = runtime.config
-        self._name = name
+        self.runtime = ComponentRuntime(runtime, name, captures, self.release)
+        super().__init__(name, runtime, self.runtime.fallback)
         self._owner = owner
         self._method = method
         self._package = package
+        self._max_failures = runtime.config.max_failures
         self._failed_together = 0
         self._warm_graphs: int | None = None
-        self._left_to_stock = 0
         self._replaced: str | None = None
         self._stock: Callable[..., Any] = getattr(owner, method)
         self._seam = Seam(owner, method, self._call)
+        self.seams = [self._seam]
 
     def warm_up(self) -> None:
         """Compiles whatever later calls may need, unless they would be left to stock."""
         if self._replaced or self.engine.unfit():
             return
         with self.runtime.lock():
-            self._run(self._warm_up_engine, lambda: None, phase="warm-up")
-        self.mark_warm()
-
-    def mark_warm(self) -> None:
-        """Counts every graph from now on as a recompilation."""
-        self._warm_graphs = self._graphs
+            self._run(self.engine.warm_up, lambda: None, phase="warm-up")
+        self._warm_graphs = self._graphs  # every later one is a recompilation
 
     def mark_warm_once(self) -> None:
         """Counts every graph after the first utterance as a recompilation, where there was no warm-up."""
         if self._warm_graphs is None:
-            self.mark_warm()
+            self._warm_graphs = self._graphs
 
     @property
     def recompiled(self) -> int:
-        """Returns the number of graphs since then."""
+        """Returns the number of graphs that were compiled or captured since the component was warm."""
         return 0 if self._warm_graphs is None else self._graphs - self._warm_graphs
-
-    @property
-    def stock_calls(self) -> int:
-        """Returns the number of calls that stock has answered, on the model's device or on the CPU."""
-        return self._left_to_stock
-
-    @property
-    def seams(self) -> Sequence[Seam]:
-        """Returns the replaced method."""
-        return (self._seam,)
 
     def attach(self) -> None:
         """Replaces the method on this instance; a patch that another program has put there goes on being called."""
         if not self._seam.attached:
             self._replaced = not_its_own(self._owner, self._method, self._package)
             self._stock = getattr(self._owner, self._method)
-        self._seam.attach()
-
-    def detach(self) -> None:
-        """Puts the stock method back."""
-        self._seam.detach()
+        super().attach()
 
     def release(self) -> None:
         """Gives back captured graphs, and the caches that they use."""
@@ -164,7 +208,7 @@ class CompiledComponent:
         notes = []
         if calls == 0:
             ran = "stock"
-            if not self._left_to_stock:
+            if not self.stock_calls:
                 notes.append("the engine has not been reached yet")
         elif compiled == calls:
             kinds = {part.execution for part in parts if part.calls}
@@ -175,10 +219,10 @@ class CompiledComponent:
             ran = "eager"
             notes.append(f"{calls - compiled} of {calls} passes ran outside compiled code")
         notes += self.engine.notes()
-        if self._left_to_stock:
-            notes.append(f"utterances left to stock: {self._left_to_stock}")
+        if self.stock_calls:
+            notes.append(f"utterances left to stock: {self.stock_calls}")
         return ComponentReport(
-            asked=getattr(self._config, self._name).execution,
+            asked=self._asked,
             ran=ran,
             calls=calls,
             compiled_calls=compiled,
@@ -193,7 +237,7 @@ class CompiledComponent:
     def speaks_together(self) -> bool:
         """Returns whether the engine may be given several utterances, past the method that it has replaced."""
         level_is_ours = self.fallback.level not in ("stock", "cpu")
-        trusted = self._failed_together < self._config.max_failures
+        trusted = self._failed_together < self._max_failures
         return self._seam.stands and level_is_ours and trusted and not self.left_to_stock()
 
     def left_to_stock(self) -> str | None:
@@ -211,8 +255,8 @@ class CompiledComponent:
         self._failed_together += counts
         phase = "memory" if is_out_of_memory(error) else "call"
         action = f"one by one what was spoken together: {count}"
-        if counts and self._failed_together == self._config.max_failures:
-            action += f", from now on: {self._config.max_failures} failures"
+        if counts and self._failed_together == self._max_failures:
+            action += f", from now on: {self._max_failures} failures"
         self.fallback.record(phase, reason(error), action)
         return True
 
@@ -223,36 +267,29 @@ class CompiledComponent:
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         with self.runtime.lock(), timed(self._name, self.runtime.timings):
             if self.left_to_stock():
-                return self._stock_call(*args, **kwargs)
-            result = self._run(self._engine_call, self._stock_call, *args, **kwargs)
+                return self._by_stock(self._stock, *args, **kwargs)
+            stock = functools.partial(self._by_stock, self._stock)
+            result = self._run(self.engine.inference, stock, *args, **kwargs)
             self.mark_warm_once()
             return result
 
-    def _warm_up_engine(self) -> None:
-        with self.runtime.entered():
-            self.engine.warm_up()
-
-    def _engine_call(self, *args: Any, **kwargs: Any) -> Any:
-        with self.runtime.entered():
-            return self.engine.inference(*args, **kwargs)
-
-    def _stock_call(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._stock(*args, **kwargs)
-        self._left_to_stock += 1
-        return result
-
-    def _cpu_call(self, *args: Any, **kwargs: Any) -> Any:
-        result = on_cpu(self._owner, self._method, *args, **kwargs)
-        self._left_to_stock += 1
+    def _by_stock(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        self.stock_calls += 1
         return result
 
     def _run(
         self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, phase: str = "call", **kwargs: Any
     ) -> T:
         """Runs the engine, and after a failure at one level the next level's, from the same random numbers on."""
-        ways = {level: stock if level == "stock" else ours for level in self.fallback.chain}
-        if "cpu" in ways:
-            ways["cpu"] = self._cpu_call
+
+        def entered(*args: Any, **kwargs: Any) -> T:
+            with self.runtime.entered():
+                return ours(*args, **kwargs)
+
+        ways: dict[str, Callable[..., T]]
+        cpu = functools.partial(self._by_stock, on_cpu, self._owner, self._method)
+        ways = {**dict.fromkeys(self.fallback.chain, entered), "stock": stock, "cpu": cpu}
         again = RandomState(self.runtime.device)
         compiles = self._warm_graphs is None
         with gc_paused() if compiles else contextlib.nullcontext():  # compiling makes very many objects

@@ -1,9 +1,9 @@
-"""The protocol of a component, and the components that compile nothing."""
+"""A component: a part of the model whose methods are replaced; and the kinds of component that compile nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..fallback import FallbackManager
 from ..report import ComponentReport
@@ -14,37 +14,52 @@ from .seam import Seam, attach_all, detach_all, not_its_own
 T = TypeVar("T")
 
 
-class Component(Protocol):
-    """A part of the model that can be attached, warmed up, reported on and detached."""
+class Component:
+    """A part of the model that can be attached, warmed up, reported on and detached.
 
-    fallback: FallbackManager
-    dtype: str  # of the weights that it reads: "model", or what a policy may ask for
+    Args:
+        name: of the component.
+        runtime: of the model.
+        fallback: the component's levels and events.
 
-    @property
-    def stock_calls(self) -> int:
-        """Returns the number of calls that stock has answered instead."""
+    Attributes:
+        seams: the methods that the component replaces.
+        stock_calls: calls that stock has answered instead.
+        dtype: of the weights that the component reads: this version has no other than the model's.
+    """
 
-    @property
-    def seams(self) -> Sequence[Seam]:
-        """Returns the methods that the component replaces."""
+    dtype = "model"
+
+    def __init__(self, name: str, runtime: Runtime, fallback: FallbackManager) -> None:
+        self.fallback = fallback
+        self.seams: list[Seam] = []
+        self.stock_calls = 0
+        self._name = name
+        policy = getattr(runtime.config, name)
+        self._asked: str = policy.execution
+        if policy.dtype != "model" and fallback.level != "stock":
+            fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
 
     def attach(self) -> None:
         """Replaces the methods on the model's instances."""
+        attach_all(self.seams)
 
     def detach(self) -> None:
         """Puts the stock methods back."""
+        detach_all(self.seams)
 
     def release(self) -> None:
         """Gives back memory that only a compiled model needs."""
 
     def warm_up(self) -> None:
-        """Compiles whatever later calls may need."""
+        """Compiles or loads whatever later calls may need."""
 
     def report(self) -> ComponentReport:
         """Returns what was asked, what ran, and the counts that prove it."""
+        raise NotImplementedError
 
 
-class StockComponent:
+class StockComponent(Component):
     """A component that stays as its own package ships it, by choice or because nothing else fits the model.
 
     Args:
@@ -54,40 +69,18 @@ class StockComponent:
         failed: the phase in which a failure was found; empty where the model has nothing to accelerate.
     """
 
-    dtype = "model"
-    stock_calls = 0
-
     def __init__(self, name: str, runtime: Runtime, missing: str = "", failed: str = "") -> None:
-        self._asked = getattr(runtime.config, name).execution
+        super().__init__(name, runtime, FallbackManager(name, ["stock"], runtime.config.fallback))
         self._missing = missing
-        self.fallback = FallbackManager(name, ["stock"], runtime.config.fallback)
         if failed or self._asked not in ("stock", "auto"):
             self.fallback.note(failed or "attach", missing, "stock")
 
-    @property
-    def seams(self) -> Sequence[Seam]:
-        """Returns nothing: no method is replaced."""
-        return ()
-
-    def attach(self) -> None:
-        """Does nothing."""
-
-    def detach(self) -> None:
-        """Does nothing."""
-
-    def release(self) -> None:
-        """Does nothing."""
-
-    def warm_up(self) -> None:
-        """Does nothing."""
-
     def report(self) -> ComponentReport:
         """Returns a row that says "stock"."""
-        events = tuple(self.fallback.events)
-        return ComponentReport(self._asked, "stock", fallbacks=events, note=self._missing)
+        return ComponentReport(self._asked, "stock", fallbacks=tuple(self.fallback.events), note=self._missing)
 
 
-class EagerComponent:
+class EagerComponent(Component):
     """A component that computes what stock computes with less work around it; there is nothing to compile.
 
     Args:
@@ -96,51 +89,27 @@ class EagerComponent:
         nothing_to_compile: why that is so.
 
     Attributes:
-        seams: the methods that it replaces.
         calls: calls that the component has answered itself.
-        left_to_stock: calls that stock has answered.
     """
-
-    dtype = "model"  # this version has no other weights
 
     def __init__(self, name: str, runtime: Runtime, nothing_to_compile: str) -> None:
         config = runtime.config
-        policy = getattr(config, name)
-        self._timed = timed(name, runtime.timings)
-        self._asked = policy.execution
-        self.fallback = FallbackManager(
-            name, ["eager", "stock"], config.fallback, config.max_failures, release=self.release
+        levels = ["eager", "stock"]
+        super().__init__(
+            name, runtime, FallbackManager(name, levels, config.fallback, config.max_failures, release=self.release)
         )
-        self.seams: list[Seam] = []
         self.calls = 0
-        self.left_to_stock = 0
-        if policy.execution in ("inductor", "cuda_graph"):
+        self._timed = timed(name, runtime.timings)
+        if self._asked in ("inductor", "cuda_graph"):
             self.fallback.note("attach", nothing_to_compile, "eager instead")
-        if policy.dtype != "model":
-            self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
-
-    @property
-    def stock_calls(self) -> int:
-        """Returns the number of calls that stock has answered."""
-        return self.left_to_stock
-
-    def attach(self) -> None:
-        """Replaces the methods."""
-        attach_all(self.seams)
-
-    def detach(self) -> None:
-        """Puts the stock methods back."""
-        detach_all(self.seams)
-
-    def release(self) -> None:
-        """Does nothing."""
 
     def warm_up(self) -> None:
         """Loads what the first call would load."""
         self.fallback.run({"eager": self._load, "stock": lambda: None}, phase="warm-up")
 
     def _load(self) -> None:
-        """Loads libraries, and runs once; a subclass does it."""
+        """Loads libraries, and runs once."""
+        raise NotImplementedError
 
     def report(self) -> ComponentReport:
         """Returns the calls answered; none of them is compiled."""
@@ -152,18 +121,25 @@ class EagerComponent:
             note="; ".join(self._notes()),
         )
 
+    def _notes(self) -> list[str]:
+        if self.stock_calls:
+            return [f"calls left to stock: {self.stock_calls}"]
+        return [] if self.calls else ["it has not been reached yet"]
+
     def _run(self, ours: Callable[..., T], stock: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs ours; after a failure, stock's."""
 
-        def counted(*args: Any, **kwargs: Any) -> T:
-            self.left_to_stock += 1
-            return stock(*args, **kwargs)
+        def answered() -> T:
+            result = ours(*args, **kwargs)
+            self.calls += 1
+            return result
 
-        return self.fallback.run({"eager": ours, "stock": counted}, *args, **kwargs)
+        return self.fallback.run({"eager": answered, "stock": lambda: self._leave(stock, *args, **kwargs)})
 
-    def _notes(self) -> list[str]:
-        notes = [] if self.calls or self.left_to_stock else ["it has not been reached yet"]
-        return [*notes, f"calls left to stock: {self.left_to_stock}"] if self.left_to_stock else notes
+    def _leave(self, stock: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Leaves a call to stock."""
+        self.stock_calls += 1
+        return stock(*args, **kwargs)
 
     def _replace(self, owner: object, name: str, replacement: Callable[..., Any], package: str) -> bool:
         """Makes a seam where the method is its package's own; returns whether it is."""

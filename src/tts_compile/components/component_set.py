@@ -17,7 +17,7 @@ from .compiled_component import CompiledComponent
 from .component import Component, StockComponent
 from .flow import FlowComponent
 from .runtime import Runtime
-from .seam import attach_all, detach_all
+from .seam import detach_all
 from .t3 import T3Component
 from .vocoder import VocoderComponent
 from .voice import ReferenceComponent, VoiceEncoderComponent
@@ -62,19 +62,19 @@ class ComponentSet:
         return {name: part for name, part in self._components.items() if isinstance(part, CompiledComponent)}
 
     def attach(self) -> None:
-        """Attaches all components, or none."""
-        attach_all([_Member(self, name) for name in self._components])
+        """Attaches all components; one that cannot be attached is left to stock.
+
+        After an interrupt, or where the policy is to raise, :meth:`detach` takes off those that were attached.
+        """
+        for name, component in self._components.items():
+            try:
+                component.attach()
+            except Exception as error:
+                self._components[name] = self._stock(name, error)
 
     def detach(self) -> None:
         """Detaches all components, or none."""
         detach_all(self._components.values())
-
-    def attach_one(self, name: str) -> None:
-        """Attaches a component, or leaves it to stock where that fails."""
-        try:
-            self._components[name].attach()
-        except Exception as error:
-            self._components[name] = self._stock(name, error)
 
     def give_up(self, name: str, why: str) -> None:
         """Leaves an attached component to stock for good, since its results differ from stock's."""
@@ -112,20 +112,6 @@ class ComponentSet:
         if self.runtime.config.fallback == "raise":
             raise error
         return StockComponent(name, self.runtime, reason(error), failed="attach")
-
-
-class _Member:
-    """One component of a set, which attaches it or leaves it to stock."""
-
-    def __init__(self, components: ComponentSet, name: str) -> None:
-        self._components = components
-        self._name = name
-
-    def attach(self) -> None:
-        self._components.attach_one(self._name)
-
-    def detach(self) -> None:
-        self._components[self._name].detach()
 
 
 def _makers(tts: Any, family: Family, runtime: Runtime) -> dict[str, Callable[[], Component]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .seam import own_method
 
@@ -26,16 +27,14 @@ def on_cpu(owner: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
 
 def moved(value: Any, device: torch.device) -> Any:
     """Returns copies on a device of the tensors in tuples, lists, dicts and dataclasses."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: moved(part, device) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(moved(part, device) for part in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {part.name: moved(getattr(value, part.name), device) for part in dataclasses.fields(value)}
-        return dataclasses.replace(value, **parts)
-    return value
+
+    def move(part: Any) -> Any:
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            parts = {field.name: moved(getattr(part, field.name), device) for field in dataclasses.fields(part)}
+            return dataclasses.replace(part, **parts)
+        return part.to(device) if isinstance(part, Tensor) else part
+
+    return tree_map(move, value)
 
 
 def _copied(module: nn.Module) -> nn.Module:

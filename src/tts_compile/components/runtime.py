@@ -14,11 +14,11 @@ from .. import _compat, cache
 from ..config import CompileConfig
 from ..errors import CompilationError
 from ..execution import CompileOptions, Region, cuda_graph
-from ..execution.compile_budget import CompileBudget
 from ..execution.cuda_graph import GraphCache, Replays
 from ..execution.memory_limit import MemoryLimit
-from ..execution.operators import NativeOperators, Operators, TorchOperators
+from ..execution.operators import NativeOperators, Operators
 from ..execution.process_lock import ProcessLock
+from ..execution.region import CompileBudget
 from ..fallback import FallbackManager
 from ..timing.blocks import Timings
 
@@ -52,28 +52,9 @@ class Runtime:
         self.lock = self.graphs.turn if self.graphs else process_lock
 
     @functools.cached_property
-    def _folder(self) -> str:
+    def cache_folder(self) -> str:
+        """Returns the folder for compiled code."""
         return str(cache.folder(self.config.cache_dir))
-
-    def component(self, name: str, captures: bool, release: Callable[[], object]) -> ComponentRuntime:
-        """Returns one component's view.
-
-        Args:
-            name: of the component.
-            captures: whether it captures CUDA graphs where there are some.
-            release: gives back memory that can be spared.
-        """
-        return ComponentRuntime(self, name, self.graphs if captures else None, release)
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Prepares torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
-
-        Torch cannot compile views of an operator's result in inference mode
-        (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
-        """
-        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._folder):
-            yield
 
 
 class ComponentRuntime:
@@ -82,7 +63,7 @@ class ComponentRuntime:
     Args:
         runtime: of the model.
         name: of the component.
-        graphs: for its captured graphs; None where it captures none.
+        captures: whether the component captures CUDA graphs where there are some.
         release: gives back memory that can be spared.
 
     Attributes:
@@ -90,13 +71,12 @@ class ComponentRuntime:
         backend: of ``torch.compile``.
     """
 
-    def __init__(self, runtime: Runtime, name: str, graphs: GraphCache | None, release: Callable[[], object]) -> None:
-        config = runtime.config
+    def __init__(self, runtime: Runtime, name: str, captures: bool, release: Callable[[], object]) -> None:
+        config, graphs = runtime.config, runtime.graphs if captures else None
         policy = getattr(config, name)
         fuse = graphs is not None and (_compat.has_triton() if policy.fuse is None else policy.fuse)
         self.name = name
         self.device = runtime.device
-        self.config = config
         self.timings = runtime.timings
         self.memory = runtime.memory
         self.graphs = graphs
@@ -120,8 +100,6 @@ class ComponentRuntime:
                     self.fallback.fall("compile", error)
         if policy.execution == "cuda_graph" and graphs is None:
             self.fallback.note("attach", f"there are no CUDA graphs for {name} here", f"{levels[0]} instead")
-        if policy.dtype != "model":
-            self.fallback.note("attach", f"this version has no {policy.dtype} weights for {name}", "the model's dtype")
 
     @property
     def captures(self) -> bool:
@@ -130,11 +108,15 @@ class ComponentRuntime:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Prepares torch for a call; see :meth:`Runtime.entered`."""
+        """Prepares torch for a call, once for the whole call: cache folder, no gradients, no inference mode.
+
+        Torch cannot compile views of an operator's result in inference mode
+        (https://github.com/pytorch/pytorch/issues/169477), and guards tensors made there differently.
+        """
         if self._compiles_cpp and self.fallback.level == "inductor":
-            cache.reuse_cpu_isa(self.config.cache_dir)  # before inductor generates C++ for the first time
+            cache.reuse_cpu_isa(self._runtime.config.cache_dir)  # before inductor generates C++ for the first time
             self._compiles_cpp = False
-        with self._runtime.entered():
+        with torch.inference_mode(mode=False), torch.no_grad(), _compat.using_cache_dir(self._runtime.cache_folder):
             yield
 
     def region(self, name: str, function: Callable[..., Any]) -> Region:
@@ -145,10 +127,10 @@ class ComponentRuntime:
         """Returns the component's captured graphs; None where it captures none."""
         return Replays(self.graphs, self.device) if self.graphs is not None else None
 
-    def drop_graphs(self, condition: Callable[[Any], bool] = lambda _: True) -> None:
-        """Gives back captured graphs of the component, whose names come first in their keys."""
+    def drop_graphs(self) -> None:
+        """Gives back the component's captured graphs, whose keys begin with its name."""
         if self.graphs is not None:
-            self.graphs.drop(lambda key: key[0] == self.name and condition(key))
+            self.graphs.drop(lambda key: key[0] == self.name)
 
     def native(self, load: Callable[[str | None], object], instead: str) -> bool:
         """Loads a native operator where the component compiles; records an event where it cannot be built.
@@ -163,7 +145,7 @@ class ComponentRuntime:
         if self.fallback.level != "inductor":
             return False
         try:
-            load(self.config.cache_dir)
+            load(self._runtime.config.cache_dir)
         except CompilationError as error:
             self.fallback.note("compile", str(error), instead)
             return False
@@ -179,4 +161,4 @@ class ComponentRuntime:
         fit = fit and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
         if fit and self.native(NativeOperators.load, "torch's own products and attention"):
             return NativeOperators()
-        return TorchOperators()
+        return Operators()

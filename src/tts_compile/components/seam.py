@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -37,27 +38,25 @@ class Detachable(Protocol):
 
 def attach_all(parts: Iterable[Detachable]) -> None:
     """Attaches all parts, or none where one fails."""
-    done: list[Detachable] = []
-    try:
-        for part in parts:
-            done.append(part)  # before: an interrupt may come right after it is attached
-            part.attach()
-    except BaseException:
-        for part in reversed(done):
-            part.detach()
-        raise
+    _all_or_none(parts, operator.methodcaller("attach"), operator.methodcaller("detach"))
 
 
 def detach_all(parts: Iterable[Detachable]) -> None:
     """Detaches all parts, or none where one fails."""
+    _all_or_none(parts, operator.methodcaller("detach"), operator.methodcaller("attach"))
+
+
+def _all_or_none(
+    parts: Iterable[Detachable], change: Callable[[Detachable], None], undo: Callable[[Detachable], None]
+) -> None:
     done: list[Detachable] = []
     try:
         for part in parts:
-            done.append(part)
-            part.detach()
+            done.append(part)  # before: an interrupt may come right after it is changed
+            change(part)
     except BaseException:
         for part in reversed(done):
-            part.attach()
+            undo(part)
         raise
 
 

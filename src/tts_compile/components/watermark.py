@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..audio.reading import resample
+from ..audio.reading import Samples, resample
 from ..errors import InputError, UnsupportedModelError
 from .component import EagerComponent
 from .runtime import Runtime
@@ -30,7 +30,7 @@ class WatermarkComponent(EagerComponent):
         self._watermarker = watermarker
         if not hasattr(watermarker, "perth_net"):
             raise UnsupportedModelError(f"a {type(watermarker).__name__} has no network to prepare a wave for")
-        self._stock = own_method(watermarker, "apply_watermark")
+        self._stock: Callable[..., Samples] = own_method(watermarker, "apply_watermark")
         self._replace(watermarker, "apply_watermark", self._apply_watermark, package="perth")
 
     def _load(self) -> None:
@@ -38,31 +38,19 @@ class WatermarkComponent(EagerComponent):
         if self.seams:
             self._mark(np.zeros(24_000, dtype=np.float32), 24_000)
 
-    def _apply_watermark(self, signal: Any, sample_rate: float, **others: Any) -> npt.NDArray[np.float32]:
-        network = self._watermarker.perth_net
-
-        def stock() -> npt.NDArray[np.float32]:
-            marked: npt.NDArray[np.float32] = self._stock(signal, sample_rate, **others)
-            return marked
-
+    def _apply_watermark(self, signal: Any, sample_rate: float, **others: Any) -> Samples:
         if not (isinstance(signal, np.ndarray) and signal.ndim == 1 and np.issubdtype(signal.dtype, np.floating)):
-            self.left_to_stock += 1
-            return stock()
+            return self._leave(self._stock, signal, sample_rate, **others)
         if not np.isfinite(signal).all():
             raise InputError("the wave to be watermarked holds samples that are not finite")
+        hp = self._watermarker.perth_net.hp
         # perth's transform mirrors half a window at each end.
-        if math.ceil(signal.size * network.hp.sample_rate / sample_rate) <= network.hp.n_fft // 2:
-            seconds, needed = signal.size / sample_rate, (network.hp.n_fft // 2 + 1) / network.hp.sample_rate
+        if math.ceil(signal.size * hp.sample_rate / sample_rate) <= hp.n_fft // 2:
+            seconds, needed = signal.size / sample_rate, (hp.n_fft // 2 + 1) / hp.sample_rate
             raise InputError(f"the wave to be watermarked is {seconds:.4f} s long, a watermark needs {needed:.4f} s")
+        return self._run(self._mark, self._stock, signal, sample_rate, **others)
 
-        def mark() -> npt.NDArray[np.float32]:
-            marked = self._mark(signal, sample_rate)
-            self.calls += 1
-            return marked
-
-        return self._run(mark, stock)
-
-    def _mark(self, signal: npt.NDArray[Any], sample_rate: float) -> npt.NDArray[np.float32]:
+    def _mark(self, signal: Samples, sample_rate: float, **_others: Any) -> Samples:
         own = self._watermarker.perth_net.hp.sample_rate
         marked = self._stock(resample(signal, sample_rate, own), own)
         return resample(marked, own, sample_rate)

@@ -1,22 +1,18 @@
-"""Detection of changed weights, and copies of weights that follow the changes."""
+"""Whether an engine may read the weights of stock modules: changes since the last look, and other obstacles."""
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _compat
-from ..fallback import FallbackManager
-from ..fallback import reason as reason_of
 from .seam import Replacement, is_its_classes
-
-T = TypeVar("T")
 
 # Attributes that stock's own calls set: transformers' mark of its hooks, and the table of position encodings that S3Gen
 # moves to the input's device and enlarges.
@@ -34,18 +30,11 @@ class WeightWatch:
 
     Args:
         modules: returns the modules; called at each look, since a module may be exchanged.
-        harmless: returns whether a forward hook changes nothing.
         counted: whether weights whose writes torch does not count, those made in inference mode, are an obstacle.
     """
 
-    def __init__(
-        self,
-        modules: Callable[[], Sequence[nn.Module]],
-        harmless: Callable[[Any], bool] = lambda _: False,
-        counted: bool = True,
-    ) -> None:
+    def __init__(self, modules: Callable[[], Sequence[nn.Module]], counted: bool = True) -> None:
         self._modules = modules
-        self._harmless = harmless
         self._counted = counted
         self._tree: _Tree | None = None
         self._seen: list[list[int]] | None = None
@@ -57,7 +46,7 @@ class WeightWatch:
         tree = self._tree
         same = tree is not None and tree.unchanged(modules)
         if tree is None or not same:
-            tree = self._tree = _Tree(modules, self._harmless, self._counted)
+            tree = self._tree = _Tree(modules, self._counted)
         reason = "there are global forward hooks" if _compat.has_global_forward_hooks() else tree.reason
         if reason:
             self._tree = self._seen = None  # the obstacle may be taken away again
@@ -79,27 +68,25 @@ class WeightWatch:
 class _Tree:
     """Modules and all that they keep, at one time; cheap to compare, since every call does."""
 
-    def __init__(self, roots: list[nn.Module], harmless: Callable[[Any], bool], counted: bool) -> None:
+    def __init__(self, roots: list[nn.Module], counted: bool) -> None:
         self._roots = roots
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._kinds = list(map(type, self._modules))
         self._parts = list(map(vars, self._modules))
         self._contents = [parts[name] for parts in self._parts for name in ("_parameters", "_buffers", "_modules")]
         self._hooks = [parts[name] for parts in self._parts for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._harmless = harmless
         self._named = list(map(dict, self._parts))
         self._attributes = list(_values(self._named))
         self._kept = list(_values(self._contents))
         self.weights = [value for value in self._kept if isinstance(value, Tensor)]
-        reasons = (_altered(module, harmless) for module in self._modules)
-        self.reason = next(filter(None, reasons), None) or _strange(self.weights, counted)
+        self.reason = next(filter(None, map(_altered, self._modules)), None) or _strange(self.weights, counted)
 
     def unchanged(self, roots: list[nn.Module]) -> bool:
         """Returns whether nothing has been exchanged, added or taken away."""
         return (
             roots == self._roots
             and list(map(type, self._modules)) == self._kinds
-            and all(map(self._harmless, _values(self._hooks)))
+            and all(map(_harmless, _values(self._hooks)))
             and self._same_attributes()
             and _equal(self._kept, self._contents)
         )
@@ -137,16 +124,21 @@ def _same_essentials(before: dict[str, Any], now: dict[str, Any]) -> bool:
         return False
 
 
-def _altered(module: nn.Module, harmless: Callable[[Any], bool]) -> str | None:
+def _altered(module: nn.Module) -> str | None:
     if module.training:
         return "a module is in training mode"
-    if not all(map(harmless, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
+    if not all(map(_harmless, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
         return f"a {type(module).__name__} has a forward hook"
     for name, value in vars(module).items():
         method = callable(getattr(type(module), name, None))
         if method and not isinstance(value, Replacement) and not is_its_classes(module, name):
             return f"{type(module).__name__}.{name} has been replaced"
     return None
+
+
+def _harmless(hook: Any) -> bool:
+    """Returns whether transformers registered a forward hook: it collects hidden states and changes nothing."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _strange(weights: list[Tensor], counted: bool) -> str | None:
@@ -164,69 +156,20 @@ def environment(device: Any) -> tuple[Any, ...]:
     return torch.get_num_threads(), torch.get_float32_matmul_precision(), autocast_dtype
 
 
-class PackedWeights(Generic[T]):
-    """A module's weights in the form that an engine reads, made anew with an event whenever the weights change.
+def classes(**by_package: str) -> frozenset[str]:
+    """Returns names of classes with their top-level package in front: ``classes(torch="Linear SiLU")``."""
+    return frozenset(f"{package}.{name}" for package, names in by_package.items() for name in names.split())
+
+
+def unknown_part(module: nn.Module, known: Container[str]) -> str | None:
+    """Returns which class of module an engine was not written for, or that the weights have several dtypes, or None.
 
     Args:
-        module: the stock module, in evaluation mode.
-        watch: over the modules that are read.
-        make: makes the weights.
-        unsupported: returns why the engine would not compute what the module computes, or None.
-        fallback: of the component.
-
-    Attributes:
-        generation: how often the weights were made.
+        module: with all that it holds.
+        known: top-level package and name of classes, as in ``"torch.Linear"``.
     """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        watch: WeightWatch,
-        make: Callable[[], T],
-        unsupported: Callable[[Any], str | None],
-        fallback: FallbackManager,
-    ) -> None:
-        self._module = module
-        self._watch = watch
-        self._make = make
-        self._unsupported = unsupported
-        self._fallback = fallback
-        self.generation = 0
-        self._made: T | None = None
-        watch.look()
-        self._mismatch = self._checked()
-
-    def unfit(self) -> str | None:
-        """Returns why the engine cannot stand in for the module now, or None; asked before every call."""
-        unchanged, reason = self._watch.look()
-        if not unchanged:
-            self._made = None
-            self._mismatch = self._checked()
-        device = next(self._module.parameters()).device
-        autocast = "autocast is on" if torch.is_autocast_enabled(device.type) else None
-        return reason or self._mismatch or autocast
-
-    def _checked(self) -> str | None:
-        try:
-            return self._unsupported(self._module)
-        except Exception as error:  # a part that was exchanged may lack whatever is looked for
-            return f"its parts are of another make: {reason_of(error)}"
-
-    def current(self) -> T:
-        """Returns the weights, made now if there are none."""
-        if self._made is None:
-            self._made = self._make()
-            if self.generation:
-                self._fallback.record("reuse", "weights or modules have changed", "copies are made anew")
-            self.generation += 1
-        return self._made
-
-
-def same_kind(module: nn.Module) -> Callable[[], str | None]:
-    """Returns a check that a module is still on its device and of its dtype, which a component was made for."""
-
-    def kinds() -> set[tuple[torch.device, torch.dtype]]:
-        return {(parameter.device, parameter.dtype) for parameter in module.parameters()}
-
-    made_for = kinds()
-    return lambda: None if kinds() == made_for else "the model was moved or cast after compile_model"
+    for kind in map(type, module.modules()):
+        if f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" not in known:
+            return f"it holds a {kind.__module__}.{kind.__qualname__}"
+    found = {parameter.dtype for parameter in module.parameters()}
+    return f"its weights are of several dtypes: {', '.join(sorted(map(str, found)))}" if len(found) > 1 else None

@@ -10,9 +10,8 @@ import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,34 +32,8 @@ WARM_UPS = 3
 _AT_LEAST = 20 * 2**20
 
 
-class Graph(Protocol):
-    """Captured launches."""
-
-    def replay(self) -> None:
-        """Launch them on the current stream."""
-
-    def reset(self) -> None:
-        """Gives the graph's memory back to the pool."""
-
-
-class Recorder(Protocol):
-    """A maker of captured graphs on one device, whose memory comes from one pool."""
-
-    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Graph, T]:
-        """Captures ``function`` and returns its results, which are valid after a replay, not before.
-
-        The function may run beforehand, with ``undo`` after every run.
-        """
-
-    def release(self) -> None:
-        """Gives the memory of graphs that were reset back to the device."""
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Orders launches: those inside the block come after those of earlier blocks, whatever their streams."""
-
-
 class CudaRecorder:
-    """Torch's recorder.
+    """A maker of captured graphs on one device, whose memory comes from one pool.
 
     Args:
         device: a CUDA device.
@@ -71,11 +44,12 @@ class CudaRecorder:
         self._stream = _side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[Graph, T]:
-        """Captures on a stream beside the current one, which waits for it; see :meth:`Recorder.record`.
+    def record(self, function: Callable[[], T], undo: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """Captures ``function`` and returns its results, which are valid after a replay, not before.
 
-        The last run beforehand must not wait for the device: that would end a capture in a way from which torch does
-        not recover. A failure leaves the current stream as it was.
+        The function runs a few times beforehand, with ``undo`` after every run, on a stream beside the current one,
+        which waits for it. The last of these runs must not wait for the device: that would end a capture in a way from
+        which torch does not recover. A failure leaves the current stream as it was.
         """
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
@@ -101,14 +75,14 @@ class CudaRecorder:
             return graph, results
 
     def release(self) -> None:
-        """Gives memory back, after replays under way; see :meth:`Recorder.release`."""
+        """Gives the memory of graphs that were reset back to the device, after replays under way."""
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Orders launches; see :meth:`Recorder.turn`."""
+        """Orders launches: those inside the block come after those of earlier blocks, whatever their streams."""
         stream = torch.cuda.current_stream(self._device)
         if self._device in _left:
             stream.wait_event(_left[self._device])
@@ -138,14 +112,14 @@ def _waiting_forbidden() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
+def recorder_for(device: torch.device) -> CudaRecorder | None:
     """Returns a recorder for a device; None where there are no CUDA graphs."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
 @dataclass
 class _Kept:
-    graph: Graph
+    graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     results: Any
 
@@ -164,7 +138,7 @@ class GraphCache:
     """
 
     def __init__(
-        self, recorder: Recorder, lock: ProcessLock, ceiling: int = 64, memory: MemoryLimit | None = None
+        self, recorder: CudaRecorder, lock: ProcessLock, ceiling: int = 64, memory: MemoryLimit | None = None
     ) -> None:
         self._recorder = recorder
         self._memory = memory

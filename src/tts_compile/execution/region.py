@@ -1,4 +1,4 @@
-"""A function that runs compiled or eagerly and counts its calls inside itself."""
+"""A function that runs compiled or eagerly and counts its calls inside itself, and a limit on compiling."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import itertools
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from .. import _compat
 from ..fallback import FallbackManager
 from ..timing.blocks import Stopwatch, mark_compile
-from .compile_budget import CompileBudget
 
 _serial = itertools.count()
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -43,6 +43,41 @@ class CompileOptions:
         if mode != "default":  # backends other than inductor have no modes, not even the default
             found["mode"] = mode
         return found
+
+
+class CompileBudget:
+    """Seconds that the components of one model may spend on compiling, together.
+
+    The budget is checked before a function is called: a graph that has begun is finished. Once it is spent, compiled
+    code goes on being used, and everything else runs eagerly.
+
+    Args:
+        seconds: None for any number.
+
+    Attributes:
+        limited: whether there is a limit.
+        spent: seconds so far.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        self.limited = seconds is not None
+        self.spent = 0.0
+        self._recorded: set[str] = set()
+
+    def enforced(self, fallback: FallbackManager) -> AbstractContextManager[object]:
+        """Returns a block inside which nothing is compiled once the budget is spent; a component's event says so once.
+
+        Raises:
+            CompilationError: then, where the policy is ``"raise"``.
+        """
+        if self._seconds is None or self.spent < self._seconds:
+            return contextlib.nullcontext()
+        if fallback.component not in self._recorded:
+            spent = f"{self.spent:.1f} s were spent on compiling, the budget is {self._seconds:g} s"
+            fallback.note("compile", spent, "what is not compiled yet runs eagerly")
+            self._recorded.add(fallback.component)
+        return _compat.no_new_graphs()
 
 
 class Region:
@@ -152,6 +187,13 @@ class Region:
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
         return torch.compile(self._eager, **self._options.arguments())
+
+
+def dynamic(x: torch.Tensor, *dims: int) -> torch.Tensor:
+    """Makes compiled code serve any size of some dimensions of a tensor; returns the tensor."""
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(x, dim)
+    return x
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,11 +6,10 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedModelError
 from .english import ENGLISH
-from .family import Family, SpeechCall, SpeechModel, Synthesis
+from .family import Family, SpeechCall, SpeechModel, Synthesis, VoiceSlot
 from .multilingual import MULTILINGUAL
 from .turbo import TURBO
 from .voice_conversion import VOICE_CONVERSION
-from .voice_slot import VoiceSlot
 
 __all__ = [
     "Family",

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..audio.reading import Recording, resample
-from ..backbones.llama import LLAMA, embedded
+from ..backbones.llama import LLAMA
 from ..errors import InputError
 from ..utils.arguments import finite_number
 from . import s3gen
 from .checkpoint_files import checkpoint_files
-from .family import Family, SpeechCall, SpeechModel, Synthesis
+from .family import Family, SpeechCall, SpeechModel, Synthesis, VoiceSlot
 from .sampling import MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_P, SamplingSettings
-from .voice_slot import VoiceSlot
 
 _PROCESSORS = (REPETITION_PENALTY, TEMPERATURE, MIN_P, TOP_P)
 
@@ -123,9 +122,8 @@ def _prompt(t3: Any, call: SpeechCall) -> Tensor:
     )
     # The start token goes in a second time: stock feeds it once as prompt and once as the first step.
     token = torch.tensor([[t3.hp.start_speech_token]], device=embeddings.device)
-    tables = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight
-    start = embedded(*tables, token, token.new_zeros(1), len(embeddings))
-    return torch.cat([embeddings, start], dim=1)
+    start = t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(0)
+    return torch.cat([embeddings, start.expand(len(embeddings), -1, -1)], dim=1)
 
 
 def _check(tts: Any, given: Mapping[str, Any]) -> None:  # noqa: ARG001 - a family's signature
@@ -139,11 +137,8 @@ def _set_voice(tts: Any, given: Mapping[str, Any]) -> None:
         tts.prepare_conditionals(given["audio_prompt_path"], exaggeration=exaggeration)
     voice = tts.conds.t3
     if float(exaggeration) != float(voice.emotion_adv[0, 0, 0]):
-        tts.conds.t3 = type(voice)(
-            speaker_emb=voice.speaker_emb,
-            cond_prompt_speech_tokens=voice.cond_prompt_speech_tokens,
-            emotion_adv=exaggeration * torch.ones(1, 1, 1),
-        ).to(device=tts.device)
+        speaker, tokens = voice.speaker_emb, voice.cond_prompt_speech_tokens
+        tts.conds.t3 = _condition(type(voice), speaker, tokens, exaggeration).to(device=tts.device)
 
 
 def _neutral(tts: Any) -> Mapping[str, Any]:
@@ -172,12 +167,14 @@ def _read_voice(reference: Any, tts: Any, wav_fpath: Any, exaggeration: float = 
         return speaker.mean(dim=0, keepdim=True).to(tts.device), tokens, generator
 
     speaker, tokens, generator = reference.answer(("prepare", recording.digest, settings), tts.device, compute)
-    t3_cond = stock.T3Cond(
-        speaker_emb=speaker,
-        cond_prompt_speech_tokens=tokens,
-        emotion_adv=exaggeration * torch.ones(1, 1, 1),
-    ).to(device=tts.device)
+    t3_cond = _condition(stock.T3Cond, speaker, tokens, exaggeration).to(device=tts.device)
     tts.conds = stock.Conditionals(t3_cond, generator)
+
+
+def _condition(kind: Any, speaker: Tensor, tokens: Tensor | None, exaggeration: float) -> Any:
+    """Returns what T3 is conditioned on, as stock makes it."""
+    emotion = exaggeration * torch.ones(1, 1, 1)
+    return kind(speaker_emb=speaker, cond_prompt_speech_tokens=tokens, emotion_adv=emotion)
 
 
 CHATTERBOX_VOICE = VoiceSlot(

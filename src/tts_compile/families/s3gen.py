@@ -1,13 +1,23 @@
-"""The second half of Chatterbox's ``generate``: S3Gen and the watermark."""
+"""S3Gen as Chatterbox uses it: from speech tokens to a watermarked wave, and from a recording to a voice."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..audio.reading import Recording, Samples
 from ..errors import InputError
+from ..utils.arguments import finite_number
+
+# The speaker encoder's statistics need two of its frames, which are three of its fbank's: a window of 25 ms and two
+# steps of 10 ms. With less, stock gives nan, or fails in a padding.
+_FEWEST = 720  # samples at 16 kHz
+_FBANK_RATE = 16_000
 
 
 def valid_tokens(tts: Any, tokens: list[int]) -> Tensor:
@@ -48,3 +58,54 @@ def watermark(tts: Any, found: Tensor) -> Tensor:
 def _on_cpu(found: Tensor) -> Tensor:
     result: Tensor = found.detach().cpu()
     return result
+
+
+def voice_modules(s3gen: Any) -> list[nn.Module]:
+    """Returns the modules that ``S3Gen.embed_ref`` runs, the last of which embeds the speaker."""
+    return [s3gen.tokenizer, s3gen.speaker_encoder]
+
+
+def voice_settings(s3gen: Any) -> tuple[Hashable, ...]:
+    """Returns what else the result of ``S3Gen.embed_ref`` depends on."""
+    return s3gen.dtype, s3gen.mel_extractor
+
+
+def reference_wave(tts: Any, recording: Recording) -> tuple[Samples, Samples, int]:
+    """Returns a recording (samples,), its beginning that stock passes to ``embed_ref``, and the rate of both.
+
+    Raises:
+        InputError: for a beginning from which stock would make a meaningless voice.
+    """
+    from chatterbox.models.s3gen import S3GEN_SR
+
+    wave = recording.samples(S3GEN_SR)
+    start = wave[: tts.DEC_COND_LEN]
+    check_wave(start, S3GEN_SR, recording.name)
+    return wave, start, S3GEN_SR
+
+
+def check_wave(wave: Any, rate: Any, name: str) -> None:
+    """Refuses a reference from which stock would make a meaningless voice.
+
+    Args:
+        wave: (samples,) or (references, samples), an array or tensor.
+        rate: in Hz.
+        name: for the message.
+    """
+    if not isinstance(wave, (np.ndarray, Tensor)):
+        raise InputError(f"{name} must be an array or a tensor, got {type(wave).__name__}")
+    if wave.ndim not in (1, 2):
+        raise InputError(f"{name} must be (samples,) or (references, samples), got the shape {tuple(wave.shape)}")
+    if not finite_number("the sample rate", rate) > 0:
+        raise InputError(f"the sample rate must be positive, got {rate}")
+    if math.ceil(wave.shape[-1] * _FBANK_RATE / rate) < _FEWEST:
+        seconds, needed = wave.shape[-1] / rate, _FEWEST / _FBANK_RATE
+        hint = "; channels come first" if wave.ndim == 2 and wave.shape[0] > wave.shape[1] else ""
+        raise InputError(f"{name} holds {seconds:.4f} s of audio, the model needs at least {needed:.4f} s{hint}")
+    rows = torch.as_tensor(wave).detach().reshape(-1, wave.shape[-1])
+    if not torch.isfinite(rows).all():
+        raise InputError(f"{name} holds samples that are not finite")
+    if not rows.any(dim=1).all():
+        raise InputError(
+            f"{name} is silent: there is no voice in the {wave.shape[-1] / rate:.1f} s that the model reads"
+        )

@@ -9,8 +9,7 @@ from typing import Any
 from ..audio.reading import Recording
 from . import s3gen
 from .checkpoint_files import checkpoint_files
-from .family import Family, Synthesis
-from .voice_slot import VoiceSlot
+from .family import Family, Synthesis, VoiceSlot
 
 
 def _check(tts: Any, given: Mapping[str, Any]) -> None:  # noqa: ARG001 - a family's signature

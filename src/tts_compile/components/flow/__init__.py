@@ -1,5 +1,5 @@
 """Speech tokens to mel spectrogram: the flow encoder, and the solver around the estimator."""
 
-from .component import FlowComponent
+from .engine import FlowComponent
 
 __all__ = ["FlowComponent"]

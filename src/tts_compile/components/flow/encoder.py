@@ -13,47 +13,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...execution import dynamic
 from ...execution.operators import before
 from ..runtime import ComponentRuntime
 
+Linear = tuple[Tensor, Tensor]  # weight and bias of a linear layer, (out, in) and (out,), or of a norm
+
 
 class LayerWeights(NamedTuple):
-    """A conformer layer without convolution module; matrices are (out, in)."""
+    """A conformer layer without convolution module."""
 
-    attention_norm: Tensor
-    attention_norm_bias: Tensor
-    query: Tensor
-    query_bias: Tensor
-    key: Tensor
-    key_bias: Tensor
-    value: Tensor
-    value_bias: Tensor
-    position: Tensor
+    attention_norm: Linear
+    query: Linear
+    key: Linear
+    value: Linear
+    position: Tensor  # (out, in)
     content_bias: Tensor  # (heads, features)
     position_bias: Tensor  # (heads, features)
-    output: Tensor
-    output_bias: Tensor
-    mlp_norm: Tensor
-    mlp_norm_bias: Tensor
-    up: Tensor
-    up_bias: Tensor
-    down: Tensor
-    down_bias: Tensor
+    output: Linear
+    mlp_norm: Linear
+    up: Linear
+    down: Linear
 
     @classmethod
     def of(cls, layer: Any) -> LayerWeights:
         """Returns a stock layer's tensors where they are."""
         attention, mlp = layer.self_attn, layer.feed_forward
-        parts = [
-            *_parameters(layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v),
-            *(attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v),
-            *_parameters(attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2),
-        ]
+        inputs = layer.norm_mha, attention.linear_q, attention.linear_k, attention.linear_v
+        position = attention.linear_pos.weight, attention.pos_bias_u, attention.pos_bias_v
+        outputs = attention.linear_out, layer.norm_ff, mlp.w_1, mlp.w_2
+        parts: list[Any] = [*map(_linear, inputs), *position, *map(_linear, outputs)]
         return cls(*parts)
 
 
-def _parameters(*modules: Any) -> list[Tensor]:
-    return [tensor for module in modules for tensor in (module.weight, module.bias)]
+def _linear(module: Any) -> Linear:
+    return module.weight, module.bias
 
 
 class PositionEncodings(NamedTuple):
@@ -80,7 +74,7 @@ class Encoder:
     """
 
     def __init__(self, eps: float, runtime: ComponentRuntime) -> None:
-        def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        def layer(x: Tensor, positions: Tensor, seen: Tensor, weights: tuple[Any, ...]) -> Tensor:
             return conformer_layer(x, positions, seen, LayerWeights(*weights), eps)
 
         self._layer = runtime.region("encoder layer", layer)
@@ -113,10 +107,21 @@ class Encoder:
     def _run(self, layers: Any, x: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
         positions = positions.clone()  # a slice of a table that grows: its own storage keeps guards the same
         for layer in layers:
-            for tensor in (x, positions, seen):
-                torch._dynamo.maybe_mark_dynamic(tensor, 1)
-            x = self._layer(x, positions, seen, tuple(LayerWeights.of(layer)))
+            inputs = (dynamic(tensor, 1) for tensor in (x, positions, seen))
+            x = self._layer(*inputs, tuple(LayerWeights.of(layer)))
         return x
+
+
+def unsupported_encoder(encoder: Any) -> str | None:
+    """Returns why :class:`Encoder` would not compute what an encoder of known classes computes, or None."""
+    layers = [*encoder.encoders, *encoder.up_encoders]
+    if any(layer.conv_module or layer.feed_forward_macaron or not layer.normalize_before for layer in layers):
+        return "its encoder has layers of another kind"
+    if len({norm.eps for layer in layers for norm in (layer.norm_mha, layer.norm_ff)}) != 1:
+        return "the norms of its encoder's layers differ"
+    if encoder.static_chunk_size or encoder.use_dynamic_chunk or encoder.global_cmvn:
+        return "its encoder attends in chunks or normalises its input"
+    return None
 
 
 def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWeights, eps: float) -> Tensor:
@@ -131,18 +136,18 @@ def conformer_layer(x: Tensor, positions: Tensor, seen: Tensor, weights: LayerWe
     """
     w = weights
     heads = w.content_bias.shape[0]
-    normed = F.layer_norm(x, x.shape[2:], w.attention_norm, w.attention_norm_bias, eps)
-    query = F.linear(normed, w.query, w.query_bias).unflatten(2, (heads, -1))  # (batch, n, heads, features)
-    key = F.linear(normed, w.key, w.key_bias).unflatten(2, (heads, -1)).transpose(1, 2)
-    value = F.linear(normed, w.value, w.value_bias).unflatten(2, (heads, -1)).transpose(1, 2)
+    normed = F.layer_norm(x, x.shape[2:], *w.attention_norm, eps)
+    query = F.linear(normed, *w.query).unflatten(2, (heads, -1))  # (batch, n, heads, features)
+    key = F.linear(normed, *w.key).unflatten(2, (heads, -1)).transpose(1, 2)
+    value = F.linear(normed, *w.value).unflatten(2, (heads, -1)).transpose(1, 2)
     distance = F.linear(positions, w.position).unflatten(2, (heads, -1)).transpose(1, 2)
     by_distance = (query + w.position_bias).transpose(1, 2) @ distance.transpose(2, 3)
     bias = (shifted(by_distance) * query.shape[3] ** -0.5).masked_fill(~seen[:, None, None], -torch.inf)
     by_content = (query + w.content_bias).transpose(1, 2)
     attended = F.scaled_dot_product_attention(by_content, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-    x = x + F.linear(attended, w.output, w.output_bias)
-    normed = F.layer_norm(x, x.shape[2:], w.mlp_norm, w.mlp_norm_bias, eps)
-    return x + F.linear(F.silu(F.linear(normed, w.up, w.up_bias)), w.down, w.down_bias)
+    x = x + F.linear(attended, *w.output)
+    normed = F.layer_norm(x, x.shape[2:], *w.mlp_norm, eps)
+    return x + F.linear(F.silu(F.linear(normed, *w.up)), *w.down)
 
 
 def shifted(by_distance: Tensor) -> Tensor:

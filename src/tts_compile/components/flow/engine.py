@@ -1,9 +1,9 @@
-"""The library's own ``flow.inference``: encoder, noise, and the solver's loop."""
+"""The flow as a component, and the library's own ``flow.inference``: encoder, noise, and the solver."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,22 +12,69 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ...bucketing import ChunkBucketer
-from ...errors import CompilationError, InputError
+from ...errors import CompilationError, InputError, UnsupportedModelError
 from ...execution import Region
 from ...execution.cuda_graph import Replays
-from ...execution.operators import Operators
-from ...families.family import Synthesis
+from ...execution.operators import NativeOperators, Operators
+from ...fallback import reason
+from ...families.family import Family, Synthesis
 from ...timing.blocks import timed
-from ..runtime import ComponentRuntime
-from ..weight_watch import PackedWeights, WeightWatch, same_kind
-from .encoder import Encoder, PositionEncodings
-from .estimator import Estimator, EstimatorWeights, Sizes, StepInputs
-from .supported import unsupported
+from ...utils.random_state import generators_kept
+from ..compiled_component import CompiledComponent, Engine
+from ..runtime import ComponentRuntime, Runtime
+from ..weight_watch import WeightWatch, classes, unknown_part
+from .encoder import Encoder, PositionEncodings, unsupported_encoder
+from .estimator import Conditions, Estimator, EstimatorWeights, Sizes, unsupported_estimator
 
 # Tokens, prompt included: 128 frames from rung to rung, up to 20 minutes.
 TOKENS = ChunkBucketer.regular(step=64, last=32_768)
 # Tokens up to which a warm-up captures CUDA graphs: a reference of 10 s and as much speech.
 CAPTURED_AHEAD = 512
+# The classes whose weights the engine reads, to compute what they compute.
+_CLASSES = classes(
+    chatterbox=(
+        "BasicTransformerBlock CausalBlock1D CausalConditionalCFM CausalConv1d CausalMaskedDiffWithXvec "
+        "CausalResnetBlock1D ConditionalDecoder ConformerEncoderLayer EspnetRelPositionalEncoding "
+        "FeedForward LinearNoSubsampling PositionwiseFeedForward PreLookaheadLayer "
+        "RelPositionMultiHeadedAttention SinusoidalPosEmb TimestepEmbedding Transpose Upsample1D "
+        "UpsampleConformerEncoder"
+    ),
+    diffusers="Attention GELU LoRACompatibleLinear",
+    torch="Conv1d Dropout Embedding LayerNorm Linear Mish ModuleList Sequential SiLU",
+)
+
+
+class FlowComponent(CompiledComponent):
+    """A component that replaces ``s3gen.flow.inference``.
+
+    Raises:
+        UnsupportedModelError: for a flow of another make than the released ones.
+        OutOfMemoryError: when copies of its weights would exceed the limit.
+    """
+
+    engine: FlowEngine
+
+    def __init__(self, s3gen: Any, family: Family, runtime: Runtime) -> None:
+        flow = s3gen.flow
+        if why := unsupported(flow):
+            raise UnsupportedModelError(why)
+        runtime.memory.check(sum(parameter.nbytes for parameter in flow.decoder.estimator.parameters()))  # the copies
+        super().__init__("flow", runtime, flow, "inference", family.package)
+        operators = self.runtime.operators(flow.parameters(), _native_fits(flow))
+        self.engine = FlowEngine(flow, family.synthesis, operators, self.runtime)
+
+    def noise(self, token: Tensor, reference: Mapping[str, Any]) -> Tensor:
+        """Draws an utterance's random numbers; see :meth:`FlowEngine.noise`."""
+        return self.engine.noise(len(token), reference)
+
+    def together(self, given: Sequence[tuple[Tensor, Tensor]], reference: Mapping[str, Any]) -> list[Tensor]:
+        """Solves several utterances; see :meth:`FlowEngine.together`. :meth:`left_to_stock` comes first."""
+        with self.runtime.lock(), self.runtime.entered(), timed("flow", self.runtime.timings):
+            return self.engine.together(given, reference)
+
+    def ran_out_of_memory(self, error: Exception, group: int) -> None:
+        """Records that a group has to be split."""
+        self.fallback.record("memory", reason(error), f"{group // 2} at a time instead of {group}")
 
 
 class FlowWeights(NamedTuple):
@@ -37,18 +84,7 @@ class FlowWeights(NamedTuple):
     encodings: PositionEncodings
 
 
-class Conditions(NamedTuple):
-    """The inputs of encoder and solver, padded to a rung."""
-
-    speech: Tensor  # int64 (batch, rung), tokens
-    lengths: Tensor  # int64 (batch,), tokens that count
-    frame_lengths: Tensor  # int64 (batch,), frames that count
-    speaker: Tensor  # (batch, 80)
-    known: Tensor  # (batch, frames, 80), mel frames of the reference; 0 beyond
-    noise: Tensor  # (batch, frames, 80)
-
-
-class FlowEngine:
+class FlowEngine(Engine[FlowWeights]):
     """Speech tokens to mel frames, as a stock ``CausalMaskedDiffWithXvec`` computes them.
 
     Args:
@@ -60,38 +96,19 @@ class FlowEngine:
 
     def __init__(self, flow: Any, synthesis: Synthesis, operators: Operators, runtime: ComponentRuntime) -> None:
         self.flow = flow
+        self._operators = operators
         self._solver_steps = synthesis.solver_steps
-        self._runtime = runtime
-        self._captured_for = 0
         self._sizes = Sizes.of(flow)
+        super().__init__(flow, WeightWatch(lambda: [flow]), runtime)
         self._encoder = Encoder(self._sizes.encoder_eps, runtime)
         self._estimator = Estimator(self._sizes, operators, runtime)
         self._replays = runtime.replays()
-        self._moved = same_kind(flow)
-
-        def make() -> FlowWeights:  # read from the flow each time: its parts may be exchanged
-            return FlowWeights(
-                EstimatorWeights.of(flow.decoder.estimator, operators), PositionEncodings.of(flow.encoder)
-            )
-
-        self._packed = PackedWeights(flow, WeightWatch(lambda: [flow]), make, self._unsupported, runtime.fallback)
 
     @property
     def parts(self) -> list[Region | Replays]:
         """Returns every function that is compiled, and the captured graphs."""
         replays = [self._replays] if self._replays else []
         return [*replays, *self._encoder.regions, *self._estimator.regions]
-
-    def notes(self) -> list[str]:
-        """Returns nothing to add to the report."""
-        return []
-
-    def release(self) -> None:
-        """Keeps the weights: the next call needs them."""
-
-    def unfit(self) -> str | None:
-        """Returns why the engine would not compute what the flow computes now, or None."""
-        return self._packed.unfit() or self._moved()
 
     def inference(
         self,
@@ -191,15 +208,21 @@ class FlowEngine:
         prompt = torch.zeros(1, 8, dtype=torch.long, device=like.device)
         feat = torch.zeros(1, 16, flow.output_size, device=like.device, dtype=like.dtype)
         embedding = torch.ones(1, flow.spk_embed_affine_layer.in_features, device=like.device, dtype=like.dtype)
-        with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+        with generators_kept(like.device):
             for count in counts:
                 token = torch.zeros(1, count, dtype=torch.long, device=like.device)
                 n = torch.full_like(length, count)
                 self.inference(token, n, prompt, length, feat, None, embedding, True, steps, meanflow=meanflow)
 
-    def _unsupported(self, flow: Any) -> str | None:
-        reason = unsupported(flow)
-        return reason or (None if Sizes.of(flow) == self._sizes else "its sizes have changed")
+    def _make(self) -> FlowWeights:
+        self._runtime.drop_graphs()  # which read the copies before these
+        estimator = EstimatorWeights.of(self.flow.decoder.estimator, self._operators)
+        return FlowWeights(estimator, PositionEncodings.of(self.flow.encoder))
+
+    def _unsupported(self) -> str | None:
+        if why := unsupported(self.flow):
+            return why
+        return self._moved() if Sizes.of(self.flow) == self._sizes else "its sizes have changed"
 
     def _drawn(self, batch: int, frames: int) -> Tensor:
         like = self.flow.spk_embed_affine_layer.weight
@@ -232,11 +255,8 @@ class FlowEngine:
 
     def _replayed(self, steps: int, meanflow: bool, conditions: Conditions) -> Tensor:
         """Encodes and solves, by a captured graph where there are some; the next call may overwrite the result."""
-        weights = self._packed.current()
+        weights = self.weights()
         if self._replays and self._runtime.captures:
-            if self._captured_for != self._packed.generation:
-                self._runtime.drop_graphs()
-                self._captured_for = self._packed.generation
             key = (self._runtime.name, steps, meanflow, *(tuple(value.shape) for value in conditions))
             try:
                 return self._replays(key, functools.partial(self._frames, weights, steps, meanflow), conditions)
@@ -245,12 +265,13 @@ class FlowEngine:
         with timed("flow.encoder"):
             mu = self._encoded(weights, conditions)
         with timed("flow.solver"):
-            return self._solved(weights, steps, meanflow, mu, conditions)
+            return self._estimator.solve(weights.estimator, self.flow.decoder, mu, conditions, steps, meanflow)
 
     def _frames(self, weights: FlowWeights, steps: int, meanflow: bool, *inputs: Tensor) -> Tensor:
         """Encodes and solves, as captured; ``inputs`` are those of :class:`Conditions`."""
         conditions = Conditions(*inputs)
-        return self._solved(weights, steps, meanflow, self._encoded(weights, conditions), conditions)
+        mu = self._encoded(weights, conditions)
+        return self._estimator.solve(weights.estimator, self.flow.decoder, mu, conditions, steps, meanflow)
 
     def _encoded(self, weights: FlowWeights, conditions: Conditions) -> Tensor:
         """Returns what the solver aims at, (batch, frames, 80); launches only, waits for nothing."""
@@ -261,46 +282,19 @@ class FlowEngine:
         )
         return encoded
 
-    def _solved(self, weights: FlowWeights, steps: int, meanflow: bool, mu: Tensor, conditions: Conditions) -> Tensor:
-        """Runs the solver's loop; launches only, waits for nothing.
-
-        Args:
-            weights: of the flow.
-            steps: of the solver.
-            meanflow: as of :meth:`inference`.
-            mu: (batch, frames, 80), from the encoder.
-            conditions: of the call.
-
-        Returns:
-            (batch, frames, 80).
-        """
-        speaker, frame_lengths, state = conditions.speaker, conditions.frame_lengths, conditions.noise
-        condition = torch.cat([mu, speaker[:, None].expand_as(mu), conditions.known], dim=2)
-        if not meanflow:
-            condition = torch.cat([condition, torch.zeros_like(condition)])  # for guidance
-            frame_lengths = frame_lengths.repeat(2)
-        decoder = self.flow.decoder
-        times = torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype)
-        if not meanflow and decoder.t_scheduler == "cosine":
-            times = 1 - torch.cos(times * 0.5 * torch.pi)
-        guidance = torch.full((), decoder.inference_cfg_rate, device=mu.device, dtype=mu.dtype)
-        estimator = weights.estimator
-        for shifts, length_of_step in zip(self._shifts(estimator, times), times.diff()):
-            step = StepInputs(condition, frame_lengths, length_of_step, guidance)
-            state = self._estimator.step(estimator, state, shifts, step)
-        return state
-
-    def _shifts(self, weights: EstimatorWeights, times: Tensor) -> Iterator[list[Tensor]]:
-        """Yields for each step what its time adds in each stage."""
-        estimator = self.flow.decoder.estimator
-        start = estimator.time_mlp(estimator.time_embeddings(times[:-1]).to(times.dtype))
-        if estimator.meanflow:
-            end = estimator.time_mlp(estimator.time_embeddings(times[1:]).to(times.dtype))
-            start = estimator.time_embed_mixer(torch.cat([start, end], dim=1))
-        by_stage = [to_shift(start) for to_shift in weights.times]  # each (steps, channels)
-        return (list(shifts) for shifts in zip(*by_stage))
-
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:
     """Expands one row to a row for each, where there is one."""
     return tensor.expand(batch, *tensor.shape[1:])
+
+
+def unsupported(flow: Any) -> str | None:
+    """Returns why the engine would not compute what this flow computes, or None."""
+    why = unknown_part(flow, _CLASSES) or unsupported_encoder(flow.encoder)
+    return why or unsupported_estimator(flow.decoder.estimator)
+
+
+def _native_fits(flow: Any) -> bool:
+    attention, mlp = (part := flow.decoder.estimator.mid_blocks[0][1][0]).attn1, part.ff.net[0]
+    heads, width = attention.heads, attention.to_q.in_features
+    return NativeOperators.fits(width, heads, attention.to_q.out_features // heads, mlp.proj.out_features)

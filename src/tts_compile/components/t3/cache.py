@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...backbones.backbone import CacheShape
 from ...bucketing import ChunkBucketer
+from ...execution import dynamic
 
 # Attention reads whole rungs: 16 positions of waste cost under 1% of a step, and a compiled step serves any rung.
 _STEP = 16
 ATTENDED = ChunkBucketer.regular(step=_STEP, last=16_384)
 # Caches are allocated by these; a CPU touches only what is used.
 CAPACITY = ChunkBucketer.regular(step=512, last=16_384)
-
-
-class Part(NamedTuple):
-    """Neighbouring sequences of a cache; see :class:`KVCache`."""
-
-    keys: Tensor
-    values: Tensor
-    tables: Tensor | None
-    attend: Callable[[Sequence[int], int], tuple[Tensor, Tensor]]
-
-    @property
-    def layer_keys(self) -> Sequence[Tensor]:
-        """Returns the keys layer by layer."""
-        return self.keys.unbind()
-
-    @property
-    def layer_values(self) -> Sequence[Tensor]:
-        """Returns the values layer by layer."""
-        return self.values.unbind()
 
 
 class KVCache:
@@ -71,20 +52,23 @@ class KVCache:
         self.keys, self.values = like.new_empty(sizes), like.new_empty(sizes)
         self.layer_keys, self.layer_values = self.keys.unbind(), self.values.unbind()
         self._cleared = [0] * sizes[1]  # for each sequence, up to where nothing is left over
+        self._first = 0  # the sequence of the whole cache that is the first one here
         self._whole = False
         for tensor in (self.keys, self.values, *self.layer_keys, *self.layer_values):
-            torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2)
-            torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 4)
+            dynamic(tensor, tensor.ndim - 2, tensor.ndim - 4)
 
     @property
     def per_slot(self) -> int:
         """Returns the number of sequences of an utterance."""
         return 2 if self.guided else 1
 
-    def part(self, first: int, count: int) -> Part:
-        """Returns ``count`` sequences from ``first`` on."""
-        keys, values = self.keys[:, first : first + count], self.values[:, first : first + count]
-        return Part(keys, values, self.tables, functools.partial(self.attend, first=first))
+    def part(self, first: int, count: int) -> KVCache:
+        """Returns a view of ``count`` sequences from ``first`` on, to be attended to alone."""
+        part = copy.copy(self)
+        part._first = first
+        part.keys, part.values = self.keys[:, first : first + count], self.values[:, first : first + count]
+        part.layer_keys, part.layer_values = part.keys.unbind(), part.values.unbind()
+        return part
 
     def take(self, other: KVCache) -> None:
         """Copies a smaller cache, whose utterances go on here."""
@@ -116,25 +100,24 @@ class KVCache:
             tensor[:, target, :, :length] = tensor[:, source, :, :length]
         self._cleared[target] = max(length, self._cleared[target])
 
-    def attend(self, starts: Sequence[int], count: int, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Makes room for ``count`` positions of each sequence from ``first`` on.
+    def attend(self, starts: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        """Makes room for ``count`` positions of each of the first sequences.
 
         Args:
             starts: the first new position of each sequence.
             count: new positions of each.
-            first: the sequence of the first start.
 
         Returns:
             positions, int64 (sequences, count): where keys and values go;
             mask, bool (sequences, 1, count, rung): what each new position may attend to.
         """
         rung = min(ATTENDED.capacity(max(starts) + count), self.capacity)
-        for sequence in range(first, first + len(starts)):
-            cleared = self._cleared[sequence]
+        for sequence in range(len(starts)):
+            cleared = self._cleared[self._first + sequence]
             if cleared < rung:  # masked entries still enter as 0 * value, which must not be 0 * nan
                 for tensor in (self.keys, self.values):
                     tensor[:, sequence, :, cleared:rung].zero_()
-                self._cleared[sequence] = rung
+                self._cleared[self._first + sequence] = rung
         device = self.keys.device
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
         return positions, visible(positions, rung)
@@ -150,6 +133,4 @@ class KVCache:
 def visible(positions: Tensor, rung: int) -> Tensor:
     """Returns the mask (sequences, 1, count, rung) of the positions up to each of ``positions`` (sequences, count)."""
     mask = torch.arange(rung, device=positions.device) <= positions[:, None, :, None]
-    torch._dynamo.maybe_mark_dynamic(mask, 0)
-    torch._dynamo.maybe_mark_dynamic(mask, 3)
-    return mask
+    return dynamic(mask, 0, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...backbones.backbone import NativeDecoder
 from ...families.family import Family, SpeechModel
 from ..compiled_component import CompiledComponent
 from ..runtime import Runtime
@@ -24,7 +23,10 @@ class T3Component(CompiledComponent):
     def __init__(self, tts: Any, family: Family, speech: SpeechModel, runtime: Runtime) -> None:
         model = speech.of(tts)
         super().__init__("t3", runtime, model, speech.method, family.package)
-        native = self._native_decoder(speech, model)
+        native = speech.backbone.native
+        instead = "torch's own matrix products, no draft tokens"
+        if native and not (native.applies(model) and self.runtime.native(native.load, instead)):
+            native = None
         policy = runtime.config.t3
         draft_tokens = CPU_DRAFT_TOKENS if policy.draft_tokens is None else policy.draft_tokens
         if native is None:
@@ -37,9 +39,3 @@ class T3Component(CompiledComponent):
     def schedule(self, requests: Sequence[Request], slots: int | None) -> Scheduler:
         """Returns a scheduler as :meth:`T3Engine.schedule`; :meth:`left_to_stock` comes first."""
         return self.engine.schedule(requests, slots)
-
-    def _native_decoder(self, speech: SpeechModel, model: Any) -> NativeDecoder | None:
-        native = speech.backbone.native
-        if native is None or not native.applies(model):
-            return None
-        return native if self.runtime.native(native.load, "torch's own matrix products, no draft tokens") else None

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from ...families.sampling import SamplingSettings
+from ...families.sampling import NoiseStream, SamplingSettings, choose, guide
 from ...timing.blocks import timed
-from .cache import KVCache, Part
-from .sampling import NoiseStream, choose, guide, probabilities
+from .cache import KVCache
 from .step import Block, DecoderPass
 
 
@@ -78,7 +77,7 @@ class Passes:
         listener: called with the guided logits (vocabulary,) behind every token but draft tokens.
     """
 
-    prefill: Callable[[Tensor, int, Part], Tensor]
+    prefill: Callable[[Tensor, int, KVCache], Tensor]
     decode: DecoderPass
     draft: DecoderPass | None = None
     draft_tokens: int = 0
@@ -242,6 +241,6 @@ class DecodeLoop:
         indices = [len(self.active[slot].tokens) + after for slot in slots]
         seen = self._history[slots[0] : slots[-1] + 1, : max(indices) + 1]  # neighbours
         noise = torch.cat([self.active[slot].noise[index] for slot, index in zip(slots, indices)])
-        tokens, finite = choose(probabilities(logits, seen, self._settings), noise)
+        tokens, finite = choose(self._settings.probabilities(logits, seen), noise)
         both = torch.stack([tokens, finite.long()]).tolist()  # waits for the device once
         return both[0], [bool(value) for value in both[1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import operator
@@ -13,17 +14,17 @@ from torch import Tensor
 
 from ...backbones.backbone import NativeDecoder, NativeWeights, Weights
 from ...errors import CompilationError, InputError, ModelStateError
+from ...execution import Region, dynamic
 from ...execution.cuda_graph import Replays
 from ...families.family import SpeechCall, SpeechModel
-from ...families.sampling import SamplingSettings
+from ...families.sampling import NoiseStream, SamplingSettings
 from ...timing.blocks import timed
+from ..compiled_component import Engine
 from ..runtime import ComponentRuntime
-from ..weight_watch import PackedWeights, WeightWatch
+from ..weight_watch import WeightWatch
 from .cache import CAPACITY, KVCache
 from .decode_loop import DecodeLoop, DraftCounts, Passes, Utterance, Vocabulary
-from .graph_loop import RUNGS, GraphLoop
-from .graph_step import UTTERANCES, GraphedPass
-from .sampling import NoiseStream
+from .graph_loop import UTTERANCES, CapturedSteps
 from .scheduler import Request, Scheduler
 from .step import Block, LayeredPass, NativePass
 
@@ -40,7 +41,7 @@ class EngineWeights(NamedTuple):
     native: tuple[NativeWeights, ...]  # the same for the native decoder, and the int8 copy; empty without one
 
 
-class T3Engine:
+class T3Engine(Engine[EngineWeights]):
     """The token loop of one stock speech model: the prompt, then token after token over a static cache.
 
     With ``draft_tokens`` above 0, an int8 copy of the model drafts that many tokens ahead and the model verifies them
@@ -73,36 +74,35 @@ class T3Engine:
         self.draft_counts = DraftCounts()
         self._speech = speech
         self._backbone = backbone = speech.backbone
-        self._runtime = runtime
         self._native = native
         self._draft_tokens = draft_tokens
         self._signature = inspect.signature(getattr(type(model), speech.method))
         self._vocabulary = Vocabulary(speech.start(model), speech.stop(model), speech.start_counts_as_seen)
-        self._tables: Tensor | None = None
         self._sizes = _sizes(backbone.weights(model))
 
         # The tensors are read where they are: without a count of writes, only the draft can be out of date.
-        watch = WeightWatch(lambda: backbone.modules(model), backbone.harmless_hook, counted=False)
-        self._packed = PackedWeights(model, watch, self._read_weights, self._unsupported, runtime.fallback)
-        weights = self._packed.current()
+        watch = WeightWatch(lambda: backbone.modules(model), counted=False)
+        super().__init__(model, watch, runtime)
+        weights = self.weights()
         self._layered = LayeredPass("layered decode", backbone, weights.stock, runtime)
         self._native_passes = [
             NativePass(name, native, native.constants(weights.stock, part), runtime)
             for name, part in zip(("decode", "draft"), weights.native)
             if native
         ]
-        self._graph_loop: GraphLoop | None = None
-        self._graphed: GraphedPass | None = None
-        if (replays := runtime.replays()) and (others := runtime.replays()):
+        self._captured: CapturedSteps | None = None
+        self._replays = runtime.replays()
+        if self._replays:
             settings = SamplingSettings.checked(speech.processors, {})
-            self._graph_loop = GraphLoop(self._layered, replays, self._new_cache, self._vocabulary, settings)
-            self._graphed = GraphedPass(self._layered, others, self._new_cache, runtime)
+            self._captured = CapturedSteps(
+                self._layered, self._replays, self._new_cache, self._vocabulary, settings, runtime
+            )
 
     @property
-    def parts(self) -> list[LayeredPass | NativePass | Replays]:
+    def parts(self) -> list[LayeredPass | Region | Replays]:
         """Returns every kind of step that the engine may use."""
-        replays = [part.replays for part in (self._graph_loop, self._graphed) if part]
-        return [*replays, self._layered, *self._native_passes]
+        replays = [self._replays] if self._replays else []
+        return [*replays, self._layered, *(native.region for native in self._native_passes)]
 
     def notes(self) -> list[str]:
         """Returns how many draft tokens were accepted."""
@@ -111,7 +111,7 @@ class T3Engine:
 
     def unfit(self) -> str | None:
         """Returns why the engine would not compute what the model computes now, or None."""
-        return None if self.model.training else self._packed.unfit()  # a call raises in training mode
+        return None if self.model.training else super().unfit()  # a call raises in training mode
 
     def inference(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns speech tokens, int64 (1, n), as the stock method does for the same arguments and generator state.
@@ -131,12 +131,14 @@ class T3Engine:
         passes = self._choose_passes()
         with timed("t3.prompt"):
             prompt = self._speech.prompt(self.model, call)
-        if self._graph_loop and passes.decode is self._graphed:
+        guided, length = len(prompt) == 2, prompt.shape[1]
+        if self._captured and passes.decode is self._captured:
+            cache = self._captured.cache(guided, length + 1)
             try:
-                return self._speak_replayed(self._graph_loop, prompt, budget, call.settings)
+                return self._speak(passes, prompt, budget, call.settings, cache, self._captured)
             except CompilationError as error:
                 self._runtime.fallback.fall("compile", error)
-        return self._speak(passes, prompt, budget, call.settings)
+        return self._speak(passes, prompt, budget, call.settings, self._cache(1, guided, length + budget))
 
     def schedule(self, requests: Sequence[Request], slots: int | None) -> Scheduler:
         """Returns a scheduler of requests that are to be spoken together, with the same voice and settings.
@@ -163,8 +165,8 @@ class T3Engine:
         guided, length = len(longest) == 2, longest.shape[1] + budget
 
         def decode_loop(slots: int) -> DecodeLoop:
-            if self._graphed and passes.decode is self._graphed:
-                cache = self._graphed.cache(slots, guided, length)
+            if self._captured and passes.decode is self._captured:
+                cache = self._captured.shared_cache(slots, guided, length)
             else:
                 cache = self._cache(slots, guided, length)
             return DecodeLoop(passes, cache, settings, self._vocabulary)
@@ -177,9 +179,8 @@ class T3Engine:
 
     def release(self) -> None:
         """Gives the caches of captured graphs back; the graphs must not be used any more."""
-        for part in (self._graph_loop, self._graphed):
-            if part:
-                part.release()
+        if self._captured:
+            self._captured.release()
 
     def warm_up(self) -> None:
         """Compiles every pass; speaks nothing and draws no random number."""
@@ -188,9 +189,9 @@ class T3Engine:
 
     def _warm_up(self, guided: bool) -> None:
         passes = self._choose_passes()
-        if self._graph_loop and passes.decode is self._graphed:
+        if self._captured and passes.decode is self._captured:
             try:
-                self._graph_loop.warm_up(self._graph_loop.cache(guided, length=1))
+                self._captured.warm_up(self._captured.cache(guided, length=1))
                 return
             except CompilationError as error:
                 self._runtime.fallback.fall("compile", error)
@@ -219,8 +220,7 @@ class T3Engine:
             raise InputError(f"{name} must be at least 1, got {budget}")
         return budget if limit is None else min(budget, limit)
 
-    def _read_weights(self) -> EngineWeights:
-        self._tables = None  # made of modules that may have changed too
+    def _make(self) -> EngineWeights:
         weights = self._backbone.weights(self.model)
         if self._native is None or not self._native.applies(self.model):
             return EngineWeights(weights, ())
@@ -229,14 +229,14 @@ class T3Engine:
             native.append(self._native.int8_copy(weights))
         return EngineWeights(weights, tuple(native))
 
-    def _unsupported(self, model: Any) -> str | None:
-        if reason := self._backbone.unsupported(model):
-            return reason
-        return None if _sizes(self._backbone.weights(model)) == self._sizes else "its sizes have changed"
+    def _unsupported(self) -> str | None:
+        if why := self._backbone.unsupported(self.model):
+            return why
+        return None if _sizes(self._backbone.weights(self.model)) == self._sizes else "its sizes have changed"
 
     def _choose_passes(self) -> Passes:
         """Returns the native passes where they can read the weights: a module can be cast or moved at any time."""
-        weights = self._packed.current()
+        weights = self.weights()
         self._layered.weights = weights.stock
         passes = Passes(self._layered.prefill, self._layered, counts=self.draft_counts, listener=self.listener)
         pairs = zip(self._native_passes, weights.native)
@@ -244,8 +244,8 @@ class T3Engine:
             passes.decode, *drafts = self._native_passes
             if drafts:
                 passes.draft, passes.draft_tokens = drafts[0], self._draft_tokens
-        elif self._graph_loop and self._graphed and self._runtime.captures and self._graph_loop.ready():
-            passes.decode = self._graphed
+        elif self._captured and self._runtime.captures and self._captured.ready():
+            passes.decode = self._captured
         return passes
 
     def _slots_in_memory(self, guided: bool, length: int) -> int:
@@ -254,7 +254,7 @@ class T3Engine:
         if weights.like.is_cuda:  # where memory is taken at once, and not as it is reached
             length = CAPACITY.capacity(length)
         position = weights.cache.numbers * weights.like.element_size()
-        held = self._graphed.held if self._graphed else 0
+        held = self._captured.held if self._captured else 0
         free = int(_MEMORY_SHARE * (self._runtime.memory.room() + held))
         return max(1, free // (position * (2 if guided else 1) * length))
 
@@ -266,74 +266,44 @@ class T3Engine:
     def _new_cache(self, slots: int, guided: bool, length: int) -> KVCache:
         weights = self._layered.weights
         cache = KVCache(weights.cache, slots, guided, length, weights.like)
-        # For good where graphs are captured, which identify a table by its address.
-        cache.tables = self._fitting_tables(RUNGS.rungs[-1] if self._runtime.captures else cache.capacity)
+        cache.tables = self._backbone.tables(self.model, cache.capacity)
+        if cache.tables is not None:
+            dynamic(cache.tables, 1)
         return cache
 
-    def _fitting_tables(self, length: int) -> Tensor | None:
-        like, tables = self._layered.weights.like, self._tables
-        if (
-            tables is None
-            or (tables.dtype, tables.device) != (like.dtype, like.device)
-            or tables.shape[1] < CAPACITY.capacity(length)
-        ):
-            self._tables = self._backbone.tables(self.model, CAPACITY.capacity(length))
-            if self._tables is not None:
-                torch._dynamo.maybe_mark_dynamic(self._tables, 1)
-        return self._tables
-
-    def _speak_replayed(self, loop: GraphLoop, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """Returns speech tokens, int64 (1, n), by captured graphs.
+    def _speak(
+        self,
+        passes: Passes,
+        prompt: Tensor,
+        budget: int,
+        settings: SamplingSettings,
+        cache: KVCache,
+        captured: CapturedSteps | None = None,
+    ) -> Tensor:
+        """Returns speech tokens, int64 (1, n); all but the first by captured graphs where ``captured`` is given.
 
         Raises:
             CompilationError: with the generator as it was before.
         """
-        stop = self._vocabulary.stop
-        cache = loop.cache(len(prompt) == 2, prompt.shape[1] + 1)
-        utterance = Utterance(prompt, 1, NoiseStream(self._logits_like()))
-        decode_loop = DecodeLoop(
-            Passes(self._layered.prefill, self._layered, listener=self.listener), cache, settings, self._vocabulary
-        )
-        tokens = utterance.tokens
-        try:
-            with _bar(budget) as bar:
-                decode_loop.begin(utterance)
-                bar.update()
-                if utterance.error is None and tokens[0] != stop:
-                    with timed("t3.decode"):
-                        for token in loop.speak(utterance, budget, cache, settings):
-                            tokens.append(token)
-                            bar.update()
-                            if token == stop:
-                                break
-        except CompilationError:
-            utterance.noise.rewind()
-            raise
-        except BaseException:
-            utterance.noise.settle(len(tokens))
-            raise
-        return self._spoken(utterance)
-
-    def _speak(self, passes: Passes, prompt: Tensor, budget: int, settings: SamplingSettings) -> Tensor:
-        """Returns speech tokens, int64 (1, n)."""
-        cache = self._cache(1, len(prompt) == 2, prompt.shape[1] + budget)
         utterance = Utterance(prompt, budget, NoiseStream(self._logits_like()))
         loop = DecodeLoop(passes, cache, settings, self._vocabulary)
+        advance: Callable[[], None] = loop.advance
+        if captured:
+            advance = functools.partial(next, captured.speak(utterance, cache, settings))
+        tokens = utterance.tokens
         try:
-            with _bar(budget) as bar:
+            with _bar(utterance.budget) as bar:
                 loop.begin(utterance)
                 with timed("t3.decode"):
                     while not utterance.ended:
-                        bar.update(len(utterance.tokens) - bar.n)
-                        loop.advance()
-                bar.update(len(utterance.tokens) - bar.n)
+                        bar.update(len(tokens) - bar.n)
+                        advance()
+                bar.update(len(tokens) - bar.n)
+        except CompilationError:
+            utterance.noise.rewind()
+            raise
         finally:
-            utterance.noise.settle(len(utterance.tokens))
-        return self._spoken(utterance)
-
-    def _spoken(self, utterance: Utterance) -> Tensor:
-        tokens = utterance.tokens
-        utterance.noise.settle(len(tokens))
+            utterance.noise.settle(len(tokens))
         if utterance.error:
             raise utterance.error
         logger.info("speech ended after %d tokens", len(tokens))
@@ -347,7 +317,7 @@ class T3Engine:
 
 
 def _sizes(weights: Weights) -> tuple[Any, ...]:
-    return weights.constants, weights.cache, [tensor.shape for tensor in weights.tensors()]
+    return weights.constants, weights.cache, [tensor.shape for tensor in weights.tensors]
 
 
 def _bar(budget: int) -> Any:

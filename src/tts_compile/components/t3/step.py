@@ -9,17 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ...backbones.backbone import (
-    Backbone,
-    NativeDecoder,
-    NativeInputs,
-    NativeWeights,
-    Weights,
-    Where,
-)
+from ...backbones.backbone import Backbone, NativeDecoder, NativeInputs, NativeWeights, Weights, Where
+from ...execution import dynamic
+from ...families.sampling import guide
 from ..runtime import ComponentRuntime
-from .cache import KVCache, Part
-from .sampling import guide
+from .cache import KVCache
 
 
 class Block(NamedTuple):
@@ -98,7 +92,7 @@ class LayeredPass:
         x = self._through(self._layer, x, where, cache)
         return guide(self._head(x, weights.last), cfg_weight, cache.guided)
 
-    def prefill(self, prompt: Tensor, start: int, cache: Part) -> Tensor:
+    def prefill(self, prompt: Tensor, start: int, cache: KVCache) -> Tensor:
         """Writes a prompt's keys and values; returns the logits (sequences, 1, vocabulary) after its last position.
 
         Runs eagerly: a prompt is bound by matrix products, which compiling cannot speed up, and every prompt length
@@ -116,9 +110,11 @@ class LayeredPass:
         logits: Tensor = self._head_function(x[:, -1:], self.weights.last)
         return logits
 
-    def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache | Part) -> Tensor:
-        for weights, (keys, values) in zip(self.weights.layers, self._backbone.caches(cache)):
-            x = layer(_several(x), where, keys, values, weights)
+    def _through(self, layer: Callable[..., Tensor], x: Tensor, where: Where, cache: KVCache) -> Tensor:
+        by_layer = zip(cache.layer_keys, cache.layer_values)
+        caches = by_layer if self.weights.by_layer else [(cache.keys, cache.values)]
+        for weights, (keys, values) in zip(self.weights.layers, caches):
+            x = layer(dynamic(x, 0), where, keys, values, weights)
         return x
 
     @property
@@ -145,60 +141,43 @@ class NativePass:
         decoder: the backbone's.
         constants: of the decoder, which are compiled into the graph.
         runtime: of the component.
+
+    Attributes:
+        region: the compiled graph.
     """
 
-    execution = "inductor"
-
     def __init__(self, name: str, decoder: NativeDecoder, constants: Any, runtime: ComponentRuntime) -> None:
-        self.calls = 0
-        self._decoder = decoder
         self._embeddings: tuple[Tensor, ...] = ()
         self._addresses = torch.empty(0, dtype=torch.int64)
 
         def native_step(inputs: NativeInputs, cfg_weight: Tensor, guided: bool) -> Tensor:
             return guide(decoder.step(constants, inputs, 2 if guided else 1), cfg_weight, guided)
 
-        self._step = runtime.region(name, native_step)
+        self.region = runtime.region(name, native_step)
 
     def ready(self, weights: Weights, native: NativeWeights) -> bool:
         """Looks up where the weights lie; returns False where the native decoder cannot read them."""
         if not native.fit:
             return False
-        self._embeddings = self._decoder.embeddings(weights)
+        self._embeddings = weights.embeddings
         self._addresses = native.addresses()
         return True
 
     def __call__(self, block: Block, cache: KVCache, cfg_weight: Tensor) -> Tensor:
         """Runs the pass; see :class:`DecoderPass`."""
-        self.calls += 1
         starts = torch.tensor(by_sequence(block.starts, cache))
         inputs = NativeInputs(
             embeddings=self._embeddings,
-            tokens=_several(block.tokens),
-            spoken=_several(torch.tensor(block.spoken)),
+            tokens=dynamic(block.tokens, 0),
+            spoken=dynamic(torch.tensor(block.spoken), 0),
             tables=cache.tables,
-            positions=_several(starts[:, None] + torch.arange(block.tokens.shape[1])),
+            positions=dynamic(starts[:, None] + torch.arange(block.tokens.shape[1]), 0),
             keys=cache.keys,
             values=cache.values,
             addresses=self._addresses,
         )
-        logits: Tensor = self._step(inputs, cfg_weight, cache.guided)
+        logits: Tensor = self.region(inputs, cfg_weight, cache.guided)
         return logits
-
-    @property
-    def compiled_calls(self) -> int:
-        """Returns the number of passes counted inside compiled code."""
-        return self._step.compiled_calls
-
-    @property
-    def graphs(self) -> int:
-        """Returns the number of graphs that torch compiled for it."""
-        return self._step.graphs
-
-    @property
-    def graph_breaks(self) -> int:
-        """Returns the number of graph breaks in these graphs."""
-        return self._step.graph_breaks
 
 
 def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
@@ -209,9 +188,3 @@ def by_sequence(values: Sequence[int], cache: KVCache) -> list[int]:
 def _at_positions(tables: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
     """Returns the rows of a backbone's tables at some positions, as :class:`Where` holds them."""
     return () if tables is None else tables[:, positions][:, :, None].unbind()
-
-
-def _several(x: Tensor) -> Tensor:
-    """Makes compiled code serve any number of sequences or utterances."""
-    torch._dynamo.maybe_mark_dynamic(x, 0)
-    return x

@@ -1,5 +1,5 @@
 """Mel spectrogram to wave."""
 
-from .component import VocoderComponent
+from .engine import VocoderComponent
 
 __all__ = ["VocoderComponent"]

@@ -1,1 +1,1 @@
-"""Operators in C++ for a CPU, each in a Python file and a C++ file of one name, and the code that builds them."""
+"""C++ for a CPU, and the code that builds it and registers its operators with torch."""

@@ -5,7 +5,7 @@
 
 #include "gemm_tile.h"
 
-// The arguments that convolution.py passes.
+// The arguments that operators.py passes.
 struct Convolution {
   const float *x;          // (sequences, rows, inputs)
   const float *weight;     // panels of (outputs, taps * inputs), see gemm_tile.h; zeros fill up the last one

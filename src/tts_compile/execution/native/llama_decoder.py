@@ -85,41 +85,6 @@ def _tensors(part: Matrix) -> tuple[Tensor, ...]:
     return part if isinstance(part, Int8Matrix) else (part,)
 
 
-def decode(
-    embeddings: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    addresses: Tensor,
-    inner: int,
-    vocabulary: int,
-    eps: float,
-) -> Tensor:
-    """Takes new positions through every layer, the final norm and the head; :func:`load` must have been called.
-
-    Args:
-        embeddings: fp32 (sequences, count, width); sequences * count is at most :data:`MAX_ROWS`, or
-            :data:`MAX_INT8_ROWS` with int8 matrices.
-        cos, sin: fp32 (sequences, count, 64), rotary tables at the new positions.
-        positions: int64 (sequences, count), consecutive in every sequence.
-        keys, values: the cache, fp32 (layers, at least sequences, heads, capacity, 64); written at the new positions.
-        addresses: those of :class:`Weights`, which must be kept alive and unmoved.
-        inner: width of the MLP.
-        vocabulary: number of rows of the head.
-        eps: of the RMS norms.
-
-    Returns:
-        Logits, fp32 (sequences, count, vocabulary).
-    """
-    result: Tensor = torch.ops.tts_compile.llama_decoder(
-        embeddings, cos, sin, positions, keys, values, addresses=addresses, inner=inner, vocabulary=vocabulary, eps=eps
-    )
-    return result
-
-
 class _LlamaDecoder(ctypes.Structure):
     """The struct ``LlamaDecoder`` of ``llama_decoder.cpp``."""
 
@@ -134,6 +99,17 @@ class _LlamaDecoder(ctypes.Structure):
 
 def load(cache_dir: str | None = None) -> None:
     """Builds the library if it is missing and registers the operator ``torch.ops.tts_compile.llama_decoder``.
+
+    The operator takes new positions through every layer, the final norm and the head, and returns logits, fp32
+    (sequences, count, vocabulary). It takes
+
+    - embeddings, fp32 (sequences, count, width); sequences * count is at most :data:`MAX_ROWS`, or
+      :data:`MAX_INT8_ROWS` with int8 matrices;
+    - cos and sin, fp32 (sequences, count, 64), rotary tables at the new positions;
+    - positions, int64 (sequences, count), consecutive in every sequence;
+    - keys and values of the cache, fp32 (layers, at least sequences, heads, capacity, 64), written at the positions;
+    - addresses, those of :class:`Weights`, which must be kept alive and unmoved;
+    - inner, the width of the MLP, vocabulary, the number of rows of the head, and eps, of the RMS norms.
 
     Raises:
         CompilationError: when the library cannot be built or loaded; see

@@ -17,7 +17,7 @@ struct Block {
   const float *down, *down_bias;      // (width, inner)
 };
 
-// The arguments that transformer_block.py passes.
+// The arguments that operators.py passes.
 struct TransformerBlock {
   const Block *block;
   const float *x;          // (sequences, capacity, width)
