@@ -22,7 +22,7 @@ from .. import _compat
 from ..errors import CompilationError
 from ..utils.device import cpu_name
 
-OPERATORS = Path(__file__).parents[1] / "execution" / "native"  # every file that registers an operator lies in it
+OPERATORS = Path(__file__).parents[1] / "execution"  # every file that registers an operator lies in it
 _TITLES = {"cpu": "CPU", "features": "CPU features", "compiler": "C++ compiler", "installed": "installed in"}
 _COMPILER_SECONDS = 60
 
