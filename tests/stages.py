@@ -54,7 +54,7 @@ class Stage(ABC):
         return getattr(model.s3gen, self.attribute)
 
     def config(self, policy: tc.ComponentPolicy) -> tc.CompileConfig:
-        return tc.CompileConfig.off().replace(**{self.name: policy})
+        return tc.CompileConfig.off().replace(**{self.name: policy}, warmup_samples=0)
 
     @property
     def eager(self) -> tc.CompileConfig:

@@ -191,18 +191,16 @@ def eager_config(tmp_path_factory):
     """Makes a benchmark run the library's own loop without compiling, since the subject here is the measuring."""
     pytest.importorskip("chatterbox")
     path = tmp_path_factory.mktemp("config") / "eager.toml"
-    path.write_text('[t3]\nexecution = "eager"\n')
+    path.write_text('warmup_samples = 0\n[t3]\nexecution = "eager"\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTS_COMPILE_CONFIG", str(path))
         yield
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory, eager_config):
-    folder = tmp_path_factory.mktemp("bench-checkpoint")
-    tc.testing.write_checkpoint(folder, speech_tokens=200)
+def result(checkpoint, eager_config):
     with models.quiet():
-        return t3.run(str(folder), t3.Settings(repeats=2, tokens=12, text="A short text."))
+        return t3.run(str(checkpoint), t3.Settings(repeats=2, tokens=6, text="A short text."))
 
 
 def test_a_small_bench_proves_identity_and_no_recompiling(result):
@@ -230,7 +228,6 @@ def test_a_small_bench_is_json_and_a_table(result):
     assert "WARNING: 2 repeats" in str(result)
 
 
-def test_a_model_that_stops_early_is_an_error(tmp_path, eager_config):
-    folder = tc.testing.write_checkpoint(tmp_path, speech_tokens=6)
+def test_a_model_that_stops_early_is_an_error(checkpoint, eager_config):
     with models.quiet(), pytest.raises(tc.InputError, match="stopped after"):
-        t3.run(str(folder), t3.Settings(repeats=1, tokens=100))
+        t3.run(str(checkpoint), t3.Settings(repeats=1, tokens=100))

@@ -34,7 +34,7 @@ def small(tts: Any, built: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(type(tts.s3gen), "inference", inference)
     monkeypatch.setattr(models, "load", lambda source, device: tts)
     policy = tc.ComponentPolicy(execution="inductor", backend="eager")
-    config = tc.CompileConfig.off().replace(t3=policy)
+    config = tc.CompileConfig.off().replace(t3=policy, warmup_samples=0)
     monkeypatch.setattr(tc.CompileConfig, "from_env", classmethod(lambda cls: config))
     return tts
 

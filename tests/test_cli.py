@@ -31,12 +31,6 @@ def run(*arguments, **environment):
     )
 
 
-@pytest.fixture(scope="session")
-def checkpoint_dir(tmp_path_factory):
-    pytest.importorskip("chatterbox")
-    return tc.testing.write_checkpoint(tmp_path_factory.mktemp("cli-checkpoint"), speech_tokens=12)
-
-
 def test_help_of_every_command(capsys):
     benches = [["bench", subject] for subject in commands.SUBJECTS]
     for command in ([], ["demo"], ["bench"], *benches, ["warmup"], ["doctor"]):
@@ -149,8 +143,8 @@ def test_a_folder_without_a_model_is_a_message_and_not_a_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint_dir, tmp_path):
-    done = run("demo", "--size", "small", "--checkpoint-dir", checkpoint_dir, "--out", tmp_path / "out", "--json")
+def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint, tmp_path):
+    done = run("demo", "--size", "small", "--checkpoint-dir", checkpoint, "--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["passed"]
@@ -162,14 +156,15 @@ def test_demo_speaks_the_same_tokens_and_writes_two_waves(checkpoint_dir, tmp_pa
     assert "Sampling" not in done.stderr
 
 
-def test_warmup_reports_seconds_for_every_component(checkpoint_dir, tmp_path):
+def test_warmup_reports_seconds_for_every_component(checkpoint, tmp_path):
     eager = tmp_path / "eager.toml"  # compiling is for the demo's test
-    eager.write_text("".join(f'[{name}]\nexecution = "eager"\n' for name in ("t3", "flow", "vocoder")))
+    policies = "".join(f'[{name}]\nexecution = "eager"\n' for name in ("t3", "flow", "vocoder"))
+    eager.write_text(f"warmup_samples = 1\n{policies}")
     kept = cache.make_folder(str(tmp_path)) / "ab" / "kept.so"
     kept.parent.mkdir()
     kept.write_bytes(b"compiled before")
     environment = {"TTS_COMPILE_CONFIG": str(eager), "TTS_COMPILE_CACHE_DIR": str(tmp_path)}
-    done = run("warmup", "--model", checkpoint_dir, "--json", "--save", tmp_path / "made" / "a.zip", **environment)
+    done = run("warmup", "--model", checkpoint, "--json", "--save", tmp_path / "made" / "a.zip", **environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["seconds"]) == set(config.COMPONENTS)
@@ -177,12 +172,16 @@ def test_warmup_reports_seconds_for_every_component(checkpoint_dir, tmp_path):
     assert tc.load_compile_cache(tmp_path / "made" / "a.zip", str(tmp_path / "b")).files == 1
 
 
-def test_a_failed_warmup_saves_nothing(checkpoint_dir, monkeypatch, capsys, tmp_path):
-    tmp_path.chmod(0o777)
-    monkeypatch.setenv("TTS_COMPILE_CACHE_DIR", str(tmp_path))
-    assert cli.main(["warmup", "--model", str(checkpoint_dir), "--save", str(tmp_path / "a.zip")]) == 1
+def test_a_failed_warmup_saves_nothing(checkpoint, monkeypatch, capsys, tmp_path):
+    (tmp_path / "none.toml").write_text("warmup_samples = 0\n")
+    kept = tmp_path / "cache"
+    kept.mkdir()
+    kept.chmod(0o777)
+    monkeypatch.setenv("TTS_COMPILE_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("TTS_COMPILE_CACHE_DIR", str(kept))
+    assert cli.main(["warmup", "--model", str(checkpoint), "--save", str(kept / "a.zip")]) == 1
     assert "written by other users" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(kept.iterdir()) == []
 
 
 def test_warmup_refuses_a_place_that_cannot_be_written_before_compiling(monkeypatch, capsys, tmp_path):

@@ -18,7 +18,7 @@ from tts_compile.config import COMPONENTS
 
 KEYS = {"asked", "ran", "calls", "compiled_calls", "graphs", "graph_breaks", "recompiles_after_warmup", "fallbacks"}
 # Traced by dynamo and run as traced: compiled in every respect that these tests look at, without the wait.
-QUICK = tc.CompileConfig.off().replace(t3=tc.ComponentPolicy(execution="inductor", backend="eager"))
+QUICK = tc.CompileConfig.off().replace(warmup_samples=0, t3=tc.ComponentPolicy(execution="inductor", backend="eager"))
 
 
 def t3(handle: Any) -> tc.ComponentReport:

@@ -21,7 +21,7 @@ from tts_compile.backbones.backbone import CacheShape
 from tts_compile.backbones.llama import LlamaDecoder, embedded
 from tts_compile.components.t3.cache import KVCache
 
-ONLY = tc.CompileConfig.off().replace(t3=QUICK)
+ONLY = tc.CompileConfig.off().replace(warmup_samples=0, t3=QUICK)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "cold": {"temperature": 0.3},

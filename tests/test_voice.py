@@ -21,7 +21,7 @@ from tts_compile.components.weight_watch import WeightWatch
 soundfile = pytest.importorskip("soundfile")
 
 AUTO = tc.ComponentPolicy()
-VOICE = tc.CompileConfig.off().replace(reference=AUTO, voice_encoder=AUTO)
+VOICE = tc.CompileConfig.off().replace(warmup_samples=0, reference=AUTO, voice_encoder=AUTO)
 
 
 @pytest.fixture

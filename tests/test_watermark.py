@@ -14,7 +14,7 @@ import tts_compile as tc
 from conftest import EAGER
 from speech import SHORT
 
-MARKED = tc.CompileConfig.off().replace(watermark=tc.ComponentPolicy())
+MARKED = tc.CompileConfig.off().replace(warmup_samples=0, watermark=tc.ComponentPolicy())
 CONFIGS = {
     "auto": MARKED,
     "eager": MARKED.replace(watermark=tc.ComponentPolicy(execution="eager")),
