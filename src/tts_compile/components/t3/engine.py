@@ -159,9 +159,9 @@ class T3Engine(Engine[EngineWeights]):
                 prompt = self._speech.prompt(self.model, request.call)
             return Utterance(prompt, budget, NoiseStream(self._logits_like(), request.generator))
 
-        longest = self._speech.prompt(
-            self.model, max((request.call for request in requests), key=lambda call: call.text_tokens.shape[1])
-        )
+        longest_call = max((request.call for request in requests), key=lambda call: call.text_tokens.shape[1])
+        with timed("t3.prompt"):
+            longest = self._speech.prompt(self.model, longest_call)
         guided, length = len(longest) == 2, longest.shape[1] + budget
 
         def decode_loop(slots: int) -> DecodeLoop:
