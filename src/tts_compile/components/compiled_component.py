@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,7 +52,7 @@ class Counted(Protocol):
         """Returns the number of graph breaks in these graphs."""
 
 
-class Engine(Generic[W]):
+class Engine(ABC, Generic[W]):
     """The library's own version of one stock method.
 
     It keeps the stock module's weights in its own form, made anew with an event when they change.
@@ -73,17 +74,17 @@ class Engine(Generic[W]):
         self._mismatch = self._checked()
 
     @property
+    @abstractmethod
     def parts(self) -> Sequence[Counted]:
         """Returns every function that is compiled or captured."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inference(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the stock method computes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warm_up(self) -> None:
         """Compiles every function; leaves the global generators as they were."""
-        raise NotImplementedError
 
     def notes(self) -> list[str]:
         """Returns sentences for the report."""
@@ -111,12 +112,13 @@ class Engine(Generic[W]):
             self._made_before = True
         return self._made
 
+    @abstractmethod
     def _make(self) -> W:
-        raise NotImplementedError
+        """Returns the weights in the engine's form, made from the module's."""
 
+    @abstractmethod
     def _unsupported(self) -> str | None:
         """Returns why the engine would not compute what the module computes, or None."""
-        raise NotImplementedError
 
     def _moved(self) -> str | None:
         """Returns that the module has another device or dtype than the engine was made for, or None."""

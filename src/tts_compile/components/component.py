@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from .seam import Seam, attach_all, detach_all, not_its_own
 T = TypeVar("T")
 
 
-class Component:
+class Component(ABC):
     """A part of the model that can be attached, warmed up, reported on and detached.
 
     Args:
@@ -48,15 +49,15 @@ class Component:
         """Puts the stock methods back."""
         detach_all(self.seams)
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - a component may hold nothing
         """Gives back memory that only a compiled model needs."""
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> None:  # noqa: B027 - nor need anything
         """Compiles or loads whatever later calls may need."""
 
+    @abstractmethod
     def report(self) -> ComponentReport:
         """Returns what was asked, what ran, and the counts that prove it."""
-        raise NotImplementedError
 
 
 class StockComponent(Component):
@@ -107,9 +108,9 @@ class EagerComponent(Component):
         """Loads what the first call would load."""
         self.fallback.run({"eager": self._load, "stock": lambda: None}, phase="warm-up")
 
+    @abstractmethod
     def _load(self) -> None:
         """Loads libraries, and runs once."""
-        raise NotImplementedError
 
     def report(self) -> ComponentReport:
         """Returns the calls answered; none of them is compiled."""
